@@ -1,0 +1,72 @@
+"""One entry of a recovery point, as sources yield it and targets take it (vault-format, section 5)."""
+
+import enum
+
+import msgspec
+
+
+class Kind(enum.IntEnum):
+    """What an entry is. Stored as one byte: never renumber."""
+
+    FILE = 0
+    DIRECTORY = 1
+    SYMLINK = 2
+    FIFO = 3
+    CHARACTER_DEVICE = 4
+    BLOCK_DEVICE = 5
+
+
+class Extent(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """A run of a file: `length` bytes that are the chunk `id` (16 bytes), or a hole when `id` is empty."""
+
+    id: bytes
+    length: int
+
+
+class Entry(msgspec.Struct, array_like=True, gc=False):
+    """One file, directory, link or device.
+
+    `path`: raw bytes, absolute without the leading slash, components joined by b"/", never empty, "." or "..".
+    Sorted by `path.replace(b"/", b"\\0")`, which is the order of a depth-first walk. Times are nanoseconds
+    since 1970. `device` is the ordinal of the file system within the walk (0 = the first met), so that a
+    reboot that renumbers devices changes nothing. Entries with `links` > 1 and equal (device, inode) are hard
+    links of one file. `target` is a symlink's text, `rdev` a device's number. `xattrs` hold ACLs too.
+    A walk leaves `target`, `xattrs` and `extents` empty; reading the entry fills them.
+    """
+
+    path: bytes
+    kind: int
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    user: str = ""
+    group: str = ""
+    size: int = 0
+    mtime_ns: int = 0
+    ctime_ns: int = 0
+    inode: int = 0
+    device: int = 0
+    links: int = 1
+    rdev: int = 0
+    target: bytes = b""
+    xattrs: dict[bytes, bytes] = {}
+    extents: list[Extent] = []
+
+    @property
+    def sort_key(self) -> bytes:
+        """Return the bytes by which listings are ordered."""
+        return self.path.replace(b"/", b"\0")
+
+
+class Problem(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """One entry that was left out or may be inconsistent, and why.
+
+    `reason` is one of: socket, unreadable, vanished, changed, other-file-system, unsafe-path, damaged,
+    write-failed, attributes, exists. `lost` tells whether the entry's content is missing from the result (then the job ends
+    partial_complete); a skipped socket or a skipped mount is not a loss but is counted. `detail` is for people.
+    """
+
+    path: bytes
+    reason: str
+    detail: str = ""
+    lost: bool = True

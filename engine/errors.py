@@ -1,0 +1,163 @@
+"""Everything the engine raises. Retry looks only at `transient`.
+
+EngineError
+  + StorageError
+    - NotFound           the object does not exist
+    - Locked             a WORM lock forbids the change until `until`
+    - Forbidden          the store knows who we are and says no
+    - Unreachable        permanent: no such host or bucket, refused, wrong TLS
+    - StorageFull        no space left, or the quota is used up
+    - Unavailable        transient: time-out, 5xx, slow down
+    - ShortRead          transient: fewer bytes came than the object has
+  + IntegrityError       stored bytes are not what was written: damaged or forged
+    - MissingObject      the vault needs an object that is not there
+  + FormatError          written by a newer or foreign program: this one must not touch it
+  + KeyError_
+    - WrongKey           the key does not open this vault
+    - BadKeyFile         the key file or recovery key cannot be read
+  + VaultExists / VaultMissing
+  + PointMissing         no such recovery point, or its beginning is not unique
+  + SessionFenced        a prune took this session for dead; nothing was committed, run again
+  + SourceError
+    - SourceMissing      a named path does not exist
+  + TargetError
+    - TargetMissing      the folder to restore into does not exist (C27)
+    - UnsafePath         a stored path would leave the target
+  + Canceled             a person stopped it
+"""
+
+import datetime as dt
+
+
+class EngineError(Exception):
+    """Base of all: `transient` says whether the same call may succeed later, `advice` what to do."""
+
+    transient = False
+    advice = ""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return f"{text}. {self.advice}" if self.advice else text
+
+
+class StorageError(EngineError):
+    """A storage call did not do what was asked."""
+
+
+class NotFound(StorageError):
+    """The object does not exist."""
+
+
+class Locked(StorageError):
+    """A WORM lock forbids the change."""
+
+    def __init__(self, message: str, *, until: dt.datetime | None = None) -> None:
+        super().__init__(message)
+        self.until = until
+
+
+class Forbidden(StorageError):
+    """The store refused these credentials."""
+
+    advice = "Check the access key, the secret key and the bucket's policy"
+
+
+class Unreachable(StorageError):
+    """The store or the bucket cannot be found at this address."""
+
+    advice = "Check the endpoint's address, its TLS setting and the bucket's name"
+
+
+class StorageFull(StorageError):
+    """The store has no room for the object; nothing was written under its name."""
+
+    advice = "Free some space or raise the quota, then run it again: what was stored is used"
+
+
+class Unavailable(StorageError):
+    """The store did not answer, or asked to slow down."""
+
+    transient = True
+
+
+class ShortRead(StorageError):
+    """The answer ended before the promised number of bytes."""
+
+    transient = True
+
+
+class IntegrityError(EngineError):
+    """Stored bytes fail their digest or authentication."""
+
+    advice = "The object is damaged or was changed outside this program; run verify to see what is affected"
+
+
+class MissingObject(IntegrityError):
+    """Something that the vault's records refer to is gone."""
+
+
+class FormatError(EngineError):
+    """The format is newer than this program, or not ours."""
+
+    advice = "Use a newer version of this program"
+
+
+class KeyError_(EngineError):
+    """A key is missing or not the right one."""
+
+
+class WrongKey(KeyError_):
+    """The key is well formed but opens no wrap of this vault."""
+
+    advice = "Use the service key file made when the vault was created, or its recovery key"
+
+
+class BadKeyFile(KeyError_):
+    """A key file or a typed recovery key is malformed."""
+
+
+class VaultMissing(EngineError):
+    """There is no vault at this place."""
+
+    advice = "Create one with init, or check the address"
+
+
+class VaultExists(EngineError):
+    """There is a vault at this place already."""
+
+
+class PointMissing(EngineError):
+    """No recovery point answers to this id."""
+
+
+class SessionFenced(EngineError):
+    """The session was declared dead by a prune before it could commit; nothing became visible."""
+
+    transient = True
+    advice = "Run it again: what was stored is used"
+
+
+class SourceError(EngineError):
+    """The source cannot be read at all (single entries are reported, not raised)."""
+
+
+class SourceMissing(SourceError):
+    """A named path does not exist."""
+
+
+class TargetError(EngineError):
+    """The restore target cannot be used."""
+
+
+class TargetMissing(TargetError):
+    """The folder to restore into does not exist."""
+
+    advice = "Make the folder first: a restore never creates the folder it is given"
+
+
+class UnsafePath(TargetError):
+    """A stored path would lead outside the target."""
+
+
+class Canceled(EngineError):
+    """A person asked to stop; nothing was committed."""

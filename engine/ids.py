@@ -1,0 +1,30 @@
+"""Names of things: ULIDs for what happens in time, SHA-256 for stored bytes."""
+
+import datetime as dt
+import hashlib
+import re
+
+from ulid import ULID
+
+ULID_LENGTH = 26
+_SERIES = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+def new_ulid(now: dt.datetime) -> str:
+    """Return a fresh ULID, lower case: sorts by `now` (aware), unique by 80 random bits."""
+    return str(ULID.from_datetime(now)).lower()
+
+
+def ulid_time(ulid: str) -> dt.datetime:
+    """Return the moment (aware, UTC) inside a ULID."""
+    return ULID.from_str(ulid.upper()).datetime
+
+
+def digest_name(data: bytes | bytearray | memoryview) -> str:
+    """Return the name of stored bytes: lower-case hex SHA-256 (vault-format, section 2)."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def valid_series(series: str) -> bool:
+    """Say whether `series` may stand in a key: 1-63 of a-z 0-9 . _ -, not starting with a sign."""
+    return bool(_SERIES.fullmatch(series))

@@ -1,0 +1,58 @@
+"""The Storage port: a flat key/value store of immutable objects (vault-format, section 1)."""
+
+import datetime as dt
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+Bytes = bytes | bytearray | memoryview
+
+class Stored(NamedTuple):
+    """One object as a LIST shows it; `size` in bytes."""
+
+    key: str
+    size: int
+
+
+class Refusal(NamedTuple):
+    """One key that a batch delete could not remove, and why (`locked` when a WORM lock forbids it)."""
+
+    key: str
+    reason: str
+    locked: bool
+
+
+class Storage(Protocol):
+    """Objects under keys of lower-case ASCII, digits, `.`, `-`, `_` and `/`.
+
+    Needs only that a PUT, GET or DELETE of one key is atomic and that a LIST shows every PUT that ended before
+    it began. Objects are at most 64 MiB and, but for a session's beat, written once. All methods may be called
+    from threads; an instance is not shared between processes. Errors: engine.errors, each with `transient`;
+    a put that raises may or may not have taken effect, but never leaves part of an object visible.
+    """
+
+    def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None) -> None:
+        """Store the object durably; an earlier one under the key is replaced. Raises StorageFull, Forbidden."""
+        ...
+
+    def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        """Return exactly `length` bytes from `offset`, or all from there. Raises NotFound, ShortRead."""
+        ...
+
+    def scan(self, prefix: str, *, after: str = "") -> Iterator[Stored]:
+        """Yield the objects whose key starts with `prefix` and sorts after `after`, in key order, paged."""
+        ...
+
+    def delete(self, keys: Sequence[str]) -> list[Refusal]:
+        """Delete every version of each key; a missing key is done. Return the keys that are still there."""
+        ...
+
+    def extend_lock(self, key: str, *, until: dt.datetime) -> None:
+        """Lengthen the object's compliance lock; an earlier `until` than in force changes nothing.
+
+        Raises NotFound, and Forbidden where the store cannot lock.
+        """
+        ...
+
+    def locked_until(self, key: str) -> dt.datetime | None:
+        """Return the end of the object's lock, None when it has none. Raises NotFound."""
+        ...
