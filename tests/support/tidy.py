@@ -27,6 +27,8 @@ CLOCKS = {
     "time.gmtime",
 }
 ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.putenv"}
+# The settings, and the entry points, which only name the settings module or the number of threads.
+ENVIRONMENT_READERS = {"backupsite/settings.py", "backupsite/celery.py", "backupsite/wsgi.py", "engine/__main__.py"}
 # Spelled in two parts, so that these lines don't find themselves.
 MACHINE_PATHS = re.compile(r"(?<![\w./-])/(?:wor" r"k|tmp/bash_" r"jobs)(?![\w-])")
 BARE_IGNORE = re.compile(r"#\s*type:\s*ignore(?!\[[\w, -]+\]\s+#\s*\S)")
@@ -96,7 +98,7 @@ def _name_breaches(path: Path, tree: ast.Module) -> Iterator[tuple[int, str]]:
             name = _full_name(node, imported)
             if name in CLOCKS and not _may_read_clock(path):
                 yield node.lineno, f"reads the clock ({name}); take `now` instead"
-            if name in ENVIRONMENT and path.as_posix() not in {"backupsite/settings.py", "engine/__main__.py"}:
+            if name in ENVIRONMENT and path.as_posix() not in ENVIRONMENT_READERS:
                 yield node.lineno, "reads the environment; take a setting instead"
             if name == "print" and not _may_print(path):
                 yield node.lineno, "prints; log it or return it"
