@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 Bytes = bytes | bytearray | memoryview
 
+
 class Stored(NamedTuple):
     """One object as a LIST shows it; `size` in bytes."""
 

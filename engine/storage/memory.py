@@ -1,0 +1,199 @@
+"""A linearizable store in memory: the engine's test double, with versions, object lock and a log of every call."""
+
+import datetime as dt
+import hashlib
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from engine.errors import Forbidden, NotFound, ShortRead
+from engine.storage.keys import check_key, check_prefix, check_range
+from engine.storage.port import Bytes, Refusal, Stored
+
+
+class Call(NamedTuple):
+    """One call that took effect or failed, at its place in the single order of all calls."""
+
+    seq: int
+    verb: str
+    key: str
+    detail: str
+    outcome: str
+
+
+class Version:
+    """One version of an object; `data` is None for a delete marker."""
+
+    __slots__ = ("data", "locked_until")
+
+    def __init__(self, data: bytes | None, locked_until: dt.datetime | None = None) -> None:
+        self.data = data
+        self.locked_until = locked_until
+
+
+class Memory:
+    """Keep objects in a dictionary behind one lock, so that every call has one moment of effect.
+
+    `clock` switches compliance object lock on (and versions with it): it alone decides when a lock has ended.
+    With `write_once` a key that is ever put with other bytes than before raises AssertionError, also after a
+    delete; session beats and `staging/` are free (engine invariant 3). One process only; not picklable.
+    """
+
+    def __init__(
+        self,
+        *,
+        versioned: bool = False,
+        clock: Callable[[], dt.datetime] | None = None,
+        write_once: bool = True,
+        page_size: int = 1000,
+    ) -> None:
+        self.versioned = versioned or clock is not None
+        self.write_once = write_once
+        self.log: list[Call] = []
+        self._clock = clock
+        self._page_size = page_size
+        self._objects: dict[str, list[Version]] = {}
+        self._keys: list[str] = []
+        self._digests: dict[str, bytes] = {}
+        self._mutex = threading.RLock()
+
+    def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None) -> None:
+        """Store the object; a versioned store keeps the earlier versions under it."""
+        check_key(key)
+        body = bytes(data)
+        with self._mutex:
+            if locked_until is not None and self._clock is None:
+                self._note("put", key, f"{len(body)}", "Forbidden")
+                raise Forbidden(f"cannot lock {key}: object lock is off in this store")
+            self._assert_written_once(key, body)
+            version = Version(body, locked_until)
+            if self.versioned:
+                self._objects.setdefault(key, []).append(version)
+            else:
+                self._objects[key] = [version]
+            self._index(key)
+            self._note("put", key, f"{len(body)}", "ok")
+
+    def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        """Return the range of the newest version."""
+        check_key(key)
+        check_range(offset, length)
+        with self._mutex:
+            data = self._newest(key, "get").data or b""
+            end = len(data) if length is None else offset + length
+            if max(offset, end) > len(data):
+                self._note("get", key, f"{offset}+{length}", "ShortRead")
+                raise ShortRead(f"{key} has {len(data)} bytes, {end} were asked for")
+            self._note("get", key, f"{offset}+{end - offset}", "ok")
+            return data[offset:end]
+
+    def scan(self, prefix: str, *, after: str = "") -> Iterator[Stored]:
+        """Yield the visible objects; each page shows one moment, pages show later ones."""
+        check_prefix(prefix)
+        return self._pages(prefix, after)
+
+    def delete(self, keys: Sequence[str]) -> list[Refusal]:
+        """Remove every version and delete marker of each key, but for locked versions."""
+        for key in keys:
+            check_key(key)
+        refusals = []
+        with self._mutex:
+            for key in keys:
+                kept = [v for v in self._objects.get(key, ()) if self._is_locked(v)]
+                if kept:
+                    self._objects[key] = kept
+                    end = max(v.locked_until for v in kept if v.locked_until)
+                    refusals.append(Refusal(key, f"locked until {end.isoformat()}", locked=True))
+                elif self._objects.pop(key, None):
+                    del self._keys[bisect_left(self._keys, key)]
+                self._note("delete", key, "", "locked" if kept else "ok")
+        return refusals
+
+    def extend_lock(self, key: str, *, until: dt.datetime) -> None:
+        """Lengthen the newest version's lock."""
+        check_key(key)
+        with self._mutex:
+            version = self._newest(key, "extend_lock")
+            if self._clock is None:
+                self._note("extend_lock", key, until.isoformat(), "Forbidden")
+                raise Forbidden(f"cannot lock {key}: object lock is off in this store")
+            version.locked_until = max(until, version.locked_until or until)
+            self._note("extend_lock", key, until.isoformat(), "ok")
+
+    def locked_until(self, key: str) -> dt.datetime | None:
+        """Return the newest version's lock."""
+        check_key(key)
+        with self._mutex:
+            end = self._newest(key, "locked_until").locked_until
+            self._note("locked_until", key, "", "ok")
+            return end
+
+    def hide(self, key: str) -> None:
+        """Do what a foreign client's plain DELETE does: a marker where versions are kept, else the object goes."""
+        with self._mutex:
+            if self.versioned:
+                self._objects.setdefault(key, []).append(Version(None))
+                self._index(key)
+            else:
+                self.delete([key])
+
+    def versions(self, key: str) -> list[Version]:
+        """Return the versions and delete markers under a key, oldest first."""
+        with self._mutex:
+            return list(self._objects.get(key, ()))
+
+    def overwrite(self, key: str, data: bytes) -> None:
+        """Replace the newest version's bytes in place, as a damaged disk would; past locks and `write_once`."""
+        with self._mutex:
+            self._newest(key, "overwrite").data = data
+
+    def _pages(self, prefix: str, after: str) -> Iterator[Stored]:
+        start = max(prefix, after)
+        strictly = after >= prefix and bool(after)
+        while True:
+            with self._mutex:
+                page, start, more = self._page(prefix, start, strictly)
+                self._note("scan", prefix, after, f"{len(page)}")
+            yield from page
+            if not more:
+                return
+            after, strictly = start, True
+
+    def _page(self, prefix: str, start: str, strictly: bool) -> tuple[list[Stored], str, bool]:
+        at = bisect_left(self._keys, start)
+        if strictly and at < len(self._keys) and self._keys[at] == start:
+            at += 1
+        page: list[Stored] = []
+        for key in self._keys[at : at + self._page_size]:
+            if not key.startswith(prefix):
+                return page, key, False
+            start = key
+            data = self._objects[key][-1].data
+            if data is not None:
+                page.append(Stored(key, len(data)))
+        return page, start, at + self._page_size < len(self._keys)
+
+    def _index(self, key: str) -> None:
+        at = bisect_left(self._keys, key)
+        if at == len(self._keys) or self._keys[at] != key:
+            self._keys.insert(at, key)
+
+    def _newest(self, key: str, verb: str) -> Version:
+        versions = self._objects.get(key)
+        if not versions or versions[-1].data is None:
+            self._note(verb, key, "", "NotFound")
+            raise NotFound(f"no object {key}")
+        return versions[-1]
+
+    def _is_locked(self, version: Version) -> bool:
+        return self._clock is not None and version.locked_until is not None and self._clock() < version.locked_until
+
+    def _assert_written_once(self, key: str, body: bytes) -> None:
+        if not self.write_once or key.endswith("/beat") or "/staging/" in f"/{key}":
+            return
+        digest = hashlib.sha256(body).digest()
+        assert self._digests.setdefault(key, digest) == digest, f"{key} was written twice with different bytes"
+
+    def _note(self, verb: str, key: str, detail: str, outcome: str) -> None:
+        self.log.append(Call(len(self.log) + 1, verb, key, detail, outcome))

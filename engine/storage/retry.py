@@ -1,0 +1,105 @@
+"""Retry what may succeed later: errors whose `transient` is true, and only those."""
+
+import datetime as dt
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
+
+import tenacity
+from tenacity.stop import stop_base
+
+from engine.errors import StorageError
+from engine.storage.port import Bytes, Refusal, Storage, Stored
+
+T = TypeVar("T")
+
+
+def _is_transient(error: BaseException) -> bool:
+    return isinstance(error, StorageError) and error.transient
+
+
+class _SleptFor(stop_base):
+    """Stop when the pauses alone, however they were slept, would come to `total_s`."""
+
+    def __init__(self, total_s: float) -> None:
+        self._total_s = total_s
+
+    def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
+        return retry_state.idle_for + retry_state.upcoming_sleep >= self._total_s
+
+
+class Retrying:
+    """Pass every call on and repeat it while it fails transiently, with exponential backoff and full jitter.
+
+    A put that failed after it took effect is put again with the same bytes; a scan goes on after the last key that
+    it yielded. Gives up, raising the last error, after `attempts` or when `total_s` would be exceeded.
+    """
+
+    def __init__(
+        self,
+        inner: Storage,
+        *,
+        attempts: int = 8,
+        first_s: float = 0.2,
+        longest_s: float = 20.0,
+        total_s: float = 120.0,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.inner = inner
+        self._attempts = attempts
+        self._options = (first_s, longest_s, total_s)
+        self._sleep = sleep
+
+    def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None) -> None:
+        """Store the object."""
+        self._call(lambda: self.inner.put(key, data, locked_until=locked_until))
+
+    def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        """Return the range."""
+        return self._call(lambda: self.inner.get(key, offset=offset, length=length))
+
+    def scan(self, prefix: str, *, after: str = "") -> Iterator[Stored]:
+        """Yield the objects; attempts are counted anew after each one yielded."""
+        while True:
+            stored, rest = self._call(partial(self._begin, prefix, after))
+            if stored is None:
+                return
+            yield stored
+            after = stored.key
+            try:
+                for stored in rest:
+                    yield stored
+                    after = stored.key
+                return
+            except StorageError as error:
+                if not error.transient:
+                    raise
+
+    def delete(self, keys: Sequence[str]) -> list[Refusal]:
+        """Delete the keys."""
+        return self._call(lambda: self.inner.delete(keys))
+
+    def extend_lock(self, key: str, *, until: dt.datetime) -> None:
+        """Lengthen the lock."""
+        self._call(lambda: self.inner.extend_lock(key, until=until))
+
+    def locked_until(self, key: str) -> dt.datetime | None:
+        """Return the lock's end."""
+        return self._call(lambda: self.inner.locked_until(key))
+
+    def _begin(self, prefix: str, after: str) -> tuple[Stored | None, Iterator[Stored]]:
+        """Pull the first object, which is what makes a lazy scan talk to the store."""
+        found = self.inner.scan(prefix, after=after)
+        return next(found, None), found
+
+    def _call(self, attempt: Callable[[], T]) -> T:
+        first_s, longest_s, total_s = self._options
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_is_transient),
+            wait=tenacity.wait_random_exponential(multiplier=first_s, max=longest_s),
+            stop=tenacity.stop_after_attempt(self._attempts) | tenacity.stop_before_delay(total_s) | _SleptFor(total_s),
+            sleep=self._sleep,
+            reraise=True,
+        )
+        return retrying(attempt)
