@@ -1,0 +1,1 @@
+"""Refusal -> HTTP status, in one place."""

@@ -1,0 +1,73 @@
+"""The states of jobs and steps, and the changes that are legal. A table; no imports but Django's choices."""
+
+from django.db.models import TextChoices
+
+
+class Kind(TextChoices):
+    """What a job does."""
+
+    BACKUP = "backup", "Backup"
+    RESTORE = "restore", "Restore"
+    VERIFY = "verify", "Verify"
+
+
+class JobState(TextChoices):
+    CREATED = "created", "Created"
+    QUEUED = "queued", "Queued"
+    RUNNING = "running", "Running"
+    CANCELING = "canceling", "Canceling"
+    COMPLETE = "complete", "Complete"
+    PARTIAL_COMPLETE = "partial_complete", "Partially complete"
+    FAILED = "failed", "Failed"
+    CANCELED = "canceled", "Canceled"
+    SKIPPED = "skipped", "Skipped"
+    MISSED = "missed", "Missed"
+
+
+ACTIVE = (JobState.CREATED, JobState.QUEUED, JobState.RUNNING, JobState.CANCELING)
+ENDED = tuple(state for state in JobState if state not in ACTIVE)
+
+# From each state, the states that may follow it. Skipped and missed jobs are born ended.
+NEXT: dict[str, tuple[str, ...]] = {
+    JobState.CREATED: (JobState.QUEUED, JobState.CANCELED, JobState.FAILED),
+    JobState.QUEUED: (JobState.RUNNING, JobState.CANCELED, JobState.FAILED),
+    JobState.RUNNING: (
+        JobState.CANCELING,
+        JobState.COMPLETE,
+        JobState.PARTIAL_COMPLETE,
+        JobState.FAILED,
+        JobState.CANCELED,
+    ),
+    JobState.CANCELING: (JobState.CANCELED, JobState.COMPLETE, JobState.PARTIAL_COMPLETE, JobState.FAILED),
+} | {state: () for state in ENDED}
+
+
+def before(state: str) -> tuple[str, ...]:
+    """Return the states from which `state` may be reached: the condition of a conditional update."""
+    return tuple(earlier for earlier, following in NEXT.items() if state in following)
+
+
+class Stage(TextChoices):
+    """The part of a verb that a step runs."""
+
+    PLAN = "plan", "Plan"
+    WORK = "work", "Work"
+    FINISH = "finish", "Finish"
+
+
+class StepState(TextChoices):
+    QUEUED = "queued", "Queued"
+    RUNNING = "running", "Running"
+    COMPLETE = "complete", "Complete"
+    FAILED = "failed", "Failed"
+    CANCELED = "canceled", "Canceled"
+
+
+STEP_OPEN = (StepState.QUEUED, StepState.RUNNING)
+
+
+class Trigger(TextChoices):
+    """What started a job."""
+
+    MANUAL = "manual", "Manual"
+    SCHEDULED = "scheduled", "Scheduled"

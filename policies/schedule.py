@@ -1,0 +1,92 @@
+"""When a plan runs next. Pure: no clock, no database. Moments in and out are aware; results are UTC.
+
+Wall-clock rules on the two odd days of a year: a moment that the clock jumps over runs right after the jump, a moment
+that comes twice runs at its first coming. Hours are elapsed time and know no odd days.
+"""
+
+import calendar
+import datetime as dt
+import zoneinfo
+from dataclasses import dataclass
+
+from cronsim import CronSim, CronSimError
+
+DRAWN_START_MINUTES = 360  # a drawn start lies between 00:00 and 06:00 (C8)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """`cron`, when not empty, decides alone; else every `every` `unit` since `starts_on` at `start` (wall clock)."""
+
+    zone: str
+    cron: str = ""
+    every: int = 1
+    unit: str = "day"
+    starts_on: dt.date = dt.date(2024, 1, 1)
+    start: dt.time = dt.time(0, 0)
+
+
+def check_cron(text: str) -> None:
+    """Raise ValueError, with what to do, when `text` is not a cron expression of five fields that ever matches."""
+    if len(text.split()) != 5:
+        raise ValueError("A cron expression has five fields: minute, hour, day of month, month, day of week.")
+    try:
+        next(CronSim(text, dt.datetime(2024, 1, 1)))
+    except (CronSimError, StopIteration) as error:
+        raise ValueError(f"{text!r} is not a cron expression: {error or 'it never matches'}.") from error
+
+
+def next_after(schedule: Schedule, after: dt.datetime) -> dt.datetime:
+    """Return the first moment of `schedule` later than `after` (aware), in UTC."""
+    zone = zoneinfo.ZoneInfo(schedule.zone)
+    if schedule.cron:
+        return next(CronSim(schedule.cron, after.astimezone(zone))).astimezone(dt.UTC)
+    first = _moment(schedule.starts_on, schedule.start, zone)
+    if after < first:
+        return first
+    if schedule.unit == "hour":
+        period = dt.timedelta(hours=schedule.every)
+        return first + ((after - first) // period + 1) * period
+    steps = _periods_before(schedule, after.astimezone(zone).date())
+    while True:
+        moment = _moment(_date(schedule, steps), schedule.start, zone)
+        if moment > after:
+            return moment
+        steps += 1
+
+
+def _moment(day: dt.date, time: dt.time, zone: zoneinfo.ZoneInfo) -> dt.datetime:
+    """Return the wall-clock time in UTC; a time inside a gap becomes the end of the gap."""
+    wall = dt.datetime.combine(day, time.replace(tzinfo=None))
+    before = wall.replace(tzinfo=zone)
+    moment = before.astimezone(dt.UTC)
+    if moment.astimezone(zone).replace(tzinfo=None) == wall:
+        return moment
+    # In a gap fold=0 uses the offset before it and fold=1 the one after: their difference is the gap's length.
+    gap = before.utcoffset(), wall.replace(tzinfo=zone, fold=1).utcoffset()
+    assert gap[0] is not None and gap[1] is not None
+    low, high = moment - (gap[1] - gap[0]), moment
+    while high - low > dt.timedelta(seconds=1):
+        middle = low + (high - low) / 2
+        if middle.astimezone(zone).utcoffset() == gap[0]:
+            low = middle
+        else:
+            high = middle
+    return high.replace(microsecond=0)
+
+
+def _periods_before(schedule: Schedule, day: dt.date) -> int:
+    """Return a number of periods since the start that certainly does not lie beyond `day`."""
+    days = (day - schedule.starts_on).days - 1
+    longest = {"day": 1, "week": 7, "month": 31, "year": 366}[schedule.unit]
+    return max(days // (longest * schedule.every), 0)
+
+
+def _date(schedule: Schedule, steps: int) -> dt.date:
+    """Return the day of the `steps`-th run; the 31st of a shorter month is its last day."""
+    start, count = schedule.starts_on, steps * schedule.every
+    if schedule.unit in ("day", "week"):
+        return start + dt.timedelta(days=count * (7 if schedule.unit == "week" else 1))
+    months = start.year * 12 + start.month - 1 + count * (12 if schedule.unit == "year" else 1)
+    year, month = divmod(months, 12)
+    return dt.date(year, month + 1, min(start.day, calendar.monthrange(year, month + 1)[1]))

@@ -1,0 +1,154 @@
+"""WHERE: regions, vaults, and the catalogue of recovery points."""
+
+import datetime as dt
+import uuid
+from typing import ClassVar
+
+from django.core.validators import MinLengthValidator, RegexValidator
+from django.db import models
+from django.db.models.functions import Now
+
+from accounts.models import Account
+
+
+class Redundancy(models.TextChoices):
+    """What the operator declares about the store behind a region (B25)."""
+
+    LRS = "LRS", "Locally redundant"
+    ZRS = "ZRS", "Zone-redundant"
+
+
+class Region(models.Model):
+    """A named S3-compatible endpoint, or a local directory, where vaults live. Belongs to the installation.
+
+    `name` is part of queue names and never changes. `credentials` is sealed (accounts.secrets). `capabilities` is what
+    the last probe found the store able to do.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    name = models.CharField(
+        max_length=40,
+        unique=True,
+        validators=[RegexValidator(r"^[a-z0-9][a-z0-9-]*$", "Use a-z, 0-9 and -, beginning with a letter or a digit.")],
+    )
+    url = models.CharField(max_length=500, help_text="s3://bucket/prefix, or the path of a local directory")
+    endpoint = models.CharField(max_length=255, blank=True, help_text="https://host:port of the S3 service")
+    store_region = models.CharField(max_length=64, blank=True, help_text="The region name that the S3 service expects")
+    path_style = models.BooleanField(default=True, help_text="https://host/bucket instead of https://bucket.host")
+    tls_verify = models.BooleanField(default=True)
+    ca_file = models.CharField(max_length=255, blank=True, help_text="Certificates to trust besides the system's")
+    bytes_per_s = models.PositiveBigIntegerField(default=0, help_text="Limit of one worker in bytes/s; 0 is none")
+    credentials = models.TextField(blank=True, editable=False)
+    supports_policies = models.BooleanField(default=True)
+    supports_replication = models.BooleanField(default=True)
+    redundancy = models.CharField(max_length=3, choices=Redundancy.choices, default=Redundancy.LRS)
+    capabilities = models.JSONField(default=dict, editable=False)
+    probe_error = models.TextField(blank=True, editable=False)
+    probed_at = models.DateTimeField(null=True, editable=False)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        ordering: ClassVar = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def queue(self) -> str:
+        """Return the queue of the steps that only need this region."""
+        return f"region.{self.name}"
+
+    @property
+    def secret_context(self) -> str:
+        """Return the context that binds sealed credentials to this row."""
+        return f"region:{self.pk}"
+
+
+class VaultType(models.TextChoices):
+    GENERAL = "GENERAL", "General backup"
+    REPLICATION_TARGET = "REPLICATION_TARGET", "Replication target"
+
+
+class VaultState(models.TextChoices):
+    READY = "ready", "Ready"
+    ERROR = "error", "Error"
+
+
+class Vault(models.Model):
+    """A named home of recovery points in one region: one prefix, one key domain, one dedup domain."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="vaults")
+    region = models.ForeignKey(Region, on_delete=models.PROTECT, related_name="vaults")
+    name = models.CharField(max_length=64, validators=[MinLengthValidator(1)])
+    description = models.CharField(max_length=255, blank=True)
+    prefix = models.CharField(max_length=120, editable=False)
+    type = models.CharField(max_length=20, choices=VaultType.choices, default=VaultType.GENERAL)
+    state = models.CharField(max_length=12, choices=VaultState.choices, default=VaultState.READY)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        ordering: ClassVar = ["name"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["region", "prefix"], name="one_vault_per_prefix"),
+            models.UniqueConstraint(fields=["account", "name"], name="one_vault_per_name"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class PointState(models.TextChoices):
+    COMPLETE = "complete", "Complete"
+    PARTIAL_COMPLETE = "partial_complete", "Partially complete"
+
+
+class RecoveryPointQuerySet(models.QuerySet["RecoveryPoint"]):
+    def in_series(self, vault: Vault, series: str) -> "RecoveryPointQuerySet":
+        """Return the points of one source in one vault, newest first."""
+        return self.filter(vault=vault, series=series).order_by("-completed_at", "-point_id")
+
+    def expired(self, now: dt.datetime) -> "RecoveryPointQuerySet":
+        """Return the points whose retention ended at or before `now`."""
+        return self.filter(expires_at__lte=now)
+
+
+class RecoveryPoint(models.Model):
+    """The catalogue row of one backed-up version of a source. The vault is the truth; rows can be rebuilt from it.
+
+    It outlives plan, source and job, so it refers to none of them: `series` names the source's points in the vault.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    vault = models.ForeignKey(Vault, on_delete=models.PROTECT, related_name="points")
+    series = models.CharField(max_length=63)
+    point_id = models.CharField(max_length=26)
+    source_kind = models.CharField(max_length=32)
+    source_name = models.CharField(max_length=64, blank=True)
+    host = models.CharField(max_length=255, blank=True)
+    roots = models.JSONField(default=list)
+    state = models.CharField(max_length=20, choices=PointState.choices)
+    started_at = models.DateTimeField()
+    completed_at = models.DateTimeField()
+    expires_at = models.DateTimeField(null=True)
+    entries_count = models.PositiveBigIntegerField(default=0)
+    bytes_total = models.PositiveBigIntegerField(default=0)
+    bytes_stored = models.PositiveBigIntegerField(default=0)
+    problems_count = models.PositiveBigIntegerField(default=0)
+    stats = models.JSONField(default=dict)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    objects = RecoveryPointQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-completed_at", "-id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["vault", "series", "point_id"], name="one_row_per_point")
+        ]
+        indexes: ClassVar = [
+            models.Index(fields=["vault", "series", "-completed_at"], name="point_by_series"),
+            models.Index(fields=["-completed_at"], name="point_by_time"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.source_name or self.series} {self.completed_at:%Y-%m-%d %H:%M}"
