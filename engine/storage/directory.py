@@ -45,8 +45,7 @@ class Directory:
     whole object or none, and at most a temporary file that `sweep_temporary` removes. Links inside the root are never
     followed. Retention is application-level: lock ends are files under `.locks`, and `delete` keeps an object while
     `clock()` is before its end; without a clock it keeps every object that has a lock. `create` makes the root when
-    it is missing; otherwise a missing root (a disk that is not mounted) raises Unreachable. Picklable; a copy in
-    another process opens the root itself.
+    it is missing; otherwise a missing root (a disk that is not mounted) raises Unreachable.
     """
 
     def __init__(
@@ -63,17 +62,9 @@ class Directory:
         self._pace = pace
         self._mutex = threading.Lock()
         self._root_fd = -1
-        self._root_pid = -1
-
-    def __getstate__(self) -> tuple[Path, bool, Callable[[], dt.datetime] | None, Pace]:
-        return self.root, self._create, self._clock, self._pace
-
-    def __setstate__(self, state: tuple[Path, bool, Callable[[], dt.datetime] | None, Pace]) -> None:
-        root, create, clock, pace = state
-        self.__init__(root, create=create, clock=clock, pace=pace)  # type: ignore[misc]  # the one way to set it up
 
     def __del__(self) -> None:
-        if getattr(self, "_root_fd", -1) >= 0 and self._root_pid == os.getpid():
+        if getattr(self, "_root_fd", -1) >= 0:
             os.close(self._root_fd)
 
     def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None) -> None:
@@ -165,7 +156,7 @@ class Directory:
 
     def _root(self) -> int:
         with self._mutex:
-            if self._root_fd < 0 or self._root_pid != os.getpid():
+            if self._root_fd < 0:
                 if self._create:
                     self.root.mkdir(parents=True, exist_ok=True)
                 try:
@@ -174,13 +165,13 @@ class Directory:
                     if error.errno in _GONE:
                         raise Unreachable(f"there is no folder {self.root}") from error
                     raise
-                self._root_pid = os.getpid()
             return self._root_fd
 
     @contextlib.contextmanager
     def _folder(self, path: str, *, make: bool = False) -> Iterator[int]:
         """Open a folder below the root component by component, without following links."""
-        fd = os.dup(self._root())
+        # Not a duplicate: that would share the position of a scan of the root with all others.
+        fd = os.open(".", _FOLDER, dir_fd=self._root())
         try:
             for name in path.split("/") if path else ():
                 try:

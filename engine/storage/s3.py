@@ -1,0 +1,346 @@
+"""Any S3-compatible bucket as a store; the only module that imports minio."""
+
+import base64
+import contextlib
+import datetime as dt
+import hashlib
+import os
+import ssl
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import certifi
+import urllib3
+from minio import Minio
+from minio.commonconfig import COMPLIANCE, GOVERNANCE
+from minio.datatypes import Object
+from minio.deleteobjects import DeleteError, DeleteObject
+from minio.error import S3Error
+from minio.helpers import genheaders
+from minio.retention import Retention
+
+from engine.errors import Forbidden, ShortRead, StorageError, Unavailable, Unreachable
+from engine.storage.keys import check_key, check_prefix, check_range
+from engine.storage.port import Bytes, Refusal, Stored
+from engine.storage.s3errors import TRANSIENT_CODES, translated
+from engine.storage.throttle import SLICE_BYTES, Pace, unpaced
+
+if TYPE_CHECKING:
+    from engine.storage.location import Location
+
+_BATCH = 1000
+_CONNECTIONS = 16
+_LISTERS = 4
+_NO_LOCKING = ("InvalidRequest", "ObjectLockConfigurationNotFoundError", "NotImplemented", "MethodNotAllowed")
+
+
+class Versioned(NamedTuple):
+    """What a bucket says about itself; `server_time` is the answer's Date."""
+
+    versioned: bool
+    object_lock: bool
+    server_time: dt.datetime | None
+
+
+class S3Storage:
+    """Keep objects in a bucket under the location's prefix.
+
+    Payloads are signed by SHA-256 over plain http and guarded by TLS and Content-MD5 over https. Nothing is retried
+    here. The client is made at first use and made anew in a forked process, so an instance survives a fork.
+    """
+
+    def __init__(
+        self, location: "Location", *, pace: Pace = unpaced, connect_s: float = 10.0, read_s: float = 60.0
+    ) -> None:
+        self._location = location
+        self._bucket = location.bucket
+        self._prefix = location.prefix
+        self._pace = pace
+        self._timeout = urllib3.Timeout(connect=connect_s, read=read_s)
+        self._mutex = threading.Lock()
+        self._made: tuple[int, Minio] | None = None
+
+    def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None) -> None:
+        """Store the object, in compliance mode until `locked_until`; raises Forbidden where the bucket cannot lock."""
+        check_key(key)
+        body = bytes(data)
+        headers: Any = genheaders(None, None, None, _retention(locked_until), False)
+        headers["Content-Type"] = "application/octet-stream"
+        if locked_until is not None:
+            # Object lock requires it, and over plain http the client sends none.
+            digest = hashlib.md5(body, usedforsecurity=False).digest()
+            headers["Content-MD5"] = base64.b64encode(digest).decode()
+        with translated(key), _no_locking(key):
+            # The public put_object would copy the body twice and cannot send Content-MD5.
+            self._client()._put_object(self._bucket, self._prefix + key, body, headers)
+
+    def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        """Return exactly the range that was asked for."""
+        check_key(key)
+        check_range(offset, length)
+        if length == 0:
+            return self._nothing(key, offset)
+        name = self._prefix + key
+        with translated(key):
+            try:
+                response = self._client().get_object(self._bucket, name, offset=offset, length=length or 0)
+            except S3Error as error:
+                if error.code != "InvalidRange":
+                    raise
+                return self._nothing(key, offset, missing=length or 0)
+            try:
+                if (offset or length) and response.status != 206:
+                    raise StorageError(f"{key}: the store ignores ranges")
+                data = self._body(response)
+            finally:
+                response.close()
+                response.release_conn()
+        if length is not None and len(data) != length:
+            raise ShortRead(f"{key}: {len(data)} of {length} bytes came")
+        return data
+
+    def scan(self, prefix: str, *, after: str = "") -> Iterator[Stored]:
+        """Yield the objects, one page of a thousand per request."""
+        check_prefix(prefix)
+        return self._scan(prefix, after)
+
+    def delete(self, keys: Sequence[str]) -> list[Refusal]:
+        """Delete by version id every version and delete marker of exactly these keys.
+
+        A plain DELETE, which would hide the object and keep its bytes, is never sent (engine invariant 20).
+        """
+        for key in keys:
+            check_key(key)
+        refusals: list[Refusal] = []
+        for start in range(0, len(keys), _BATCH):
+            part = keys[start : start + _BATCH]
+            with translated(part[0]):
+                with ThreadPoolExecutor(min(_LISTERS, len(part))) as listers:
+                    found = [version for versions in listers.map(self._versions, part) for version in versions]
+                for at in range(0, len(found), _BATCH):
+                    refusals += self._delete_versions(found[at : at + _BATCH])
+        return list({refusal.key: refusal for refusal in refusals}.values())
+
+    def extend_lock(self, key: str, *, until: dt.datetime) -> None:
+        """Lengthen the newest version's compliance lock."""
+        until = _whole_seconds(until)
+        current = self.locked_until(key)
+        if current is not None and current >= until:
+            return
+        try:
+            with translated(key), _no_locking(key):
+                self._client().set_object_retention(self._bucket, self._prefix + key, Retention(COMPLIANCE, until))
+        except StorageError:
+            # Another session may have set a later end since we looked; then the refusal is right and we are done.
+            current = self.locked_until(key)
+            if current is None or current < until:
+                raise
+
+    def locked_until(self, key: str) -> dt.datetime | None:
+        """Return the newest version's lock as its headers show it."""
+        check_key(key)
+        with translated(key):
+            found = self._client().stat_object(self._bucket, self._prefix + key)
+            text = (found.metadata or {}).get("x-amz-object-lock-retain-until-date")
+            return dt.datetime.fromisoformat(text).astimezone(dt.UTC) if text else None
+
+    def describe(self) -> Versioned:
+        """Return what the bucket says about versions, object lock and the time; asking changes nothing."""
+        client = self._client()
+        with translated(self._bucket):
+            response = client._execute("GET", self._bucket, query_params={"list-type": "2", "max-keys": "1"})
+            status = client.get_bucket_versioning(self._bucket).status
+            try:
+                client.get_object_lock_config(self._bucket)
+                locks = True
+            except S3Error:
+                locks = False
+        date = response.headers.get("Date")
+        moment = dt.datetime.strptime(date, "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=dt.UTC) if date else None
+        return Versioned(status == "Enabled", locks, moment)
+
+    def attack_lock(self, key: str, *, earlier: dt.datetime) -> list[str]:
+        """Try to break the lock of the newest version of `key`; return a sentence for each attempt that worked.
+
+        Leaves a second version with other bytes under the key. Only for objects made to be attacked.
+        """
+        client, name, worked = self._client(), self._prefix + key, []
+        with translated(key):
+            stat = client.stat_object(self._bucket, name)
+            version = stat.version_id
+            client._put_object(self._bucket, name, b"overwritten", {})
+            doomed = [DeleteObject(name, version)]
+
+        def tries(sentence: str, attempt: Callable[[], object]) -> None:
+            with contextlib.suppress(StorageError), translated(key):
+                attempt()
+                worked.append(sentence)
+
+        def shorten(mode: str) -> Callable[[], object]:
+            retention = Retention(mode, _whole_seconds(earlier))
+            return lambda: client.set_object_retention(self._bucket, name, retention, version)
+
+        tries("A lock can be shortened", shorten(COMPLIANCE))
+        tries("A compliance lock can be turned into a governance lock", shorten(GOVERNANCE))
+        with translated(key):
+            client._delete_objects(self._bucket, doomed, bypass_governance_mode=True)
+            if not any(v.version_id == version and not v.is_delete_marker for v in self._versions(key)):
+                worked.append("A locked version can be deleted with the right to bypass governance locks")
+        return worked
+
+    def _client(self) -> Minio:
+        with self._mutex:
+            if self._made is None or self._made[0] != os.getpid():
+                self._made = os.getpid(), self._connect()
+            return self._made[1]
+
+    def _connect(self) -> Minio:
+        location = self._location
+        scheme, _, host = location.endpoint.partition("://")
+        options: dict[str, Any] = {}
+        if scheme == "https":
+            options["ssl_context"] = _tls(location)
+        transport = _Transport(
+            pace=self._pace, timeout=self._timeout, retries=False, maxsize=_CONNECTIONS, block=False, **options
+        )
+        client = Minio(
+            host.rstrip("/"),
+            access_key=location.access_key or None,
+            secret_key=location.secret_key or None,
+            session_token=location.session_token or None,
+            secure=scheme == "https",
+            region=location.region or None,
+            http_client=transport,
+        )
+        if location.path_style:
+            client.disable_virtual_style_endpoint()  # type: ignore[no-untyped-call]  # minio forgot it
+        else:
+            client.enable_virtual_style_endpoint()  # type: ignore[no-untyped-call]  # minio forgot it
+        return client
+
+    def _body(self, response: Any) -> bytes:
+        if self._pace is unpaced:
+            return bytes(response.read())
+        parts = []
+        for part in response.stream(SLICE_BYTES):
+            self._pace(len(part))
+            parts.append(part)
+        return b"".join(parts)
+
+    def _nothing(self, key: str, offset: int, *, missing: int = 0) -> bytes:
+        """Answer a range without bytes, which http cannot ask for: the object must be there and long enough."""
+        with translated(key):
+            size = self._client().stat_object(self._bucket, self._prefix + key).size or 0
+        if missing or offset > size:
+            raise ShortRead(f"{key} has {size} bytes, {offset + missing} were asked for")
+        return b""
+
+    def _scan(self, prefix: str, after: str) -> Iterator[Stored]:
+        start = self._prefix + after if after else None
+        with translated(self._bucket):
+            found = self._client().list_objects(
+                self._bucket, prefix=self._prefix + prefix, recursive=True, start_after=start
+            )
+            for item in found:
+                yield Stored((item.object_name or "").removeprefix(self._prefix), item.size or 0)
+
+    def _versions(self, key: str) -> list[Object]:
+        name = self._prefix + key
+        found = self._client().list_objects(self._bucket, prefix=name, recursive=True, include_version=True)
+        return [version for version in found if version.object_name == name]
+
+    def _delete_versions(self, versions: Sequence[Object]) -> list[Refusal]:
+        wanted = {(v.object_name or "", v.version_id or "null") for v in versions}
+        doomed = [DeleteObject(name, version) for name, version in wanted]
+        result = self._client()._delete_objects(self._bucket, doomed)
+        gone = {(d.name, d.version_id or "null") for d in result.object_list}
+        failed = {(e.name or "", e.version_id or "null"): e for e in result.error_list}
+        refusals = []
+        for name, version in sorted(wanted - gone):
+            refusal = self._refusal(name, version, failed.get((name, version)))
+            if refusal is not None:
+                refusals.append(refusal)
+        return refusals
+
+    def _refusal(self, name: str, version: str, error: DeleteError | None) -> Refusal | None:
+        code = (error.code if error else "") or ""
+        if code in ("NoSuchKey", "NoSuchVersion"):
+            return None
+        key = name.removeprefix(self._prefix)
+        if error is None or code in TRANSIENT_CODES:
+            raise Unavailable(f"{key}: {code or 'the store did not say whether it was deleted'}")
+        lock = None
+        with contextlib.suppress(StorageError), translated(key):
+            lock = self._client().get_object_retention(self._bucket, name, None if version == "null" else version)
+        if lock is not None:
+            return Refusal(key, f"locked until {lock.retain_until_date.isoformat()}", locked=True)
+        return Refusal(key, f"{code}: {error.message or 'no reason given'}", locked=code == "ObjectLocked")
+
+
+class _Transport(urllib3.PoolManager):
+    """Send bodies no faster than the pace allows."""
+
+    def __init__(self, *, pace: Pace, **options: Any) -> None:
+        super().__init__(**options)
+        self._pace = pace
+
+    def urlopen(self, method: str, url: str, redirect: bool = True, **kw: Any) -> urllib3.BaseHTTPResponse:  # type: ignore[override]  # the options only pass through
+        body = kw.get("body")
+        if body and self._pace is not unpaced:
+            kw["body"] = _PacedBody(body, self._pace)
+        return super().urlopen(method, url, redirect, **kw)
+
+
+class _PacedBody:
+    """A request body that urllib3 reads piece by piece."""
+
+    def __init__(self, data: bytes, pace: Pace) -> None:
+        self._data = memoryview(data)
+        self._pace = pace
+        self._at = 0
+
+    def read(self, size: int = SLICE_BYTES) -> bytes:
+        """Return the next piece once it may flow."""
+        piece = self._data[self._at : self._at + size]
+        self._pace(len(piece))
+        self._at += len(piece)
+        return bytes(piece)
+
+
+def _tls(location: "Location") -> ssl.SSLContext:
+    if not location.tls_verify:
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
+    try:
+        context = ssl.create_default_context(cafile=location.ca_file or None)
+    except OSError as error:
+        raise Unreachable(f"the CA file {location.ca_file} cannot be used: {error}") from error
+    if not location.ca_file:
+        context.load_verify_locations(certifi.where())
+    return context
+
+
+def _whole_seconds(moment: dt.datetime) -> dt.datetime:
+    """Round up: some servers drop fractions, and a lock must not end early."""
+    moment = moment.astimezone(dt.UTC)
+    return moment.replace(microsecond=0) + dt.timedelta(seconds=1) if moment.microsecond else moment
+
+
+def _retention(until: dt.datetime | None) -> Retention | None:
+    return None if until is None else Retention(COMPLIANCE, _whole_seconds(until))
+
+
+@contextlib.contextmanager
+def _no_locking(key: str) -> Iterator[None]:
+    """Turn what buckets without object lock answer to a lock into Forbidden."""
+    try:
+        yield
+    except S3Error as error:
+        if error.code in _NO_LOCKING:
+            raise Forbidden(f"{key} cannot be locked: object lock is off in this bucket ({error.message})") from error
+        raise
