@@ -67,3 +67,10 @@ class Source(Protocol):
     def open(self, entry: Entry) -> Reader | Problem:
         """Open a file entry for reading; a Problem (vanished, unreadable, changed) when it can't be."""
         ...
+
+    def read_small(self, entry: Entry, limit: int) -> tuple[Entry, bytes] | Problem | None:
+        """Return a whole file of at most `limit` bytes at once, with its fresh entry, as `open` would.
+
+        The fast path for the many small files. None when the file is larger or was changing: use `open`.
+        """
+        ...

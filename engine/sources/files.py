@@ -1,0 +1,217 @@
+"""The files source: folders of this host."""
+
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+
+import msgspec
+
+from engine.beneath import split
+from engine.entries import Entry, Kind, Problem
+from engine.errors import SourceError, SourceMissing
+from engine.patterns import Selection
+from engine.sources.attributes import Attributes, extended
+from engine.sources.port import Identity
+from engine.sources.reading import FileReader, Folders, open_file
+from engine.sources.walk import Walk, WalkOptions, problem_of
+
+_REPLACED = "something else stands at this path than when it was listed"
+
+
+def _inside(path: bytes, root: bytes) -> bool:
+    return not root or path == root or path.startswith(root + b"/")
+
+
+class FilesSource(msgspec.Struct, frozen=True, tag="files", kw_only=True, dict=True):
+    """Files and folders of one host. Make it with `files_source`, which accepts what people type.
+
+    `roots` are absolute paths as bytes (JSON: base64, so that any name survives). Roots inside other roots are
+    part of them. A root that is a link is kept as a link. `include` and `exclude` are patterns (engine.patterns).
+    With `one_file_system` a mount point inside a root is kept as an empty folder, and reported, unless it is a
+    root itself. Names of users and groups are remembered for the life of this object.
+    """
+
+    roots: tuple[bytes, ...]
+    host: str
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    one_file_system: bool = False
+
+    @cached_property
+    def _attributes(self) -> Attributes:
+        return Attributes()
+
+    @cached_property
+    def _named(self) -> tuple[bytes, ...]:
+        """All roots as entries spell them: without the leading slash, sorted, each once."""
+        return tuple(sorted({os.path.normpath(root).strip(b"/") for root in self.roots}))
+
+    @cached_property
+    def _top(self) -> tuple[bytes, ...]:
+        """The roots that are not inside another, in listing order."""
+        top: list[bytes] = []
+        for root in sorted(self._named, key=lambda path: path.replace(b"/", b"\0")):
+            if not top or not _inside(root, top[-1]):
+                top.append(root)
+        return tuple(top)
+
+    @cached_property
+    def _folders(self) -> Folders:
+        return Folders(self._top)
+
+    def identity(self) -> Identity:
+        """Return where entries come from; bytes of a root that are not UTF-8 are written as \\xNN."""
+        return Identity("files", self.host, [root.decode("utf-8", "backslashreplace") for root in self.roots])
+
+    def check(self) -> None:
+        """Raise SourceMissing when a root is not there, BadPattern for a pattern, SourceError for hidden roots."""
+        if not self.roots:
+            raise SourceError("no folder to back up was named: name at least one")
+        Selection(self.include, self.exclude)
+        for root in self._named:
+            shown = os.fsdecode(b"/" + root)
+            try:
+                os.lstat(b"/" + root)
+            except FileNotFoundError as error:
+                raise SourceMissing(
+                    f"{shown!r} does not exist on {self.host}: correct the path, or mount it, and run it again"
+                ) from error
+            except OSError as error:
+                raise SourceMissing(f"{shown!r} cannot be reached on {self.host}: {error.strerror}") from error
+            self._check_links_above(root)
+
+    def _check_links_above(self, root: bytes) -> None:
+        """Refuse a root that another root holds only behind a link: it would be missing from the listing."""
+        outer = next((top for top in self._top if root != top and _inside(root, top)), None)
+        if outer is None:
+            return
+        end = len(outer)
+        while (end := root.find(b"/", end + 1)) >= 0:
+            above = b"/" + root[:end]
+            if stat.S_ISLNK(os.lstat(above).st_mode):
+                real = os.fsdecode(os.path.realpath(b"/" + root))
+                raise SourceError(
+                    f"{os.fsdecode(b'/' + root)!r} lies behind the link {os.fsdecode(above)!r} inside another root: "
+                    f"name its real place instead, {real!r}"
+                )
+
+    def walk(self) -> Iterator[Entry | Problem]:
+        """Yield every entry in listing order, attributes from lstat alone."""
+        selection = Selection(self.include, self.exclude) if self.include or self.exclude else None
+        options = WalkOptions(selection, self.one_file_system)
+        return Walk(self._top, self._attributes, options, named=self._named).run()
+
+    def fill(self, entry: Entry) -> Entry | Problem:
+        """Return a non-file entry again with fresh attributes, target and xattrs."""
+        parent, name = split(entry.path)
+        try:
+            kept = self._folders.holds(parent)
+            found = self._fill(self._folders.get(parent), entry, name)
+            if kept and isinstance(found, Problem):
+                # The folder kept open may have been replaced since: believe only a fresh look.
+                self._folders.forget()
+                found = self._fill(self._folders.get(parent), entry, name)
+        except OSError as error:
+            return problem_of(entry.path, error)
+        return found
+
+    def _fill(self, folder: int, entry: Entry, name: bytes) -> Entry | Problem:
+        try:
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            fresh = self._attributes.entry(entry.path, status, entry.device)
+            if fresh is None or fresh.kind != entry.kind or fresh.inode != entry.inode:
+                return Problem(entry.path, "changed", _REPLACED)
+            if fresh.kind == Kind.SYMLINK:
+                fresh.target = os.readlink(name, dir_fd=folder)
+        except OSError as error:
+            return problem_of(entry.path, error)
+        # There is no lgetxattr relative to a descriptor; this path is short however deep the folder is.
+        fresh.xattrs = extended(b"/proc/self/fd/%d/%s" % (folder, name))
+        return fresh
+
+    def open(self, entry: Entry) -> FileReader | Problem:
+        """Open a file for reading if it is still the one that was walked; links on the way are not followed."""
+        try:
+            fd = self._open(entry)
+        except OSError as error:
+            return problem_of(entry.path, error)
+        try:
+            status = os.fstat(fd)
+            reader = FileReader.of(fd, entry, status=status, attributes=self._attributes)
+        except OSError as error:
+            os.close(fd)
+            return problem_of(entry.path, error)
+        except BaseException:
+            os.close(fd)
+            raise
+        if reader is None:
+            os.close(fd)
+            return Problem(entry.path, "changed", _REPLACED)
+        return reader
+
+    def _open(self, entry: Entry) -> int:
+        parent, name = split(entry.path)
+        folders = self._folders
+        own = self._reads_all or entry.uid == self._uid
+        if folders.holds(parent):
+            try:
+                fd = open_file(folders.get(parent), name, own=own)
+            except OSError:
+                folders.forget()
+            else:
+                if os.fstat(fd).st_ino == entry.inode:
+                    return fd
+                os.close(fd)
+                folders.forget()
+        return open_file(folders.get(parent), name, own=own)
+
+    @cached_property
+    def _uid(self) -> int:
+        return os.geteuid()
+
+    @property
+    def _reads_all(self) -> bool:
+        return self._uid == 0
+
+    def read_small(self, entry: Entry, limit: int) -> tuple[Entry, bytes] | Problem | None:
+        """Return a whole file of at most `limit` bytes with its fresh entry; None when `open` must be used."""
+        try:
+            fd = self._open(entry)
+        except OSError as error:
+            return problem_of(entry.path, error)
+        try:
+            status = os.fstat(fd)
+            fresh = self._attributes.entry(entry.path, status, entry.device)
+            if fresh is None or fresh.kind != entry.kind or fresh.inode != entry.inode:
+                return Problem(entry.path, "changed", _REPLACED)
+            size = fresh.size
+            if size > limit:
+                return None
+            data = os.read(fd, size + 1)
+            if len(data) != size:
+                return None
+            fresh.xattrs = extended(fd)
+            return fresh, data
+        except OSError as error:
+            return problem_of(entry.path, error)
+        finally:
+            os.close(fd)
+
+
+def files_source(
+    roots: Iterable[str | bytes],
+    *,
+    host: str,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    one_file_system: bool = False,
+) -> FilesSource:
+    """Make a FilesSource of paths as people give them; relative ones start at the working directory."""
+    return FilesSource(
+        roots=tuple(os.path.abspath(os.fsencode(root)) for root in roots),
+        host=host,
+        include=tuple(include),
+        exclude=tuple(exclude),
+        one_file_system=one_file_system,
+    )

@@ -1,0 +1,74 @@
+"""Other file systems under the roots of a source (rule B28)."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+_MOUNTINFO = "/proc/self/mountinfo"
+_OCTAL = re.compile(rb"\\([0-7]{3})")
+
+
+class Mount(NamedTuple):
+    """One mounted file system: `path` absolute with its leading slash; `fs_type` empty where the system hides it."""
+
+    path: bytes
+    fs_type: str
+    device: int
+
+
+def parse_mountinfo(text: bytes) -> Iterator[Mount]:
+    """Yield the mounts that the text of /proc/self/mountinfo tells, in its order (see proc(5))."""
+    for line in text.splitlines():
+        fields = line.split(b" ")
+        try:
+            dash = fields.index(b"-", 6)
+            major, minor = fields[2].split(b":")
+        except ValueError:
+            continue
+        path = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), fields[4])
+        yield Mount(path, os.fsdecode(fields[dash + 1]), os.makedev(int(major), int(minor)))
+
+
+def _by_device(root: bytes) -> Iterator[Mount]:
+    """Find mount points by their device number: the slow way, for systems without mountinfo."""
+    try:
+        device = os.lstat(root).st_dev
+    except OSError:
+        return
+    todo = [(root, device)]
+    while todo:
+        folder, device = todo.pop()
+        try:
+            with os.scandir(folder) as found:
+                inside = [entry.path for entry in found if entry.is_dir(follow_symlinks=False)]
+        except OSError:
+            continue
+        for path in inside:
+            try:
+                below = os.lstat(path).st_dev
+            except OSError:
+                continue
+            if below != device:
+                yield Mount(path, "", below)
+            todo.append((path, below))
+
+
+def mounts_inside(roots: Iterable[bytes | str]) -> list[Mount]:
+    """Return the file systems mounted strictly inside `roots`, sorted by path, each mount point once (B28).
+
+    A backup reads them unless it keeps to one file system: a mounted bucket then costs requests, a network share
+    time. The uppermost of several mounts on one point is the one that counts.
+    """
+    wanted = [os.path.realpath(os.fsencode(root)) for root in roots]
+    try:
+        with open(_MOUNTINFO, "rb") as file:
+            mounts = list(parse_mountinfo(file.read()))
+    except OSError:
+        mounts = [mount for root in wanted for mount in _by_device(root)]
+    inside = {
+        mount.path: mount
+        for mount in mounts
+        if any(mount.path != root and mount.path.startswith(root.rstrip(b"/") + b"/") for root in wanted)
+    }
+    return [inside[path] for path in sorted(inside)]
