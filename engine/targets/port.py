@@ -26,7 +26,7 @@ class Target(Protocol):
         ...
 
     def existing(self, path: bytes) -> int | None:
-        """Return the Kind of what stands at `path` now, None when nothing does."""
+        """Return the Kind of what stands at `path` now, None when nothing does. Raises UnsafePath."""
         ...
 
     def make(self, entry: Entry) -> list[Problem]:
@@ -37,10 +37,18 @@ class Target(Protocol):
         """Begin a file. Raises UnsafePath, or OSError for this file alone."""
         ...
 
+    def write_small(self, entry: Entry, data: bytes | memoryview) -> list[Problem]:
+        """Write a whole file at once, as create, write and commit would: the fast path for the many small files."""
+        ...
+
     def link(self, entry: Entry, first: bytes) -> list[Problem]:
         """Make `entry` a hard link of the already restored `first`."""
         ...
 
     def finish(self, entry: Entry) -> list[Problem]:
         """Set a directory's attributes, after everything inside it was written."""
+        ...
+
+    def flush(self) -> None:
+        """Make all that was written durable: once, at the end of a restore. Raises OSError."""
         ...
