@@ -1,1 +1,81 @@
-"""Refusal -> HTTP status, in one place."""
+"""Refusal -> HTTP status, in one place. Everything else in the project raises and never names a status."""
+
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from drf_standardized_errors.handler import ExceptionHandler
+from rest_framework import exceptions, serializers, status
+from rest_framework.response import Response
+
+from accounts.refusals import Refused
+from engine import errors
+
+# The first class that fits decides: the status and the code of the answer.
+ENGINE: tuple[tuple[type[errors.EngineError], int, str], ...] = (
+    (errors.PointMissing, status.HTTP_404_NOT_FOUND, "not_found"),
+    (errors.IntegrityError, status.HTTP_502_BAD_GATEWAY, "vault_damaged"),
+    (errors.FormatError, status.HTTP_502_BAD_GATEWAY, "vault_format"),
+    (errors.KeyError_, status.HTTP_502_BAD_GATEWAY, "vault_key"),
+    (errors.VaultMissing, status.HTTP_502_BAD_GATEWAY, "vault_missing"),
+    (errors.StorageError, status.HTTP_503_SERVICE_UNAVAILABLE, "store_unavailable"),
+    (errors.EngineError, status.HTTP_502_BAD_GATEWAY, "vault_unreadable"),
+)
+
+
+ERROR_TYPES = ["validation_error", "client_error", "server_error"]
+
+
+class Conflict(exceptions.APIException):
+    """A refusal on its way out: 409 with the rule's own code."""
+
+    status_code = status.HTTP_409_CONFLICT
+
+
+class StoreProblem(exceptions.APIException):
+    """The vault behind an answer cannot give it."""
+
+    def __init__(self, detail: str, *, code: str, status_code: int) -> None:
+        super().__init__(detail, code)
+        self.status_code = status_code
+
+
+class Handler(ExceptionHandler):  # type: ignore[misc]  # the package ships no types
+    """Turn refusals, the engine's errors and model validation into the API's one error shape."""
+
+    def convert_known_exceptions(self, exc: Exception) -> Exception:
+        if isinstance(exc, Refused):
+            return Conflict(str(exc), exc.code)
+        if isinstance(exc, ValidationError):
+            detail = exc.message_dict if hasattr(exc, "error_dict") else exc.messages
+            return exceptions.ValidationError(detail)
+        if isinstance(exc, errors.EngineError):
+            return _engine_problem(exc)
+        converted: Exception = super().convert_known_exceptions(exc)
+        return converted
+
+    def get_response(self, exc: exceptions.APIException, data: dict[str, Any]) -> Response:
+        if isinstance(self.exc, Refused):
+            data = data | {"context": self.exc.detail}
+        response: Response = super().get_response(exc, data)
+        return response
+
+
+def _engine_problem(error: errors.EngineError) -> exceptions.APIException:
+    number, code = next((number, code) for kind, number, code in ENGINE if isinstance(error, kind))
+    if number == status.HTTP_404_NOT_FOUND:
+        return exceptions.NotFound(str(error))
+    return StoreProblem(str(error), code=code, status_code=number)
+
+
+class ErrorLineSerializer(serializers.Serializer[Any]):
+    code = serializers.CharField()
+    detail = serializers.CharField()
+    attr = serializers.CharField(allow_null=True)
+
+
+class ErrorSerializer(serializers.Serializer[Any]):
+    """Every error of the API has this shape; `context` tells more about a refusal, e.g. the job in the way."""
+
+    type = serializers.ChoiceField(choices=ERROR_TYPES)
+    errors = ErrorLineSerializer(many=True)
+    context = serializers.DictField(required=False)

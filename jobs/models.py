@@ -152,6 +152,11 @@ class Step(models.Model):
     def __str__(self) -> str:
         return f"{self.stage} {self.number}"
 
+    def rung_in_vain(self, rung_before: dt.datetime) -> bool:
+        """Say whether a doorbell is due for this stalled step: none rang since its lease ran out, or long ago."""
+        lost = self.lease_until is not None and self.rung_at is not None and self.rung_at < self.lease_until
+        return self.rung_at is None or lost or self.rung_at <= rung_before
+
 
 class JobEvent(models.Model):
     """One line of a job's story, for people."""

@@ -39,7 +39,7 @@ NEXT: dict[str, tuple[str, ...]] = {
         JobState.CANCELED,
     ),
     JobState.CANCELING: (JobState.CANCELED, JobState.COMPLETE, JobState.PARTIAL_COMPLETE, JobState.FAILED),
-} | {state: () for state in ENDED}
+} | dict.fromkeys(ENDED, ())
 
 
 def before(state: str) -> tuple[str, ...]:
@@ -63,6 +63,8 @@ class StepState(TextChoices):
     CANCELED = "canceled", "Canceled"
 
 
+# How often a step is claimed before its job fails.
+ATTEMPTS_MAX = 5
 STEP_OPEN = (StepState.QUEUED, StepState.RUNNING)
 
 

@@ -8,7 +8,6 @@ from typing import ClassVar
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
-from django.db.models.functions import Now
 
 from accounts.models import Account
 from policies import schedule
@@ -24,7 +23,8 @@ class SourceKind(models.TextChoices):
 class Source(models.Model):
     """A thing to protect and how to read it.
 
-    `settings` of a file source: roots, include, exclude (lists of texts), one_file_system (bool). `credentials` is sealed.
+    `settings` of a file source: roots, include, exclude (lists of texts), one_file_system (bool).
+    `credentials` is sealed.
     `host` names the machine whose worker reads it; `region` the region that the machine belongs to (C25).
     `warnings` is what the last save found worth knowing, e.g. other file systems mounted inside (B28).
     """
@@ -38,7 +38,7 @@ class Source(models.Model):
     settings = models.JSONField(default=dict)
     credentials = models.TextField(blank=True, editable=False)
     warnings = models.JSONField(default=list, editable=False)
-    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    created_at = models.DateTimeField(editable=False)
 
     class Meta:
         ordering: ClassVar = ["name"]
@@ -110,7 +110,7 @@ class Policy(models.Model):
         help_text="Days from completion; empty keeps the points until a person deletes them",
     )
     options = models.JSONField(default=dict, blank=True)
-    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    created_at = models.DateTimeField(editable=False)
 
     class Meta:
         ordering: ClassVar = ["name"]
@@ -155,7 +155,7 @@ class Plan(models.Model):
     start_minute = models.PositiveSmallIntegerField(editable=False)
     catch_up = models.BooleanField(default=False)
     next_run_at = models.DateTimeField(null=True, db_index=True, editable=False)
-    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    created_at = models.DateTimeField(editable=False)
 
     objects = PlanQuerySet.as_manager()
 

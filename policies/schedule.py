@@ -31,7 +31,7 @@ def check_cron(text: str) -> None:
     if len(text.split()) != 5:
         raise ValueError("A cron expression has five fields: minute, hour, day of month, month, day of week.")
     try:
-        next(CronSim(text, dt.datetime(2024, 1, 1)))
+        next(CronSim(text, dt.datetime(2024, 1, 1, tzinfo=dt.UTC)))
     except (CronSimError, StopIteration) as error:
         raise ValueError(f"{text!r} is not a cron expression: {error or 'it never matches'}.") from error
 
@@ -63,12 +63,13 @@ def _moment(day: dt.date, time: dt.time, zone: zoneinfo.ZoneInfo) -> dt.datetime
     if moment.astimezone(zone).replace(tzinfo=None) == wall:
         return moment
     # In a gap fold=0 uses the offset before it and fold=1 the one after: their difference is the gap's length.
-    gap = before.utcoffset(), wall.replace(tzinfo=zone, fold=1).utcoffset()
-    assert gap[0] is not None and gap[1] is not None
-    low, high = moment - (gap[1] - gap[0]), moment
+    early, late = before.utcoffset(), wall.replace(tzinfo=zone, fold=1).utcoffset()
+    assert early is not None
+    assert late is not None
+    low, high = moment - abs(late - early), moment
     while high - low > dt.timedelta(seconds=1):
         middle = low + (high - low) / 2
-        if middle.astimezone(zone).utcoffset() == gap[0]:
+        if middle.astimezone(zone).utcoffset() == early:
             low = middle
         else:
             high = middle

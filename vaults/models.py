@@ -6,7 +6,6 @@ from typing import ClassVar
 
 from django.core.validators import MinLengthValidator, RegexValidator
 from django.db import models
-from django.db.models.functions import Now
 
 from accounts.models import Account
 
@@ -45,7 +44,7 @@ class Region(models.Model):
     capabilities = models.JSONField(default=dict, editable=False)
     probe_error = models.TextField(blank=True, editable=False)
     probed_at = models.DateTimeField(null=True, editable=False)
-    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    created_at = models.DateTimeField(editable=False)
 
     class Meta:
         ordering: ClassVar = ["name"]
@@ -85,7 +84,7 @@ class Vault(models.Model):
     prefix = models.CharField(max_length=120, editable=False)
     type = models.CharField(max_length=20, choices=VaultType.choices, default=VaultType.GENERAL)
     state = models.CharField(max_length=12, choices=VaultState.choices, default=VaultState.READY)
-    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    created_at = models.DateTimeField(editable=False)
 
     class Meta:
         ordering: ClassVar = ["name"]
@@ -136,7 +135,7 @@ class RecoveryPoint(models.Model):
     bytes_stored = models.PositiveBigIntegerField(default=0)
     problems_count = models.PositiveBigIntegerField(default=0)
     stats = models.JSONField(default=dict)
-    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    created_at = models.DateTimeField(editable=False)
 
     objects = RecoveryPointQuerySet.as_manager()
 

@@ -1,0 +1,31 @@
+"""Send the message that a step waits. It carries one id; the row says everything else."""
+
+import datetime as dt
+
+import structlog
+from celery import current_app
+from django.db import transaction
+from kombu.exceptions import OperationalError
+
+from jobs.models import Step
+
+log = structlog.get_logger(__name__)
+
+RUN_STEP = "jobs.run_step"
+
+
+def ring(step: Step, *, now: dt.datetime) -> None:
+    """Send the step's message once the transaction is committed.
+
+    A broker that does not answer costs time and nothing else: the row keeps `rung_at` empty and a sweep rings again.
+    """
+    transaction.on_commit(lambda: _send(step, now))
+
+
+def _send(step: Step, now: dt.datetime) -> None:
+    try:
+        current_app.send_task(RUN_STEP, args=(step.pk,), queue=step.queue, retry=False)
+    except OperationalError as error:
+        log.warning("doorbell.lost", step=step.pk, queue=step.queue, error=str(error))
+        return
+    Step.objects.filter(pk=step.pk).update(rung_at=now)

@@ -1,0 +1,22 @@
+"""manage.py setup_beat: declare the sweeps in django-celery-beat."""
+
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand
+from django_celery_beat.models import IntervalSchedule, PeriodicTask
+
+SWEEPS = ("jobs.sweep_due_plans", "jobs.sweep_steps", "jobs.sweep_ended_jobs")
+
+
+class Command(BaseCommand):
+    help = "Declare the periodic sweeps. Safe to run again: every start may do it."
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        interval, _ = IntervalSchedule.objects.get_or_create(every=settings.SWEEP_S, period=IntervalSchedule.SECONDS)
+        for task in SWEEPS:
+            # Through save(), not QuerySet.update(): only save() tells a running beat.
+            PeriodicTask.objects.update_or_create(
+                name=task, defaults={"task": task, "interval": interval, "expire_seconds": settings.SWEEP_S * 4}
+            )
+        self.stdout.write(f"{len(SWEEPS)} sweeps every {settings.SWEEP_S} s")

@@ -1,0 +1,274 @@
+"""Start and cancel jobs. Starting work means creating a Job; the callers ring the doorbell of its first step."""
+
+import datetime as dt
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.db import IntegrityError, transaction
+
+from accounts.models import Account
+from accounts.refusals import Refused
+from accounts.services import Actor, record
+from jobs import presence, steps
+from jobs.models import Job, Step
+from jobs.states import JobState, Kind, Stage, StepState, Trigger
+from policies.models import Plan, Source
+from policies.services import next_run_at
+from vaults.models import RecoveryPoint, Vault, VaultState, VaultType
+
+# A scheduled moment older than this was missed: it is recorded, not made up (unless the plan says catch_up).
+MISSED_AFTER_S = 3600
+VERIFY_LEVELS = ("inventory", "structure", "footers", "scrub", "content")
+
+
+class SourceBusy(Refused):
+    """One backup at a time per source (C52)."""
+
+    code = "source_busy"
+
+
+class VaultUnfit(Refused):
+    """The vault cannot take new backups now."""
+
+    code = "vault_unfit"
+
+
+class DestinationOffline(Refused):
+    """No worker of the destination host was seen lately (C26)."""
+
+    code = "destination_offline"
+
+
+class DestinationElsewhere(Refused):
+    """The destination belongs to another region than the vault (C25)."""
+
+    code = "destination_in_other_region"
+
+
+class DestinationUnknown(Refused):
+    """The point's source is not known here, so that there is no original place."""
+
+    code = "destination_unknown"
+
+
+class OverwriteUnconfirmed(Refused):
+    """Overwriting loses what is there (C28)."""
+
+    code = "overwrite_unconfirmed"
+
+
+class JobEnded(Refused):
+    """What has ended cannot be canceled."""
+
+    code = "job_ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What to restore (C24), from which paths, to where. `to` empty is the original path, else an existing folder.
+
+    `mode`: all, include or exclude; `patterns` for the latter two. `destination` None is the point's own source.
+    """
+
+    mode: str = "all"
+    patterns: list[str] = field(default_factory=list)
+    to: str = ""
+    same_name: str = "skip"
+    overwrite_confirmed: bool = False
+    destination: Source | None = None
+
+
+def _create(account: Account, *, now: dt.datetime, **values: Any) -> Job:
+    """Create the job with its first step. The caller holds the transaction."""
+    job = Job.objects.create(account=account, state=JobState.QUEUED, round=1, created_at=now, **values)
+    Step.objects.create(job=job, round=1, stage=Stage.PLAN, queue=job.queue_work, created_at=now)
+    steps.tell(job.pk, "Created", now=now)
+    return job
+
+
+def first_step(job: Job) -> Step:
+    """Return the step whose doorbell the creator of a job has to ring."""
+    return job.steps.get(round=1, stage=Stage.PLAN)
+
+
+def _check_vault(vault: Vault) -> None:
+    if vault.type != VaultType.GENERAL:
+        raise VaultUnfit(f"{vault} is a replication target: it takes no backups of its own. Choose a general vault.")
+    if vault.state != VaultState.READY:
+        raise VaultUnfit(f"{vault} is in state {vault.state}. Verify it first.", code="vault_not_ready")
+
+
+def _backup_values(plan: Plan) -> dict[str, Any]:
+    return {
+        "kind": Kind.BACKUP,
+        "vault": plan.vault,
+        "source": plan.source,
+        "plan": plan,
+        "queue_work": plan.source.queue,
+        "queue_finish": plan.vault.region.queue,
+    }
+
+
+def running_backup(source: Source) -> Job | None:
+    """Return the source's backup job that has not ended."""
+    return Job.objects.active().filter(source=source, kind=Kind.BACKUP).first()
+
+
+def request_backup(plan: Plan, *, actor: Actor, now: dt.datetime, deep: bool = False) -> Job:
+    """Start a backup by hand; a paused plan may be run too. Raises SourceBusy, VaultUnfit."""
+    _check_vault(plan.vault)
+    try:
+        with transaction.atomic():
+            job = _create(
+                plan.account, now=now, requested_by=actor.user, settings={"deep": deep}, **_backup_values(plan)
+            )
+            record(actor, "job.backup", job, account=plan.account, now=now, plan=str(plan.pk))
+            return job
+    except IntegrityError as error:
+        busy = running_backup(plan.source)
+        if busy is None:
+            raise
+        raise SourceBusy(
+            f"{plan.source} is being backed up already. Wait for that job, or cancel it.", job=str(busy.pk)
+        ) from error
+
+
+def request_scheduled(plan: Plan, *, now: dt.datetime) -> Job | None:
+    """Turn a due plan's moment into a job, or into a record of why there is none (C19, C54).
+
+    Moves the plan on to its next moment. None when another sweep was first: safe to call twice.
+    """
+    moment = plan.next_run_at
+    if moment is None or moment > now:
+        return None
+    following = next_run_at(plan, after=now)
+    try:
+        with transaction.atomic():
+            if not Plan.objects.due(now).filter(pk=plan.pk, next_run_at=moment).update(next_run_at=following):
+                return None
+            values = _backup_values(plan) | {"trigger": Trigger.SCHEDULED, "scheduled_for": moment}
+            state, reason = _why_not(plan, moment, now=now)
+            if not reason:
+                return _create(plan.account, now=now, **values)
+            return _ended(plan, state, reason, now=now, values=values)
+    except IntegrityError:
+        return None  # the moment has its job, or a person's backup began in between: the next sweep records that
+
+
+def _why_not(plan: Plan, moment: dt.datetime, *, now: dt.datetime) -> tuple[str, str]:
+    """Return the state and reason that stand in for a run, or an empty reason."""
+    if (now - moment).total_seconds() > MISSED_AFTER_S and not plan.catch_up:
+        return JobState.MISSED, f"The service was not running at {moment:%Y-%m-%d %H:%M} UTC"
+    if busy := running_backup(plan.source):
+        return JobState.SKIPPED, f"The previous backup was still running (job {busy.pk})"
+    if not presence.served(plan.source.queue, now=now):
+        return JobState.MISSED, f"No worker was running on {plan.source.host}"
+    try:
+        _check_vault(plan.vault)
+    except VaultUnfit as refusal:
+        return JobState.SKIPPED, str(refusal)
+    return "", ""
+
+
+def _ended(plan: Plan, state: str, reason: str, *, now: dt.datetime, values: dict[str, Any]) -> Job:
+    job = Job.objects.create(
+        account=plan.account, state=state, error=reason, created_at=now, ended_at=now, cleaned=True, **values
+    )
+    steps.tell(job.pk, reason, now=now, level="warning")
+    return job
+
+
+def _destination(point: RecoveryPoint, wanted: Source | None) -> Source:
+    """Return the source row that stands for the host to restore to. Raises the refusals of C25."""
+    account_id = point.vault.account_id
+    original = Source.objects.filter(account_id=account_id, pk=point.series).first() if _is_uuid(point.series) else None
+    destination = wanted or original
+    if destination is None:
+        raise DestinationUnknown("The source of this point is not known here. Name the destination to restore to.")
+    if destination != original and destination.region_id != point.vault.region_id:
+        raise DestinationElsewhere(
+            f"{destination} belongs to the region {destination.region}, the vault to {point.vault.region}. "
+            "Restore to a host of the vault's region."
+        )
+    return destination
+
+
+def _is_uuid(text: str) -> bool:
+    return len(text) == 36 and text.count("-") == 4
+
+
+def request_restore(point: RecoveryPoint, selection: Selection, *, actor: Actor, now: dt.datetime) -> Job:
+    """Start a restore. Raises DestinationUnknown, DestinationElsewhere, DestinationOffline, OverwriteUnconfirmed."""
+    if selection.same_name == "overwrite" and not selection.overwrite_confirmed:
+        raise OverwriteUnconfirmed(
+            "Overwriting loses the present content of files with the same name. Confirm it with overwrite_confirmed."
+        )
+    destination = _destination(point, selection.destination)
+    if not presence.served(destination.queue, now=now):
+        raise DestinationOffline(
+            f"No worker is running on {destination.host}. Start one there with the queue {destination.queue}."
+        )
+    wanted = {
+        "mode": selection.mode,
+        "patterns": selection.patterns,
+        "to": selection.to,
+        "same_name": selection.same_name,
+    }
+    with transaction.atomic():
+        job = _create(
+            point.vault.account,
+            now=now,
+            kind=Kind.RESTORE,
+            vault=point.vault,
+            source=destination,
+            point=point,
+            requested_by=actor.user,
+            settings=wanted,
+            queue_work=destination.queue,
+            queue_finish=destination.queue,
+        )
+        record(actor, "job.restore", job, account=job.account, now=now, point=str(point.pk), host=destination.host)
+    return job
+
+
+def request_verify(vault: Vault, *, level: str, actor: Actor, now: dt.datetime) -> Job:
+    """Start a verification of the vault at one of VERIFY_LEVELS."""
+    queue = vault.region.queue
+    with transaction.atomic():
+        job = _create(
+            vault.account,
+            now=now,
+            kind=Kind.VERIFY,
+            vault=vault,
+            requested_by=actor.user,
+            settings={"level": level},
+            queue_work=queue,
+            queue_finish=queue,
+        )
+        record(actor, "job.verify", job, account=vault.account, now=now, level=level)
+    return job
+
+
+@transaction.atomic
+def request_cancel(job: Job, *, actor: Actor, now: dt.datetime) -> Job:
+    """Stop a job (C43): queued steps end at once, running ones at their next check. Raises JobEnded.
+
+    Nothing that completed earlier is touched, and no recovery point comes about (C42). Safe to call twice.
+    """
+    running = Job.objects.filter(pk=job.pk, state__in=(JobState.CREATED, JobState.QUEUED))
+    if not running.update(state=JobState.CANCELED, ended_at=now):
+        Job.objects.filter(pk=job.pk, state=JobState.RUNNING).update(state=JobState.CANCELING)
+    job.refresh_from_db()
+    if job.ended and job.state != JobState.CANCELED:
+        raise JobEnded(f"The job has ended already: {job.get_state_display().lower()}.", state=job.state)
+    job.steps.filter(state=StepState.QUEUED).update(state=StepState.CANCELED, ended_at=now)
+    steps.tell(job.pk, f"Canceled by {actor.name}", now=now, level="warning")
+    record(actor, "job.cancel", job, account=job.account, now=now)
+    steps.settle_cancel(job.pk, now=now)
+    job.refresh_from_db()
+    return job
+
+
+def canceling() -> list[Any]:
+    """Return the ids of the jobs that are being canceled."""
+    return list(Job.objects.filter(state=JobState.CANCELING).values_list("pk", flat=True))

@@ -1,0 +1,59 @@
+"""The messages that workers take: ids only, every one safe to run twice. The rows say what to do."""
+
+import datetime as dt
+
+import structlog
+from celery import shared_task
+from django.conf import settings
+from django.utils import timezone
+
+from jobs import doorbell, executors, services, steps
+from jobs.models import Job, Step
+from jobs.states import ENDED
+from policies.models import Plan
+
+log = structlog.get_logger(__name__)
+SWEEP_ROWS_MAX = 1000
+
+
+@shared_task(name=doorbell.RUN_STEP)
+def run_step(step_id: int) -> None:
+    """Do one step, if it still waits for somebody."""
+    try:
+        step = steps.claim(step_id, worker=executors.worker_name(), now=timezone.now())
+    except steps.NotClaimable:
+        return  # rung twice, canceled meanwhile, or another worker was faster
+    with structlog.contextvars.bound_contextvars(job=str(step.job_id), step=step.pk, attempt=step.attempt):
+        executors.run(step, clock=timezone.now)
+
+
+@shared_task(name="jobs.sweep_due_plans")
+def sweep_due_plans() -> None:
+    """Turn the plans whose moment has come into jobs."""
+    now = timezone.now()
+    due = Plan.objects.due(now).select_related("account", "source", "policy", "vault__region")
+    for plan in due[:SWEEP_ROWS_MAX]:
+        job = services.request_scheduled(plan, now=now)
+        if job and not job.ended:
+            doorbell.ring(services.first_step(job), now=now)
+
+
+@shared_task(name="jobs.sweep_steps")
+def sweep_steps() -> None:
+    """Ring again for steps nobody came for, take over from dead workers, end what only waits for its cancel."""
+    now = timezone.now()
+    rung_before = now - dt.timedelta(seconds=settings.STEP_RING_AGAIN_S)
+    for step in Step.objects.unclaimed(now=now, rung_before=rung_before)[:SWEEP_ROWS_MAX]:
+        doorbell.ring(step, now=now)
+    for step in Step.objects.stalled(now).select_related("job")[:SWEEP_ROWS_MAX]:
+        if steps.give_up(step, now=now) and step.rung_in_vain(rung_before):
+            doorbell.ring(step, now=now)
+    for job_id in services.canceling():
+        steps.settle_cancel(job_id, now=now)
+
+
+@shared_task(name="jobs.sweep_ended_jobs")
+def sweep_ended_jobs() -> None:
+    """Remove what ended jobs left in the staging area, and close their sessions."""
+    for job in Job.objects.filter(cleaned=False, state__in=ENDED).select_related("vault__region")[:SWEEP_ROWS_MAX]:
+        executors.clean(job, now=timezone.now())

@@ -1,0 +1,181 @@
+"""Sources, policies and plans come about, change, pause and resume here."""
+
+import datetime as dt
+import random
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, models, transaction
+
+from accounts import secrets
+from accounts.refusals import Refused
+from accounts.services import Actor, record
+from engine.sources.mounts import mounts_inside
+from policies import schedule
+from policies.models import Plan, PlanState, Policy, Source, SourceKind
+from vaults.models import VaultType
+
+
+class PlanExists(Refused):
+    """The same source, policy and vault are bound already."""
+
+    code = "plan_exists"
+
+
+class PlanNotPaused(Refused):
+    """Only a paused plan can be resumed (C31)."""
+
+    code = "plan_not_paused"
+
+
+class PlanPaused(Refused):
+    """A paused plan cannot be paused."""
+
+    code = "plan_paused"
+
+
+class PlanUnfit(Refused):
+    """The parts of a plan don't fit together."""
+
+    code = "plan_unfit"
+
+
+def schedule_of(policy: Policy, *, start_minute: int) -> schedule.Schedule:
+    """Return the policy's schedule for a plan that drew `start_minute`."""
+    drawn = dt.time(start_minute // 60, start_minute % 60)
+    return schedule.Schedule(
+        zone=policy.time_zone,
+        cron=policy.cron,
+        every=policy.every,
+        unit=policy.unit,
+        starts_on=policy.starts_on,
+        start=policy.start_time or drawn,
+    )
+
+
+def next_run_at(plan: Plan, *, after: dt.datetime) -> dt.datetime:
+    """Return the plan's first moment later than `after`, UTC."""
+    return schedule.next_after(schedule_of(plan.policy, start_minute=plan.start_minute), after)
+
+
+def check_file_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a file source, complete. Raises ValidationError naming the field."""
+    unknown = set(values) - {"roots", "include", "exclude", "one_file_system"}
+    if unknown:
+        raise ValidationError({"settings": f"Unknown settings: {', '.join(sorted(unknown))}."})
+    roots = values.get("roots") or []
+    if not isinstance(roots, list) or not roots or not all(isinstance(root, str) for root in roots):
+        raise ValidationError({"settings": "Name at least one folder or file to protect in roots."})
+    for root in roots:
+        if not root.startswith("/") or "\0" in root or ".." in root.split("/"):
+            raise ValidationError({"settings": f"{root!r} is not an absolute path without '..'."})
+    clean: dict[str, Any] = {"roots": roots, "one_file_system": bool(values.get("one_file_system", False))}
+    for name in ("include", "exclude"):
+        patterns = values.get(name) or []
+        if not isinstance(patterns, list) or not all(isinstance(one, str) and one for one in patterns):
+            raise ValidationError({"settings": f"{name} must be a list of patterns."})
+        clean[name] = patterns
+    return clean
+
+
+def _warnings(source: Source) -> list[str]:
+    """Return what a person should know about the source (B28). Only the host itself can look at its mounts."""
+    if source.kind != SourceKind.FILES or source.host != settings.HOST_NAME or source.settings["one_file_system"]:
+        return []
+    return [
+        f"Another file system{f' ({mount.fs_type})' if mount.fs_type else ''} is mounted at "
+        f"{mount.path.decode('utf-8', 'replace')}: it will be read too, which may cost requests. "
+        "Set one_file_system to leave it out."
+        for mount in mounts_inside(source.settings["roots"])
+    ]
+
+
+@transaction.atomic
+def save_source(source: Source, *, credentials: dict[str, str] | None = None, actor: Actor, now: dt.datetime) -> Source:
+    """Check and store a source, new or changed; `credentials` None leaves the stored ones. Raises ValidationError."""
+    new = source._state.adding
+    if new:
+        source.created_at = now
+    source.settings = check_file_settings(source.settings)
+    source.warnings = _warnings(source)
+    if credentials is not None:
+        source.credentials = secrets.seal(credentials, context=f"source:{source.pk}")
+    source.full_clean()
+    source.save()
+    record(actor, "source.create" if new else "source.change", source, account=source.account, now=now)
+    return source
+
+
+@transaction.atomic
+def save_policy(policy: Policy, *, actor: Actor, now: dt.datetime) -> Policy:
+    """Check and store a policy, new or changed; its active plans get their next moment anew. Raises ValidationError."""
+    new = policy._state.adding
+    if new:
+        policy.created_at = now
+    policy.full_clean()
+    policy.save()
+    for plan in policy.plans.filter(state=PlanState.ACTIVE):
+        Plan.objects.filter(pk=plan.pk).update(
+            next_run_at=schedule.next_after(schedule_of(policy, start_minute=plan.start_minute), now)
+        )
+    record(actor, "policy.create" if new else "policy.change", policy, account=policy.account, now=now)
+    return policy
+
+
+def create_plan(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
+    """Bind a source to a policy and a vault (B16). Raises PlanUnfit, PlanExists.
+
+    The start between 00:00 and 06:00 is drawn here, once (C8).
+    """
+    accounts = {plan.source.account_id, plan.policy.account_id, plan.vault.account_id}
+    if len(accounts) != 1:
+        raise PlanUnfit("Source, policy and vault must belong to one account.")
+    if plan.vault.type != VaultType.GENERAL:
+        raise PlanUnfit(f"{plan.vault} is a replication target and takes no new plans.", code="vault_read_only")
+    plan.account_id = plan.source.account_id
+    plan.start_minute = random.SystemRandom().randrange(schedule.DRAWN_START_MINUTES)
+    plan.next_run_at = next_run_at(plan, after=now)
+    plan.created_at = now
+    try:
+        with transaction.atomic():
+            plan.save(force_insert=True)
+            record(actor, "plan.create", plan, account=plan.account, now=now)
+    except IntegrityError as error:
+        raise PlanExists("There is a plan for this source, policy and vault already.") from error
+    return plan
+
+
+@transaction.atomic
+def pause(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
+    """Stop future runs; points stay, and expire as they would (C30). Raises PlanPaused."""
+    changed = Plan.objects.filter(pk=plan.pk, state=PlanState.ACTIVE).update(state=PlanState.PAUSED, next_run_at=None)
+    if not changed:
+        raise PlanPaused("The plan is paused already.")
+    record(actor, "plan.pause", plan, account=plan.account, now=now)
+    plan.refresh_from_db()
+    return plan
+
+
+@transaction.atomic
+def resume(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
+    """Let a paused plan run again from its next moment on (C31). Raises PlanNotPaused."""
+    changed = Plan.objects.filter(pk=plan.pk, state=PlanState.PAUSED).update(
+        state=PlanState.ACTIVE, next_run_at=next_run_at(plan, after=now)
+    )
+    if not changed:
+        raise PlanNotPaused("Only a paused plan can be resumed.")
+    record(actor, "plan.resume", plan, account=plan.account, now=now)
+    plan.refresh_from_db()
+    return plan
+
+
+@transaction.atomic
+def delete(thing: Source | Policy | Plan, *, actor: Actor, now: dt.datetime) -> None:
+    """Delete a plan, or a source or policy that no plan uses. Points stay. Raises Refused."""
+    name = thing._meta.model_name
+    record(actor, f"{name}.delete", thing, account=thing.account, now=now)
+    try:
+        thing.delete()
+    except models.ProtectedError as error:
+        raise Refused(f"A plan uses this {name}. Delete the plan first.", code="in_use") from error

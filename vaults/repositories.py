@@ -1,0 +1,79 @@
+"""Rows -> the engine's view of them. The only place that touches a region's credentials and the service keyring."""
+
+import datetime as dt
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+
+from accounts import secrets
+from engine.errors import BadKeyFile
+from engine.keyproviders.keyring import Keyring
+from engine.storage.location import Location, open_storage
+from engine.storage.port import Storage
+from engine.storage.retry import Retrying
+from engine.vault import Vault as EngineVault
+from vaults.models import Region, Vault
+
+CREDENTIALS = ("access_key", "secret_key")
+
+
+def seal_credentials(region: Region, values: dict[str, str]) -> None:
+    """Put the given credentials, encrypted, into the region's row (not saved yet)."""
+    region.credentials = secrets.seal(
+        {name: value for name, value in values.items() if value}, context=region.secret_context
+    )
+
+
+def location(region: Region, *, prefix: str = "") -> Location:
+    """Return the engine's address of a region, or of one prefix in it. Raises ValueError with what to change."""
+    options: dict[str, Any] = {"bytes_per_s": region.bytes_per_s}
+    if region.url.startswith("s3://"):
+        kept = secrets.unseal(region.credentials, context=region.secret_context)
+        options |= {name: kept.get(name, "") for name in CREDENTIALS}
+        options |= {
+            "endpoint": region.endpoint,
+            "tls_verify": region.tls_verify,
+            "ca_file": region.ca_file,
+            "path_style": region.path_style,
+        }
+        if region.store_region:
+            options["region"] = region.store_region
+    url = f"{region.url.rstrip('/')}/{prefix}" if prefix else region.url
+    return Location.parse(url, **options)
+
+
+def bare_storage(region: Region) -> Storage:
+    """Return the region's store as it is, without retries and limits, so that a probe sees every problem."""
+    store = open_storage(location(region), create=True)
+    return store.inner if isinstance(store, Retrying) else store
+
+
+def storage(vault: Vault, *, create: bool = False) -> Storage:
+    """Return the store of one vault."""
+    return open_storage(location(vault.region, prefix=vault.prefix), create=create)
+
+
+def keyring() -> Keyring:
+    """Return the service keyring; it is made on first use and must then be kept safe."""
+    path = Path(settings.KEYRING_FILE)
+    if not path.exists():
+        try:
+            Keyring.generate().save(path)
+        except BadKeyFile:
+            if not path.exists():  # else another process was first: its keyring counts
+                raise
+    return Keyring.load(path)
+
+
+def create(vault: Vault, *, now: dt.datetime) -> str:
+    """Make the vault in its region and return its recovery key, which is kept nowhere. Raises VaultExists."""
+    _, recovery_key = EngineVault.create(storage(vault, create=True), providers=[keyring()], now=now)
+    return recovery_key
+
+
+def open_vault(vault: Vault) -> EngineVault:
+    """Return the vault opened with the service key. Raises WrongKey, VaultMissing, Unreachable."""
+    cache = Path(settings.CACHE_DIR) / str(vault.pk)
+    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return EngineVault.open(storage(vault), provider=keyring(), cache=cache)

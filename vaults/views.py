@@ -1,0 +1,205 @@
+"""Endpoints of regions, vaults and recovery points."""
+
+import base64
+import binascii
+from collections.abc import Iterator
+from typing import Any, ClassVar
+from urllib.parse import quote
+
+from django.db.models import Count, QuerySet, Sum
+from django.db.models.functions import Coalesce
+from django.http import StreamingHttpResponse
+from django.utils import timezone
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter, extend_schema
+from rest_framework import exceptions, mixins, status, viewsets
+from rest_framework.decorators import action
+from rest_framework.permissions import IsAuthenticated
+from rest_framework.renderers import BaseRenderer, JSONRenderer
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts.permissions import INSTALL, MANAGE, OPERATE
+from accounts.views import AccountViewSet, Pages, actor_of
+from vaults import browsing, services
+from vaults.models import RecoveryPoint, Region, Vault
+from vaults.serializers import (
+    EntryPageSerializer,
+    NewVaultSerializer,
+    RecoveryPointSerializer,
+    RegionRequestSerializer,
+    RegionSerializer,
+    VaultChangeSerializer,
+    VaultRequestSerializer,
+    VaultSerializer,
+)
+
+PATH = [
+    OpenApiParameter("path", str, description="Absolute path inside the point, UTF-8; empty is the top"),
+    OpenApiParameter("path_base64", str, description="The same as base64 of raw bytes, for names that are not UTF-8"),
+]
+
+
+class RegionView(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet[Region]):
+    """Regions belong to the installation: every user sees them, staff makes and changes them."""
+
+    queryset = Region.objects.all()
+    serializer_class = RegionSerializer
+    permission_classes: ClassVar = [IsAuthenticated]
+    pagination_class = Pages
+    lookup_field = "name"
+
+    def _staff(self, request: Request) -> None:
+        if not request.user.has_perm(INSTALL):
+            raise exceptions.PermissionDenied
+
+    def _save(self, request: Request, region: Region, *, partial: bool) -> Response:
+        self._staff(request)
+        wanted = RegionRequestSerializer(None if region._state.adding else region, data=request.data, partial=partial)
+        wanted.is_valid(raise_exception=True)
+        values: dict[str, Any] = dict(wanted.validated_data)
+        given = {name: values.pop(name) for name in ("access_key", "secret_key") if name in values}
+        for name, value in values.items():
+            setattr(region, name, value)
+        new = region._state.adding
+        services.save_region(
+            region, credentials=given if given or new else None, actor=actor_of(request), now=timezone.now()
+        )
+        return Response(RegionSerializer(region).data, status=201 if new else 200)
+
+    @extend_schema(request=RegionRequestSerializer, responses={201: RegionSerializer})
+    def create(self, request: Request) -> Response:
+        """Make a region after probing its store; 409 when the store is unfit."""
+        return self._save(request, Region(), partial=False)
+
+    @extend_schema(request=RegionRequestSerializer(partial=True), responses={200: RegionSerializer})
+    def partial_update(self, request: Request, name: str) -> Response:
+        """Change a region's options or credentials; its name and address never change."""
+        self._staff(request)
+        return self._save(request, self.get_object(), partial=True)
+
+    @extend_schema(request=None, responses={200: RegionSerializer})
+    @action(detail=True, methods=["post"])
+    def probe(self, request: Request, name: str) -> Response:
+        """Find out again what the store can do."""
+        self._staff(request)
+        region = services.probe_region(self.get_object(), actor=actor_of(request), now=timezone.now())
+        return Response(RegionSerializer(region).data)
+
+
+class VaultView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[Vault]):
+    """Vaults of the caller's accounts."""
+
+    queryset = Vault.objects.select_related("region", "account")
+    serializer_class = VaultSerializer
+    filterset_fields: ClassVar = ["account", "region", "type", "state"]
+
+    def get_queryset(self) -> QuerySet[Vault]:
+        return (
+            super()
+            .get_queryset()
+            .annotate(points_count=Count("points"), bytes_stored=Coalesce(Sum("points__bytes_stored"), 0))
+        )
+
+    @extend_schema(request=VaultRequestSerializer, responses={201: NewVaultSerializer})
+    def create(self, request: Request) -> Response:
+        """Make a vault. The answer shows its recovery key, this once."""
+        vault = Vault(**self.checked(VaultRequestSerializer))
+        self.need(MANAGE, vault)
+        recovery_key = services.create_vault(vault, actor=actor_of(request), now=timezone.now())
+        shown = self.get_queryset().get(pk=vault.pk)
+        return Response(
+            NewVaultSerializer({"vault": shown, "recovery_key": recovery_key}).data, status=status.HTTP_201_CREATED
+        )
+
+    @extend_schema(request=VaultChangeSerializer(partial=True), responses={200: VaultSerializer})
+    def partial_update(self, request: Request, pk: str) -> Response:
+        """Change the name or the description."""
+        vault = self.get_object()
+        for name, value in self.checked(VaultChangeSerializer, partial=True).items():
+            setattr(vault, name, value)
+        services.change_vault(vault, actor=actor_of(request), now=timezone.now())
+        return Response(VaultSerializer(vault).data)
+
+
+class AnyRenderer(BaseRenderer):
+    """Lets a client ask for a file with any Accept header; errors are still JSON."""
+
+    media_type = "application/octet-stream"
+    format = "bin"
+
+    def render(self, data: Any, *args: Any, **kwargs: Any) -> bytes:
+        return JSONRenderer().render(data)
+
+
+class PointPages(Pages):
+    ordering: Any = ("-completed_at", "-pk")
+
+
+class RecoveryPointView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[RecoveryPoint]):
+    """Recovery points: listed, browsed and read, never changed here."""
+
+    queryset = RecoveryPoint.objects.select_related("vault__account", "vault__region")
+    serializer_class = RecoveryPointSerializer
+    pagination_class: ClassVar[Any] = PointPages
+    account_path = "vault__account"
+    permissions: ClassVar = {"file": OPERATE}
+    filterset_fields: ClassVar = {
+        "vault": ["exact"],
+        "series": ["exact"],
+        "host": ["exact"],
+        "state": ["exact"],
+        "completed_at": ["gte", "lte"],
+    }
+
+    @extend_schema(
+        parameters=[
+            *PATH,
+            OpenApiParameter("cursor", str, description="`next` of the page before"),
+            OpenApiParameter("limit", int, description="1 to 1000 entries a page; 200 unless told"),
+        ],
+        responses={200: EntryPageSerializer},
+        filters=False,
+    )
+    @action(detail=True, pagination_class=None)
+    def entries(self, request: Request, pk: str) -> Response:
+        """List a folder of the point, a page at a time, without restoring anything (B22)."""
+        try:
+            limit = min(max(int(request.query_params.get("limit", 200)), 1), 1000)
+            after = _decoded(request.query_params.get("cursor", ""))
+        except (ValueError, binascii.Error) as error:
+            raise exceptions.ValidationError("limit must be a number, cursor the `next` of a page.") from error
+        page = browsing.folder(self.get_object(), _path(request), after=after, limit=limit)
+        return Response(EntryPageSerializer(page).data)
+
+    @extend_schema(parameters=PATH, responses={(200, "application/octet-stream"): OpenApiTypes.BINARY}, filters=False)
+    @action(detail=True, pagination_class=None, renderer_classes=[AnyRenderer, JSONRenderer])
+    def file(self, request: Request, pk: str) -> StreamingHttpResponse:
+        """Stream one file out of the point (B22, C1)."""
+        entry, parts = browsing.file(self.get_object(), _path(request))
+        answer = StreamingHttpResponse(_until_end(parts), content_type="application/octet-stream")
+        answer["Content-Length"] = str(entry.size)
+        name = entry.path.rpartition(b"/")[2]
+        answer["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(name, safe='')}"
+        answer["X-Content-Type-Options"] = "nosniff"
+        return answer
+
+
+def _until_end(parts: Iterator[bytes]) -> Iterator[bytes]:
+    yield from parts
+
+
+def _decoded(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text.encode())
+
+
+def _path(request: Request) -> bytes:
+    """Return the wanted path as the engine names it: raw bytes without slashes at the ends."""
+    given = request.query_params.get("path_base64", "")
+    try:
+        path = _decoded(given) if given else request.query_params.get("path", "").encode()
+    except (ValueError, binascii.Error) as error:
+        raise exceptions.ValidationError({"path_base64": "This is not base64."}) from error
+    if b"\0" in path or b".." in path.split(b"/"):
+        raise exceptions.ValidationError({"path": "A path has no '..' and no zero bytes."})
+    return path.strip(b"/")
