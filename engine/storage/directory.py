@@ -22,7 +22,7 @@ from engine.errors import (
     Unavailable,
     Unreachable,
 )
-from engine.storage.keys import check_key, check_prefix, check_range
+from engine.storage.keys import beyond_end, check_key, check_prefix, check_range
 from engine.storage.port import Bytes, Refusal, Stored
 from engine.storage.throttle import SLICE_BYTES, Pace, unpaced
 
@@ -93,7 +93,7 @@ class Directory:
                 size = os.fstat(fd).st_size
                 end = size if length is None else offset + length
                 if max(offset, end) > size:
-                    raise ShortRead(f"{key} has {size} bytes, {max(offset, end)} were asked for")
+                    raise beyond_end(key, size, max(offset, end))
                 return self._read(fd, key, offset, end - offset)
             finally:
                 os.close(fd)

@@ -1,6 +1,8 @@
-"""Which object keys the engine writes; every storage refuses others before it touches anything."""
+"""What may be asked of any storage; everything else is refused before anything is touched."""
 
 import re
+
+from engine.errors import ShortRead
 
 KEY_LENGTH = 900
 SEGMENT_LENGTH = 250
@@ -30,3 +32,10 @@ def check_range(offset: int, length: int | None) -> None:
     """Raise ValueError for a range that no object can have."""
     if offset < 0 or (length is not None and length < 0):
         raise ValueError(f"bad range: offset {offset}, length {length}")
+
+
+def beyond_end(key: str, size: int, end: int) -> ShortRead:
+    """Return the error for bytes that the object does not have: unlike an answer cut short, asking again is no use."""
+    error = ShortRead(f"{key} has {size} bytes, {end} were asked for")
+    error.transient = False
+    return error

@@ -7,8 +7,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from engine.errors import Forbidden, NotFound, ShortRead
-from engine.storage.keys import check_key, check_prefix, check_range
+from engine.errors import Forbidden, NotFound
+from engine.storage.keys import beyond_end, check_key, check_prefix, check_range
 from engine.storage.port import Bytes, Refusal, Stored
 
 
@@ -84,7 +84,7 @@ class Memory:
             end = len(data) if length is None else offset + length
             if max(offset, end) > len(data):
                 self._note("get", key, f"{offset}+{length}", "ShortRead")
-                raise ShortRead(f"{key} has {len(data)} bytes, {end} were asked for")
+                raise beyond_end(key, len(data), max(offset, end))
             self._note("get", key, f"{offset}+{end - offset}", "ok")
             return data[offset:end]
 

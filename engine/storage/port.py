@@ -22,6 +22,23 @@ class Refusal(NamedTuple):
     locked: bool
 
 
+class Claims(NamedTuple):
+    """What a store says about itself; `server_time` is its clock, None when it has none of its own."""
+
+    versioned: bool
+    object_lock: bool
+    server_time: dt.datetime | None
+
+
+class Broken(NamedTuple):
+    """Which attacks on a compliance lock worked."""
+
+    shortened: bool
+    weakened: bool
+    deleted: bool
+    overwritten: bool
+
+
 class Storage(Protocol):
     """Objects under keys of lower-case ASCII, digits, `.`, `-`, `_` and `/`.
 

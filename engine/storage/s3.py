@@ -9,7 +9,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import certifi
 import urllib3
@@ -21,9 +21,9 @@ from minio.error import S3Error
 from minio.helpers import genheaders
 from minio.retention import Retention
 
-from engine.errors import Forbidden, ShortRead, StorageError, Unavailable, Unreachable
-from engine.storage.keys import check_key, check_prefix, check_range
-from engine.storage.port import Bytes, Refusal, Stored
+from engine.errors import Forbidden, StorageError, Unavailable, Unreachable
+from engine.storage.keys import beyond_end, check_key, check_prefix, check_range
+from engine.storage.port import Broken, Bytes, Claims, Refusal, Stored
 from engine.storage.s3errors import TRANSIENT_CODES, translated
 from engine.storage.throttle import SLICE_BYTES, Pace, unpaced
 
@@ -34,14 +34,6 @@ _BATCH = 1000
 _CONNECTIONS = 16
 _LISTERS = 4
 _NO_LOCKING = ("InvalidRequest", "ObjectLockConfigurationNotFoundError", "NotImplemented", "MethodNotAllowed")
-
-
-class Versioned(NamedTuple):
-    """What a bucket says about itself; `server_time` is the answer's Date."""
-
-    versioned: bool
-    object_lock: bool
-    server_time: dt.datetime | None
 
 
 class S3Storage:
@@ -98,7 +90,8 @@ class S3Storage:
                 response.close()
                 response.release_conn()
         if length is not None and len(data) != length:
-            raise ShortRead(f"{key}: {len(data)} of {length} bytes came")
+            # A body cut short raises while it is read: this is all that the object has.
+            raise beyond_end(key, offset + len(data), offset + length)
         return data
 
     def scan(self, prefix: str, *, after: str = "") -> Iterator[Stored]:
@@ -142,11 +135,9 @@ class S3Storage:
         """Return the newest version's lock as its headers show it."""
         check_key(key)
         with translated(key):
-            found = self._client().stat_object(self._bucket, self._prefix + key)
-            text = (found.metadata or {}).get("x-amz-object-lock-retain-until-date")
-            return dt.datetime.fromisoformat(text).astimezone(dt.UTC) if text else None
+            return self._lock_end(self._prefix + key)
 
-    def describe(self) -> Versioned:
+    def describe(self) -> Claims:
         """Return what the bucket says about versions, object lock and the time; asking changes nothing."""
         client = self._client()
         with translated(self._bucket):
@@ -159,36 +150,48 @@ class S3Storage:
                 locks = False
         date = response.headers.get("Date")
         moment = dt.datetime.strptime(date, "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=dt.UTC) if date else None
-        return Versioned(status == "Enabled", locks, moment)
+        return Claims(status == "Enabled", locks, moment)
 
-    def attack_lock(self, key: str, *, earlier: dt.datetime) -> list[str]:
-        """Try to break the lock of the newest version of `key`; return a sentence for each attempt that worked.
+    def attack_lock(self, key: str, *, earlier: dt.datetime) -> Broken:
+        """Try to break the compliance lock of the newest version of `key` in every way a client can.
 
         Leaves a second version with other bytes under the key. Only for objects made to be attacked.
         """
-        client, name, worked = self._client(), self._prefix + key, []
+        client, name = self._client(), self._prefix + key
         with translated(key):
-            stat = client.stat_object(self._bucket, name)
-            version = stat.version_id
+            version = client.stat_object(self._bucket, name).version_id
+        doomed = [DeleteObject(name, version)]
+        shortened = self._works(self._retain, name, version, Retention(COMPLIANCE, _whole_seconds(earlier)))
+        weakened = self._works(self._retain, name, version, Retention(GOVERNANCE, _whole_seconds(earlier)))
+        with translated(key):
+            body = self._version_body(name, version)
             client._put_object(self._bucket, name, b"overwritten", {})
-            doomed = [DeleteObject(name, version)]
-
-        def tries(sentence: str, attempt: Callable[[], object]) -> None:
-            with contextlib.suppress(StorageError), translated(key):
-                attempt()
-                worked.append(sentence)
-
-        def shorten(mode: str) -> Callable[[], object]:
-            retention = Retention(mode, _whole_seconds(earlier))
-            return lambda: client.set_object_retention(self._bucket, name, retention, version)
-
-        tries("A lock can be shortened", shorten(COMPLIANCE))
-        tries("A compliance lock can be turned into a governance lock", shorten(GOVERNANCE))
-        with translated(key):
+            overwritten = self._version_body(name, version) != body
             client._delete_objects(self._bucket, doomed, bypass_governance_mode=True)
-            if not any(v.version_id == version and not v.is_delete_marker for v in self._versions(key)):
-                worked.append("A locked version can be deleted with the right to bypass governance locks")
-        return worked
+            deleted = not any(v.version_id == version for v in self._versions(key))
+        return Broken(shortened, weakened, deleted, overwritten)
+
+    def _works(self, attempt: Callable[..., object], *arguments: object) -> bool:
+        """Say whether the store allowed it; no answer at all raises."""
+        try:
+            with translated("attack"):
+                attempt(*arguments)
+        except StorageError as error:
+            if error.transient:
+                raise
+            return False
+        return True
+
+    def _retain(self, name: str, version: str | None, retention: Retention) -> None:
+        self._client().set_object_retention(self._bucket, name, retention, version)
+
+    def _version_body(self, name: str, version: str | None) -> bytes:
+        response = self._client().get_object(self._bucket, name, version_id=version)
+        try:
+            return bytes(response.read())
+        finally:
+            response.close()
+            response.release_conn()
 
     def _client(self) -> Minio:
         with self._mutex:
@@ -234,7 +237,7 @@ class S3Storage:
         with translated(key):
             size = self._client().stat_object(self._bucket, self._prefix + key).size or 0
         if missing or offset > size:
-            raise ShortRead(f"{key} has {size} bytes, {offset + missing} were asked for")
+            raise beyond_end(key, size, offset + missing)
         return b""
 
     def _scan(self, prefix: str, after: str) -> Iterator[Stored]:
@@ -245,6 +248,12 @@ class S3Storage:
             )
             for item in found:
                 yield Stored((item.object_name or "").removeprefix(self._prefix), item.size or 0)
+
+    def _lock_end(self, name: str, version: str | None = None) -> dt.datetime | None:
+        # Not get_object_retention: minio cannot read the nanoseconds that Ceph answers with.
+        found = self._client().stat_object(self._bucket, name, version_id=version)
+        text = (found.metadata or {}).get("x-amz-object-lock-retain-until-date")
+        return dt.datetime.fromisoformat(text).astimezone(dt.UTC) if text else None
 
     def _versions(self, key: str) -> list[Object]:
         name = self._prefix + key
@@ -273,9 +282,9 @@ class S3Storage:
             raise Unavailable(f"{key}: {code or 'the store did not say whether it was deleted'}")
         lock = None
         with contextlib.suppress(StorageError), translated(key):
-            lock = self._client().get_object_retention(self._bucket, name, None if version == "null" else version)
+            lock = self._lock_end(name, version)
         if lock is not None:
-            return Refusal(key, f"locked until {lock.retain_until_date.isoformat()}", locked=True)
+            return Refusal(key, f"locked until {lock.isoformat()}", locked=True)
         return Refusal(key, f"{code}: {error.message or 'no reason given'}", locked=code == "ObjectLocked")
 
 
@@ -342,5 +351,7 @@ def _no_locking(key: str) -> Iterator[None]:
         yield
     except S3Error as error:
         if error.code in _NO_LOCKING:
-            raise Forbidden(f"{key} cannot be locked: object lock is off in this bucket ({error.message})") from error
+            refused = Forbidden(f"{key} cannot be locked: object lock is off in this bucket")
+            refused.advice = "Make a bucket with object lock on: it cannot be switched on later everywhere"
+            raise refused from error
         raise
