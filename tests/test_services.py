@@ -10,6 +10,8 @@ import redis
 from minio.commonconfig import COMPLIANCE
 from minio.error import S3Error
 from minio.retention import Retention
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from tests.services import s3_client
 
@@ -20,7 +22,8 @@ def test_redis_answers_to_its_password(redis_service):
 
 
 def test_redis_refuses_a_wrong_password(redis_service):
-    with redis.Redis(host=redis_service.host, port=redis_service.port, password="wrong") as client:
+    once = Retry(NoBackoff(), 0)
+    with redis.Redis(host=redis_service.host, port=redis_service.port, password="wrong", retry=once) as client:
         with pytest.raises(redis.AuthenticationError):
             client.ping()
 
