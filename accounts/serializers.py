@@ -18,6 +18,7 @@ class OwnField(serializers.PrimaryKeyRelatedField[Any]):
 
     def get_queryset(self) -> models.QuerySet[Any]:
         queryset = super().get_queryset()
+        assert queryset is not None
         request = self.context.get("request")
         if request is None:
             return queryset.none()

@@ -69,8 +69,8 @@ class RolePermission(BasePermission):
 class AccountViewSet(viewsets.GenericViewSet[M]):
     """Rows of the accounts that the user is a member of. An outsider's request finds nothing: 404."""
 
-    permission_classes: ClassVar = [IsAuthenticated, RolePermission]
-    pagination_class: ClassVar[Any] = Pages
+    permission_classes = [IsAuthenticated, RolePermission]
+    pagination_class: Any = Pages
     account_path: ClassVar[str] = "account"
     permissions: ClassVar[dict[str, str]] = {}
 
@@ -168,8 +168,8 @@ class TokenView(viewsets.GenericViewSet[AuthToken]):
 
     def get_queryset(self) -> models.QuerySet[AuthToken]:
         if getattr(self, "swagger_fake_view", False):
-            return AuthToken.objects.none()
-        return AuthToken.objects.filter(user=user_of(self.request)).order_by("-created")
+            return super().get_queryset().none()
+        return super().get_queryset().filter(user=user_of(self.request)).order_by("-created")
 
     @extend_schema(responses={200: TokenSerializer(many=True)})
     def list(self, request: Request) -> Response:

@@ -39,7 +39,7 @@ class StoreProblem(exceptions.APIException):
         self.status_code = status_code
 
 
-class Handler(ExceptionHandler):  # type: ignore[misc]  # the package ships no types
+class Handler(ExceptionHandler):
     """Turn refusals, the engine's errors and model validation into the API's one error shape."""
 
     def convert_known_exceptions(self, exc: Exception) -> Exception:
@@ -77,5 +77,6 @@ class ErrorSerializer(serializers.Serializer[Any]):
     """Every error of the API has this shape; `context` tells more about a refusal, e.g. the job in the way."""
 
     type = serializers.ChoiceField(choices=ERROR_TYPES)
-    errors = ErrorLineSerializer(many=True)
-    context = serializers.DictField(required=False)
+    # Declared fields leave the class, so they hide no attribute of it.
+    errors = ErrorLineSerializer(many=True)  # type: ignore[assignment]  # see above
+    context = serializers.DictField(required=False)  # type: ignore[assignment]  # see above

@@ -7,7 +7,7 @@ from kombu.exceptions import OperationalError
 
 from backupsite.celery import app
 
-BROKER_TIMEOUT_S = 2.0
+BROKER_TIMEOUT_S = 2
 
 
 def live(request: HttpRequest) -> JsonResponse:

@@ -42,4 +42,4 @@ class LeasedDatabaseScheduler(DatabaseScheduler):
             self._heap = None
             self._heap_invalidated = True
             self._leading = True
-        return min(super().tick(*args, **kwargs), LEASE_S / 3)
+        return min(float(super().tick(*args, **kwargs)), LEASE_S / 3)

@@ -134,5 +134,5 @@ REQUESTS: dict[str, type[serializers.Serializer[Any]]] = {
     Kind.VERIFY.value: VerifyRequestSerializer,
 }
 JobRequest = PolymorphicProxySerializer(
-    component_name="JobRequest", serializers=REQUESTS, resource_type_field_name="kind"
+    component_name="JobRequest", serializers=dict(REQUESTS), resource_type_field_name="kind"
 )

@@ -39,7 +39,8 @@ NEXT: dict[str, tuple[str, ...]] = {
         JobState.CANCELED,
     ),
     JobState.CANCELING: (JobState.CANCELED, JobState.COMPLETE, JobState.PARTIAL_COMPLETE, JobState.FAILED),
-} | dict.fromkeys(ENDED, ())
+    **dict.fromkeys(ENDED, ()),
+}
 
 
 def before(state: str) -> tuple[str, ...]:

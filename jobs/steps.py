@@ -5,6 +5,7 @@ that runs is fenced by its attempt: the updates of a worker that lost its lease 
 """
 
 import datetime as dt
+import uuid
 from dataclasses import dataclass
 
 from django.conf import settings
@@ -35,7 +36,7 @@ class Counters:
     bytes_stored: int = 0
 
 
-def tell(job_id: object, text: str, *, now: dt.datetime, level: str = "info") -> None:
+def tell(job_id: uuid.UUID, text: str, *, now: dt.datetime, level: str = "info") -> None:
     """Add a line to the job's story."""
     JobEvent.objects.create(job_id=job_id, happened_at=now, text=text, level=level)
 
@@ -47,7 +48,10 @@ def claim(step_id: int, *, worker: str, now: dt.datetime) -> Step:
     A planner claimed anew begins a new round: everything that earlier rounds made counts for nothing.
     """
     job_id = Step.objects.filter(pk=step_id).values_list("job_id", flat=True).first()
-    if not Job.objects.filter(pk=job_id, state__in=(JobState.QUEUED, JobState.RUNNING)).update(state=JobState.RUNNING):
+    if job_id is None:
+        raise NotClaimable(step_id)
+    waiting = Job.objects.filter(pk=job_id, state__in=(JobState.QUEUED, JobState.RUNNING))
+    if not waiting.update(state=JobState.RUNNING):
         raise NotClaimable(step_id)
     Job.objects.filter(pk=job_id, started_at=None).update(started_at=now)
     free = Q(state=StepState.QUEUED) & (Q(not_before=None) | Q(not_before__lte=now))
@@ -199,7 +203,7 @@ def end_finish(step: Step, *, state: str, now: dt.datetime, **outcome: object) -
     end_job(step.job_id, state=state, now=now, **outcome)
 
 
-def end_job(job_id: object, *, state: str, now: dt.datetime, **outcome: object) -> bool:
+def end_job(job_id: uuid.UUID, *, state: str, now: dt.datetime, **outcome: object) -> bool:
     """End the job and whatever of its steps is open. False when it had ended already: nothing changes."""
     with transaction.atomic():
         ended = Job.objects.filter(pk=job_id, state__in=before(state)).update(state=state, ended_at=now, **outcome)
@@ -235,7 +239,7 @@ def cancel(step: Step, *, now: dt.datetime) -> None:
     settle_cancel(step.job_id, now=now)
 
 
-def settle_cancel(job_id: object, *, now: dt.datetime) -> bool:
+def settle_cancel(job_id: uuid.UUID, *, now: dt.datetime) -> bool:
     """End a job that is being canceled once none of its steps runs. True when this call ended it."""
     if not Job.objects.filter(pk=job_id, state=JobState.CANCELING).exists():
         return False

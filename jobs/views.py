@@ -84,6 +84,6 @@ class JobView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[J
     @action(detail=True, pagination_class=StepPages)
     def steps(self, request: Request, pk: str) -> Response:
         """List the job's steps, the present round first."""
-        page = self.paginate_queryset(self.get_object().steps.all())
-        assert page is not None
-        return self.get_paginated_response(StepSerializer(page, many=True).data)
+        paginator = StepPages()
+        page = paginator.paginate_queryset(self.get_object().steps.all(), request, view=self)
+        return paginator.get_paginated_response(StepSerializer(page, many=True).data)

@@ -33,7 +33,7 @@ def check_cron(text: str) -> None:
     try:
         next(CronSim(text, dt.datetime(2024, 1, 1, tzinfo=dt.UTC)))
     except (CronSimError, StopIteration) as error:
-        raise ValueError(f"{text!r} is not a cron expression: {error or 'it never matches'}.") from error
+        raise ValueError(f"{text!r} is not a cron expression: {str(error) or 'it never matches'}.") from error
 
 
 def next_after(schedule: Schedule, after: dt.datetime) -> dt.datetime:

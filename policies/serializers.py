@@ -93,7 +93,9 @@ class PlanSerializer(serializers.ModelSerializer[Plan]):
 class PlanRequestSerializer(serializers.Serializer[Plan]):
     """A plan needs all of source, policy and vault (B16)."""
 
-    source = OwnField(queryset=Source.objects.select_related("account"))
+    source = OwnField(  # type: ignore[assignment]  # a declared field leaves the class, so it hides no attribute
+        queryset=Source.objects.select_related("account")
+    )
     policy = OwnField(queryset=Policy.objects.all())
     vault = OwnField(queryset=Vault.objects.all())
     catch_up = serializers.BooleanField(default=False)

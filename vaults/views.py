@@ -45,7 +45,7 @@ class RegionView(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
 
     queryset = Region.objects.all()
     serializer_class = RegionSerializer
-    permission_classes: ClassVar = [IsAuthenticated]
+    permission_classes = [IsAuthenticated]
     pagination_class = Pages
     lookup_field = "name"
 
@@ -58,7 +58,7 @@ class RegionView(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
         wanted = RegionRequestSerializer(None if region._state.adding else region, data=request.data, partial=partial)
         wanted.is_valid(raise_exception=True)
         values: dict[str, Any] = dict(wanted.validated_data)
-        given = {name: values.pop(name) for name in ("access_key", "secret_key") if name in values}
+        given: dict[str, str] = {name: values.pop(name) for name in ("access_key", "secret_key") if name in values}
         for name, value in values.items():
             setattr(region, name, value)
         new = region._state.adding
@@ -141,7 +141,7 @@ class RecoveryPointView(mixins.ListModelMixin, mixins.RetrieveModelMixin, Accoun
 
     queryset = RecoveryPoint.objects.select_related("vault__account", "vault__region")
     serializer_class = RecoveryPointSerializer
-    pagination_class: ClassVar[Any] = PointPages
+    pagination_class = PointPages
     account_path = "vault__account"
     permissions: ClassVar = {"file": OPERATE}
     filterset_fields: ClassVar = {

@@ -1,0 +1,166 @@
+"""Sources, policies and plans: what is accepted, what is refused and why."""
+
+import datetime as dt
+
+import pytest
+from django.core.exceptions import ObjectDoesNotExist, ValidationError
+from django.db import IntegrityError, transaction
+
+from accounts.models import Event
+from accounts.refusals import Refused
+from accounts.services import SERVICE
+from policies import services
+from policies.models import RETENTION_DAYS_MAX, Plan, PlanState, Policy, Source
+from tests.support.people import T0, make_account, make_policy, make_region, make_source, make_vault, whole_plan
+from vaults.models import VaultType
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def account():
+    return make_account()
+
+
+@pytest.fixture
+def region():
+    return make_region()
+
+
+def new_source(account, region, **settings) -> Source:
+    return Source(account=account, region=region, name="web1", host="web1", settings=settings)
+
+
+def test_a_source_is_stored_with_complete_settings_and_an_audit_line(account, region):
+    source = services.save_source(new_source(account, region, roots=["/srv"]), actor=SERVICE, now=T0)
+    source.refresh_from_db()
+    assert source.settings == {"roots": ["/srv"], "include": [], "exclude": [], "one_file_system": False}
+    assert Event.objects.get().action == "source.create"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "at least one folder"),
+        ({"roots": "/srv"}, "at least one folder"),
+        ({"roots": ["srv"]}, "not an absolute path"),
+        ({"roots": ["/srv/../etc"]}, "not an absolute path"),
+        ({"roots": ["/srv"], "exclude": "*.tmp"}, "list of patterns"),
+        ({"roots": ["/srv"], "follow": True}, "Unknown settings: follow"),
+    ],
+)
+def test_bad_file_settings_are_refused_with_what_to_do(account, region, settings, message):
+    with pytest.raises(ValidationError, match=message):
+        services.save_source(new_source(account, region, **settings), actor=SERVICE, now=T0)
+    assert not Source.objects.exists()
+
+
+@pytest.mark.rule("B28")
+def test_saving_a_source_warns_about_file_systems_mounted_inside(account, region, settings):
+    settings.HOST_NAME = "web1"
+    warned = services.save_source(new_source(account, region, roots=["/"]), actor=SERVICE, now=T0)
+    assert any("mounted at /proc" in warning for warning in warned.warnings)
+    warned.settings["one_file_system"] = True
+    assert services.save_source(warned, actor=SERVICE, now=T0).warnings == []
+
+
+def test_credentials_are_kept_sealed_and_stay_when_not_given(account, region):
+    source = new_source(account, region, roots=["/srv"])
+    services.save_source(source, credentials={"password": "hunter2hunter2"}, actor=SERVICE, now=T0)
+    kept = Source.objects.get().credentials
+    assert kept.startswith("v1.")
+    assert "hunter2" not in kept
+    services.save_source(source, actor=SERVICE, now=T0)
+    assert Source.objects.get().credentials == kept
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"retention_days": 0}, "greater than or equal to 1"),
+        ({"retention_days": RETENTION_DAYS_MAX + 1}, "less than or equal to 364635"),
+        ({"cron": "61 * * * *"}, "not a cron expression"),
+        ({"time_zone": "Mars/Olympus"}, "no time zone"),
+        ({"every": 0}, "greater than or equal to 1"),
+        ({"unit": "fortnight"}, "not a valid choice"),
+    ],
+)
+def test_bad_policies_are_refused_with_what_to_do(account, values, message):
+    with pytest.raises(ValidationError, match=message):
+        services.save_policy(Policy(account=account, name="p", **values), actor=SERVICE, now=T0)
+
+
+def test_the_database_itself_refuses_a_retention_out_of_range(account):
+    with pytest.raises(IntegrityError), transaction.atomic():
+        make_policy(account, retention_days=0)
+
+
+@pytest.mark.rule("B16")
+@pytest.mark.parametrize("missing", ["source", "policy", "vault"])
+def test_a_plan_needs_source_policy_and_vault(missing):
+    plan = whole_plan()
+    parts = {"source": plan.source, "policy": plan.policy, "vault": plan.vault}
+    plan.delete()
+    del parts[missing]
+    with pytest.raises(ObjectDoesNotExist), transaction.atomic():
+        services.create_plan(Plan(**parts), actor=SERVICE, now=T0)
+    assert not Plan.objects.exists()
+
+
+@pytest.mark.rule("B16", "C8")
+def test_a_new_plan_draws_its_start_and_knows_its_next_moment(account, region):
+    plan = Plan(source=make_source(account, region), policy=make_policy(account), vault=make_vault(account, region))
+    services.create_plan(plan, actor=SERVICE, now=T0)
+    midnight = dt.datetime(2026, 3, 11, tzinfo=dt.UTC)
+    assert plan.next_run_at == midnight + dt.timedelta(minutes=plan.start_minute)
+    assert plan.start_minute < 360
+
+
+def test_the_same_binding_twice_is_refused():
+    plan = whole_plan()
+    with pytest.raises(services.PlanExists):
+        services.create_plan(Plan(source=plan.source, policy=plan.policy, vault=plan.vault), actor=SERVICE, now=T0)
+
+
+def test_parts_of_two_accounts_make_no_plan():
+    plan, other = whole_plan("acme"), whole_plan("other")
+    with pytest.raises(services.PlanUnfit, match="one account"):
+        services.create_plan(Plan(source=plan.source, policy=plan.policy, vault=other.vault), actor=SERVICE, now=T0)
+
+
+def test_a_replication_target_takes_no_plan(account, region):
+    target = make_vault(account, region, type=VaultType.REPLICATION_TARGET)
+    plan = Plan(source=make_source(account, region), policy=make_policy(account), vault=target)
+    with pytest.raises(services.PlanUnfit, match="replication target"):
+        services.create_plan(plan, actor=SERVICE, now=T0)
+
+
+@pytest.mark.rule("C30", "C31")
+def test_only_a_paused_plan_can_be_resumed_and_only_an_active_one_paused():
+    plan = whole_plan()
+    with pytest.raises(services.PlanNotPaused):
+        services.resume(plan, actor=SERVICE, now=T0)
+    services.pause(plan, actor=SERVICE, now=T0)
+    assert (plan.state, plan.next_run_at) == (PlanState.PAUSED, None)
+    with pytest.raises(services.PlanPaused):
+        services.pause(plan, actor=SERVICE, now=T0)
+    services.resume(plan, actor=SERVICE, now=T0)
+    assert plan.state == PlanState.ACTIVE
+    assert plan.next_run_at == dt.datetime(2026, 3, 11, 1, 30, tzinfo=dt.UTC)
+
+
+def test_a_changed_policy_moves_its_active_plans():
+    plan = whole_plan()
+    plan.policy.cron = "0 13 * * *"
+    services.save_policy(plan.policy, actor=SERVICE, now=T0)
+    plan.refresh_from_db()
+    assert plan.next_run_at == dt.datetime(2026, 3, 10, 13, 0, tzinfo=dt.UTC)
+
+
+def test_a_source_that_a_plan_uses_cannot_be_deleted():
+    plan = whole_plan()
+    with pytest.raises(Refused, match="A plan uses this source"):
+        services.delete(plan.source, actor=SERVICE, now=T0)
+    services.delete(plan, actor=SERVICE, now=T0)
+    services.delete(plan.source, actor=SERVICE, now=T0)
+    assert not Source.objects.exists()
