@@ -39,8 +39,11 @@ class Chunker:
             at += chunk.length
         return lengths
 
-    def cut(self, read: Callable[[memoryview], int]) -> Iterator[memoryview]:
-        """Yield the chunks of what `read(view) -> count` gives until 0. A chunk is valid until the next is asked for."""
+    def windows(self, read: Callable[[memoryview], int]) -> Iterator[list[memoryview]]:
+        """Yield the chunks of what `read(view) -> count` gives until 0, a window at a time.
+
+        The views are valid until the next window is asked for.
+        """
         if not self._window:
             self._window = memoryview(bytearray(_WINDOW_BYTES))
         window, filled, final = self._window, 0, False
@@ -50,10 +53,12 @@ class Chunker:
             if filled < len(window) and count:
                 continue
             final = not count
-            at = 0
+            chunks, at = [], 0
             for length in self.lengths(window[:filled], final=final):
-                yield window[at : at + length]
+                chunks.append(window[at : at + length])
                 at += length
+            if chunks:
+                yield chunks
             left = filled - at
             window[:left] = window[at:filled]
             filled = left

@@ -9,6 +9,7 @@ EngineError
     - StorageFull        no space left, or the quota is used up
     - Unavailable        transient: time-out, 5xx, slow down
     - ShortRead          transient: fewer bytes came than the object has
+    - CommitUnknown      the commit was sent and no answer came: the point may exist or not
   + IntegrityError       stored bytes are not what was written: damaged or forged
     - MissingObject      the vault needs an object that is not there
   + FormatError          written by a newer or foreign program: this one must not touch it
@@ -84,6 +85,12 @@ class ShortRead(StorageError):
     """The answer ended before the promised number of bytes."""
 
     transient = True
+
+
+class CommitUnknown(StorageError):
+    """A commit was sent and its outcome could not be learnt."""
+
+    advice = "List the points: if it is there it is complete and safe; if not, run the backup again"
 
 
 class IntegrityError(EngineError):

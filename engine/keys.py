@@ -60,7 +60,7 @@ class Keys:
         self.vault_id = vault_id
         self.epoch = max(data_keys)
         self.id_key = _derive(root, "id")
-        self.chunker_seed = int.from_bytes(_derive(root, "chunker", length=8), "big")
+        self.chunker_seed = int.from_bytes(_derive(root, "chunker", length=8), "big") >> 1
         self.cache_key = _derive(root, "cache")
         self._control_key = _derive(root, "control")
         self._wrap_key = _derive(root, "data keys")
@@ -133,7 +133,9 @@ def _open_epochs(key_set: KeySet, root: bytes) -> dict[int, bytes]:
     keys = {}
     for epoch in key_set.epochs:
         try:
-            keys[epoch.number] = wrap_key.decrypt(epoch.wrapped[:12], epoch.wrapped[12:], epoch.number.to_bytes(4, "big"))
+            keys[epoch.number] = wrap_key.decrypt(
+                epoch.wrapped[:12], epoch.wrapped[12:], epoch.number.to_bytes(4, "big")
+            )
         except (InvalidTag, ValueError):
             raise IntegrityError(f"data key {epoch.number} of the vault is damaged") from None
     if not keys:

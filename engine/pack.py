@@ -157,7 +157,7 @@ class _Open:
 class PackWriter:
     """Fills packs with chunks and stores them. Not for several threads.
 
-    `put(key, bytes)` stores; with an `executor` it runs there while the next pack is filled, two packs in flight at most.
+    `put(key, bytes)` stores; with an `executor` it runs there while the next pack is filled, two in flight at most.
     A chunk under SLOT_BYTES shares a slot with its neighbours, a larger one has its own. Nothing that was added may
     be referred to before `close()` returned. Crash: leaves packs that nothing refers to; prune removes them. A
     writer cannot be resumed: the salt lives only here, so no nonce is ever used twice.
@@ -281,7 +281,11 @@ def open_footer(keys: Keys, head: Head, data: bytes) -> Table:
 def _pack_footer(table: Table) -> bytes:
     parts = [np.array([len(table.ids), len(table.raw)], ">u4").tobytes(), table.ids.tobytes()]
     parts += [column.astype(">u4").tobytes() for column in (table.slot, table.offset, table.length)]
-    parts += [table.raw.astype(np.uint8).tobytes(), table.at.astype(">u4").tobytes(), table.stored.astype(">u4").tobytes()]
+    parts += [
+        table.raw.astype(np.uint8).tobytes(),
+        table.at.astype(">u4").tobytes(),
+        table.stored.astype(">u4").tobytes(),
+    ]
     return b"".join(parts)
 
 

@@ -30,7 +30,8 @@ class Reader(Protocol):
     `changed` compares the attributes with those at opening: call it after the last read.
     """
 
-    entry: Entry
+    @property
+    def entry(self) -> Entry: ...
 
     def __enter__(self) -> "Reader": ...
 
@@ -71,6 +72,6 @@ class Source(Protocol):
     def read_small(self, entry: Entry, limit: int) -> tuple[Entry, bytes] | Problem | None:
         """Return a whole file of at most `limit` bytes at once, with its fresh entry, as `open` would.
 
-        The fast path for the many small files. None when the file is larger or was changing: use `open`.
+        The fast path for the many small files. None when the file is larger, has holes or was changing: use `open`.
         """
         ...

@@ -3,7 +3,6 @@
 import errno
 import os
 import threading
-from types import TracebackType
 
 from engine.beneath import PLACE, open_beneath, split
 from engine.entries import Entry
@@ -14,6 +13,7 @@ from engine.sources.port import Span
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | getattr(os, "O_NOCTTY", 0)
 _NO_ATIME = getattr(os, "O_NOATIME", 0)
 _BLOCK = 512
+_SMALLEST_HOLE = 4096
 
 
 class Folders(threading.local):
@@ -71,6 +71,16 @@ def open_file(folder: int, name: bytes, *, own: bool) -> int:
     return os.open(name, READ, dir_fd=folder)
 
 
+def has_holes(fd: int, size: int) -> bool:
+    """Say whether a file that uses fewer blocks than its size has holes: it may be compressed, or stored inline."""
+    if size < _SMALLEST_HOLE:
+        return False
+    try:
+        return os.lseek(fd, 0, os.SEEK_HOLE) < size
+    except OSError:
+        return False
+
+
 class FileReader:
     """One open file (the Reader port). Owns the descriptor."""
 
@@ -91,9 +101,7 @@ class FileReader:
     def __enter__(self) -> "FileReader":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         os.close(self._fd)
 
     def readinto(self, view: memoryview, offset: int) -> int:

@@ -1,0 +1,224 @@
+"""The listing of a point: blocks of sorted entries in columns (vault-format, section 5).
+
+A block is four column groups, each a chunk of its own in a meta pack, all of one block in one slot. Little-endian;
+`shuffled` means that the first bytes of all values come first, then the second, and so on (it compresses better).
+
+names     rows u32 | kind u8 per row | paths, joined by a zero byte
+statics   mode u16, uid u32, gid u32, shuffled | msgpack {users, groups, targets, xattrs, rdevs}, rows as keys
+volatile  size i64, mtime i64, ctime i64, inode u64, device u32, links u32, shuffled
+extents   count u32 per row | ids, 16 bytes each (zero = hole) | length u64 each, shuffled
+
+A block ends after a path whose keyed checksum ends in twelve zero bits, once it has BLOCK_ROWS_MIN rows, or at
+BLOCK_ROWS_MAX rows; so an inserted folder shifts nothing behind it.
+"""
+
+import zlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from engine.entries import Entry, Extent, Kind
+from engine.errors import IntegrityError
+
+BLOCK_ROWS_MIN, BLOCK_ROWS_MAX = 1024, 16384
+PIECE_BYTES = 4 << 20
+FULL_ID_BYTES = 32
+_END_MASK = 0xFFF
+_HOLE = bytes(16)
+_STATIC = ("<u2", "<u4", "<u4")
+_VOLATILE = ("<i8", "<i8", "<i8", "<u8", "<u4", "<u4")
+
+
+class Block(msgspec.Struct, array_like=True, gc=False):
+    """One line of a root's block table.
+
+    `groups`: names, statics, volatile, extents, each as the joined full ids of its chunks (one per PIECE_BYTES).
+    `packs`: ordinals in the root's pack table of all packs the block needs, its own meta packs included.
+    `newest_ns`: the latest mtime or ctime in it. `files` and `bytes` count its files.
+    """
+
+    first: bytes
+    rows: int
+    groups: list[bytes]
+    packs: list[int]
+    newest_ns: int
+    files: int
+    bytes: int
+
+
+class Extra(msgspec.Struct, omit_defaults=True):
+    """The attributes that few rows have; keys are row numbers, but uid and gid for users and groups."""
+
+    users: dict[int, str] = {}
+    groups: dict[int, str] = {}
+    targets: dict[int, bytes] = {}
+    xattrs: dict[int, dict[bytes, bytes]] = {}
+    rdevs: dict[int, int] = {}
+
+
+class Splitter:
+    """Decides where blocks end. `seed` is the vault's, so that nobody outside can aim at it."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed & 0xFFFFFFFF
+        self._rows = 0
+
+    def ends(self, path: bytes) -> bool:
+        """Count one more row and say whether the block ends after it."""
+        self._rows += 1
+        rows = self._rows
+        if rows >= BLOCK_ROWS_MAX or (rows >= BLOCK_ROWS_MIN and not zlib.crc32(path, self._seed) & _END_MASK):
+            self._rows = 0
+            return True
+        return False
+
+    def restart(self) -> None:
+        """Begin a new block with the next row."""
+        self._rows = 0
+
+
+def pieces(group: bytes) -> list[bytes]:
+    """Return what a group is stored as: runs of PIECE_BYTES."""
+    return [group[at : at + PIECE_BYTES] for at in range(0, len(group), PIECE_BYTES)]
+
+
+def piece_ids(block: Block) -> list[list[bytes]]:
+    """Return the full chunk ids of each of a block's groups."""
+    return [[g[at : at + FULL_ID_BYTES] for at in range(0, len(g), FULL_ID_BYTES)] for g in block.groups]
+
+
+def names_group(rows: list[Entry]) -> bytes:
+    """Encode kinds and paths."""
+    kinds = bytes([row.kind for row in rows])
+    return len(rows).to_bytes(4, "little") + kinds + b"\0".join([row.path for row in rows])
+
+
+def volatile_group(rows: list[Entry]) -> bytes:
+    """Encode what an unchanged file has unchanged."""
+    table = [(r.size, r.mtime_ns, r.ctime_ns, r.inode, r.device, r.links) for r in rows]
+    columns = zip(*table, strict=True)
+    return b"".join(_shuffle(column, kind) for column, kind in zip(columns, _VOLATILE, strict=True))
+
+
+def statics_group(rows: list[Entry]) -> bytes:
+    """Encode modes, owners, link targets, xattrs, device numbers."""
+    table = [(r.mode, r.uid, r.gid) for r in rows]
+    columns = zip(*table, strict=True)
+    extra = Extra(
+        users={r.uid: r.user for r in rows if r.user},
+        groups={r.gid: r.group for r in rows if r.group},
+        targets={i: r.target for i, r in enumerate(rows) if r.target},
+        xattrs={i: r.xattrs for i, r in enumerate(rows) if r.xattrs},
+        rdevs={i: r.rdev for i, r in enumerate(rows) if r.rdev},
+    )
+    numbers = b"".join(_shuffle(column, kind) for column, kind in zip(columns, _STATIC, strict=True))
+    return numbers + msgspec.msgpack.encode(extra)
+
+
+def extents_group(rows: list[Entry]) -> bytes:
+    """Encode the extents."""
+    counts = _shuffle([len(row.extents) for row in rows], "<u4")
+    extents = [extent for row in rows for extent in row.extents]
+    ids = b"".join([extent.id or _HOLE for extent in extents])
+    return counts + ids + _shuffle([extent.length for extent in extents], "<u8")
+
+
+def decode(groups: list[bytes]) -> list[Entry]:
+    """Return the entries of a block from its four groups. Raises IntegrityError."""
+    try:
+        return _decode(*groups)
+    except (ValueError, IndexError, TypeError, OverflowError, msgspec.MsgspecError) as error:
+        raise IntegrityError(f"a listing block cannot be read: {error}") from error
+
+
+def _decode(names: bytes, statics: bytes, volatile: bytes, extents: bytes) -> list[Entry]:
+    rows = int.from_bytes(names[:4], "little")
+    kinds, paths = names[4 : 4 + rows], names[4 + rows :].split(b"\0")
+    if len(paths) != rows or len(kinds) != rows:
+        raise IntegrityError("a listing block has a wrong number of names")
+    numbers, at = _columns(statics, _STATIC, rows)
+    extra = msgspec.msgpack.decode(statics[at:], type=Extra)
+    changing, at = _columns(volatile, _VOLATILE, rows)
+    if at != len(volatile):
+        raise IntegrityError("a listing block has a wrong length")
+    users, groups = extra.users, extra.groups
+    none: dict[bytes, bytes] = {}
+    runs = _runs(extents, rows)
+    entries = []
+    for row, (path, kind, mode, uid, gid, rest, run) in enumerate(
+        zip(paths, kinds, *numbers, zip(*changing, strict=True), runs, strict=True)
+    ):
+        size, mtime_ns, ctime_ns, inode, device, links = rest
+        entries.append(
+            Entry(
+                path, kind, mode, uid, gid, users.get(uid, ""), groups.get(gid, ""), size, mtime_ns, ctime_ns, inode,
+                device, links, extra.rdevs.get(row, 0), extra.targets.get(row, b""), extra.xattrs.get(row, none), run,
+            )
+        )  # fmt: skip
+    return entries
+
+
+def _runs(data: bytes, rows: int) -> list[list[Extent]]:
+    (counts,), at = _columns(data, ("<u4",), rows)
+    total = sum(counts)
+    if len(data) != at + 24 * total:
+        raise IntegrityError("a listing block has a wrong number of extents")
+    ids = data[at : at + 16 * total]
+    (lengths,), _ = _columns(data[at + 16 * total :], ("<u8",), total)
+    pieces = [ids[i : i + 16] for i in range(0, len(ids), 16)]
+    extents = [Extent(b"" if piece == _HOLE else piece, n) for piece, n in zip(pieces, lengths, strict=True)]
+    ends = np.cumsum(counts).tolist()
+    return [extents[end - count : end] for end, count in zip(ends, counts, strict=True)]
+
+
+def _shuffle(values: Iterable[int], kind: str) -> bytes:
+    column = np.array(values if isinstance(values, list) else list(values), dtype=kind)
+    return column.view(np.uint8).reshape(-1, column.itemsize).T.tobytes()
+
+
+def _columns(data: bytes, kinds: tuple[str, ...], rows: int) -> tuple[list[list[int]], int]:
+    columns, at = [], 0
+    for kind in kinds:
+        width = np.dtype(kind).itemsize
+        flat = np.frombuffer(data, np.uint8, rows * width, at).reshape(width, rows)
+        columns.append(np.ascontiguousarray(flat.T).view(kind).reshape(-1).tolist())
+        at += rows * width
+    return columns, at
+
+
+class BlockBuilder:
+    """Turns entries in listing order into blocks; stores each group that is new.
+
+    `store(chunk_id, bytes)` is called once per new group; `ident(bytes)` gives its full id; `end_slot()` after a block.
+    """
+
+    def __init__(self, seed: int, ident: Callable[[bytes], bytes], store: Callable[[bytes, bytes], Any]) -> None:
+        self._splitter = Splitter(seed)
+        self._ident, self._store = ident, store
+        self._rows: list[Entry] = []
+
+    def add(self, entry: Entry) -> tuple[Block, list[Entry]] | None:
+        """Take one entry; return the block (packs not set yet) and its rows when it ends one."""
+        self._rows.append(entry)
+        return self.flush() if self._splitter.ends(entry.path) else None
+
+    def flush(self) -> tuple[Block, list[Entry]] | None:
+        """End the current block, if any."""
+        rows, self._rows = self._rows, []
+        self._splitter.restart()
+        if not rows:
+            return None
+        encoded = (names_group(rows), statics_group(rows), volatile_group(rows), extents_group(rows))
+        groups = [self._keep(data) for data in encoded]
+        newest = max(max(row.mtime_ns, row.ctime_ns) for row in rows)
+        files = [row.size for row in rows if row.kind == Kind.FILE]
+        return Block(rows[0].path, len(rows), groups, [], newest, len(files), sum(files)), rows
+
+    def _keep(self, data: bytes) -> bytes:
+        idents = []
+        for piece in pieces(data):
+            idents.append(self._ident(piece))
+            self._store(idents[-1], piece)
+        return b"".join(idents)

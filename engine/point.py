@@ -1,0 +1,171 @@
+"""The root of a recovery point, its commit and its expiry (vault-format, section 5).
+
+`points/<series>/<point>/root`, format 1, big-endian: the set of packs stands in the clear (their names are no secret in
+the bucket), so that replicators, scrubbers and inventories need no key; the body is a sealed record bound to it.
+
+offset  bytes  field
+0       4      magic b"BSRT"
+4       4      version, 1
+8       4      n, number of packs
+12      4      zero
+16      44 n   packs: SHA-256 32, alias u32, kind u32, size u32
+...     ...    sealed record of the body, msgpack; context = key and SHA-256 of everything before
+
+`commit` and `expired` are control objects: JSON, newline, MAC over key and JSON.
+"""
+
+import datetime as dt
+import hashlib
+import struct
+
+import msgspec
+
+from engine.codec import Purpose, seal, unseal
+from engine.entries import Problem
+from engine.errors import FormatError, IntegrityError
+from engine.keys import Keys
+from engine.listing import Block
+
+PREFIX = "points/"
+PROBLEMS_KEPT = 100_000
+_HEAD = struct.Struct(">4sIII")
+_PACK = struct.Struct(">32sIII")
+_MAGIC = b"BSRT"
+
+
+class PackRef(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """One pack of a point's set: enough to check that it is there, without keys."""
+
+    name: str
+    kind: int
+    size: int
+
+
+class Stats(msgspec.Struct):
+    """What a backup did.
+
+    `bytes` is the size of the point, `bytes_read` what was read for it, `bytes_new` what of that the vault did not
+    hold, `bytes_stored` the objects written for it. `skipped` counts what was left out, by reason.
+    """
+
+    entries: int = 0
+    files: int = 0
+    bytes: int = 0
+    entries_read: int = 0
+    bytes_read: int = 0
+    bytes_new: int = 0
+    bytes_stored: int = 0
+    skipped: dict[str, int] = {}
+
+
+class Body(msgspec.Struct, omit_defaults=True):
+    """The sealed part of a root: enough to recreate the catalogue's row.
+
+    `scan_ns` is the source's clock when the walk began; times are the service's. `problems` holds at most
+    PROBLEMS_KEPT, `problems_total` counts all.
+    """
+
+    vault_id: bytes
+    series: str
+    point: str
+    session: str
+    kind: str
+    host: str
+    roots: list[str]
+    started_at: dt.datetime
+    ended_at: dt.datetime
+    scan_ns: int
+    profile: str
+    engine: str
+    stats: Stats
+    blocks: list[Block]
+    deep: bool = False
+    complete: bool = True
+    parent: str = ""
+    previous: bytes = b""
+    problems: list[Problem] = []
+    problems_total: int = 0
+    mounts: list[str] = []
+    options: dict[str, list[str]] = {}
+
+
+class Root(msgspec.Struct, frozen=True):
+    """A root as read: its pack set and body; `digest` is the SHA-256 of the object."""
+
+    packs: list[PackRef]
+    body: Body
+    digest: bytes
+
+
+class Commit(msgspec.Struct, frozen=True):
+    """The only commit point: before it nothing refers to the point, after it all it needs exists."""
+
+    point: str
+    series: str
+    session: str
+    root_sha256: str
+    committed_at: dt.datetime
+
+
+def point_key(series: str, point: str, part: str) -> str:
+    """Return the key of a point's `root`, `commit` or `expired`."""
+    return f"{PREFIX}{series}/{point}/{part}"
+
+
+def encode_root(keys: Keys, body: Body, packs: list[PackRef]) -> bytes:
+    """Return the root object. Owns no state; the salt differs at every call."""
+    rows = []
+    for pack in packs:
+        digest, _, alias = pack.name.partition(".")
+        rows.append(_PACK.pack(bytes.fromhex(digest), int(alias or 0), pack.kind, pack.size))
+    head = _HEAD.pack(_MAGIC, 1, len(packs), 0) + b"".join(rows)
+    context = _context(point_key(body.series, body.point, "root"), head)
+    return head + seal(keys, Purpose.ROOT, msgspec.msgpack.encode(body), context=context)
+
+
+def root_packs(key: str, data: bytes) -> tuple[list[PackRef], int]:
+    """Return a root's pack set and where its sealed body starts; needs no key. Raises IntegrityError, FormatError."""
+    if len(data) < _HEAD.size:
+        raise IntegrityError(f"{key} is cut short")
+    magic, version, count, zero = _HEAD.unpack(data[: _HEAD.size])
+    if magic != _MAGIC or zero:
+        raise IntegrityError(f"{key} has a wrong header")
+    if version != 1:
+        raise FormatError(f"{key} has format {version}, this program knows 1")
+    end = _HEAD.size + _PACK.size * count
+    if len(data) < end:
+        raise IntegrityError(f"{key} is cut short")
+    packs = []
+    for digest, alias, kind, size in _PACK.iter_unpack(data[_HEAD.size : end]):
+        packs.append(PackRef(digest.hex() + (f".{alias}" if alias else ""), kind, size))
+    return packs, end
+
+
+def decode_root(keys: Keys, key: str, data: bytes) -> Root:
+    """Return the root stored under `key`. Raises IntegrityError, FormatError."""
+    packs, at = root_packs(key, data)
+    plain = unseal(keys, Purpose.ROOT, memoryview(data)[at:], context=_context(key, data[:at]))
+    try:
+        body = msgspec.msgpack.decode(plain, type=Body)
+    except msgspec.MsgspecError as error:
+        raise IntegrityError(f"{key} cannot be read: {error}") from error
+    if point_key(body.series, body.point, "root") != key or body.vault_id != keys.vault_id:
+        raise IntegrityError(f"{key} belongs to another point")
+    return Root(packs, body, hashlib.sha256(data).digest())
+
+
+def encode_commit(keys: Keys, commit: Commit) -> bytes:
+    """Return the commit object."""
+    return keys.sign(point_key(commit.series, commit.point, "commit"), msgspec.json.encode(commit))
+
+
+def decode_commit(keys: Keys, key: str, data: bytes) -> Commit:
+    """Return the commit stored under `key`. Raises IntegrityError."""
+    try:
+        return msgspec.json.decode(keys.verify(key, data), type=Commit)
+    except msgspec.MsgspecError as error:
+        raise IntegrityError(f"{key} cannot be read: {error}") from error
+
+
+def _context(key: str, head: bytes) -> bytes:
+    return key.encode() + hashlib.sha256(head).digest()

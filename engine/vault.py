@@ -1,0 +1,273 @@
+"""A vault: create it, open it, find its points, read their listings (vault-format, sections 1, 2, 5)."""
+
+import datetime as dt
+import hmac
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from engine.entries import Entry
+from engine.errors import (
+    EngineError,
+    FormatError,
+    IntegrityError,
+    NotFound,
+    PointMissing,
+    VaultExists,
+    VaultMissing,
+    WrongKey,
+)
+from engine.fetch import Fetcher
+from engine.ids import digest_name, valid_series
+from engine.index import Index
+from engine.keyproviders.keyring import RecoveryKey
+from engine.keyproviders.port import KeyProvider
+from engine.keys import ID_BYTES, Keys, KeySet
+from engine.listing import Block, decode, piece_ids
+from engine.point import PREFIX as POINTS
+from engine.point import Root, decode_commit, decode_root, point_key
+from engine.session import Session
+from engine.storage.port import Storage
+
+INFO_KEY = "vault.json"
+KEYS = "keys/"
+MAGIC = "backupsite-vault"
+FORMAT = 1
+
+
+class Info(msgspec.Struct, frozen=True):
+    """What vault.json says. `features` lists what a program must know to read, to write, to prune."""
+
+    magic: str
+    format: int
+    vault_id: str
+    created_at: dt.datetime
+    profile: str
+    features: dict[str, list[str]]
+
+
+class _Peek(msgspec.Struct):
+    """As much of vault.json as every format has."""
+
+    magic: str = ""
+    format: int = 0
+    features: dict[str, list[str]] = {}
+
+
+class PointName(NamedTuple):
+    """A point's place in the bucket."""
+
+    series: str
+    point: str
+
+
+class Listed(NamedTuple):
+    """One point of the catalogue: its root, or why the root can't be read."""
+
+    name: PointName
+    root: Root | None
+    error: EngineError | None
+
+
+class Vault:
+    """An open vault. Not shared between processes or threads; workers open their own.
+
+    Opening reads vault.json and the keys. The index is loaded at first use.
+    """
+
+    def __init__(self, storage: Storage, keys: Keys, info: Info, cache: Path | None) -> None:
+        self.storage, self.keys, self.info = storage, keys, info
+        self._cache = cache / info.vault_id if cache else None
+        self._session: Session | None = None
+        self._last: tuple[PointName, Root] | None = None
+
+    @classmethod
+    def create(
+        cls, storage: Storage, *, providers: Sequence[KeyProvider], now: dt.datetime, profile: str = "general"
+    ) -> tuple["Vault", str]:
+        """Make a vault; return it and its recovery key, which is stored nowhere. Raises VaultExists.
+
+        Crash: before vault.json is written there is no vault, and what was written does not hinder the next try.
+        """
+        if any(stored.key == INFO_KEY for stored in storage.scan(INFO_KEY)):
+            raise VaultExists("there is a vault at this place already")
+        keys = Keys.create()
+        recovery = RecoveryKey.generate()
+        sealed = keys.seal([*providers, recovery], generation=1)
+        storage.put(f"{KEYS}1/{digest_name(sealed)}", sealed)
+        info = Info(MAGIC, FORMAT, keys.vault_id.hex(), now, profile, {"read": [], "write": [], "prune": []})
+        storage.put(INFO_KEY, keys.sign(INFO_KEY, msgspec.json.encode(info)))
+        return cls.open(storage, provider=recovery), recovery.text()
+
+    @classmethod
+    def open(cls, storage: Storage, *, provider: KeyProvider, cache: Path | None = None) -> "Vault":
+        """Open with a service key or a recovery key. Raises VaultMissing, FormatError, WrongKey, IntegrityError.
+
+        `cache` is a folder of this host for copies of the index; it may be deleted at any time.
+        """
+        try:
+            data = storage.get(INFO_KEY)
+        except NotFound:
+            raise VaultMissing("there is no vault at this place") from None
+        keys = _open_keys(storage, _check_format(data), provider)
+        info = msgspec.json.decode(keys.verify(INFO_KEY, data), type=Info)
+        if not hmac.compare_digest(info.vault_id, keys.vault_id.hex()):
+            raise IntegrityError("the vault's keys belong to another vault")
+        return cls(storage, keys, info, cache)
+
+    @cached_property
+    def index(self) -> Index:
+        """Return the index, loaded; what a session forbids is not answered."""
+        index = Index(self.storage, self.keys, self._cache)
+        if self._session is not None:
+            index.forbid(self._session.forbidden)
+        index.refresh()
+        return index
+
+    def open_session(self, name: str, *, verb: str, now: dt.datetime) -> Session:
+        """Open a session and bind this vault's index to it: forbidden packs first, then the index."""
+        _know(self.info.features, "write")
+        return self._bind(Session.open(self.storage, self.keys, name=name, verb=verb, now=now))
+
+    def join_session(self, name: str) -> Session:
+        """Join a session as a worker; joining the same one again costs nothing. Raises SessionFenced."""
+        if self._session is not None and self._session.name == name:
+            return self._session
+        return self._bind(Session.join(self.storage, self.keys, name))
+
+    def _bind(self, session: Session) -> Session:
+        self._session = session
+        if "index" in self.__dict__:
+            self.index.forbid(session.forbidden)
+            self.index.refresh()
+        return session
+
+    def points(self, series: str | None = None) -> list[PointName]:
+        """Return the visible points, oldest first within each series: root and commit and not expired."""
+        parts: dict[PointName, set[str]] = {}
+        for stored in self.storage.scan(f"{POINTS}{series}/" if series else POINTS):
+            path = stored.key.split("/")
+            if len(path) == 4:
+                parts.setdefault(PointName(path[1], path[2]), set()).add(path[3])
+        return [name for name, found in parts.items() if {"root", "commit"} <= found and "expired" not in found]
+
+    def find(self, text: str, *, series: str | None = None) -> PointName:
+        """Return the point whose id is or begins with `text`, or the newest for `latest`. Raises PointMissing."""
+        points = sorted(self.points(series), key=lambda name: name.point)
+        if text == "latest":
+            if not points:
+                raise PointMissing("the vault has no recovery point yet")
+            return points[-1]
+        matches = [name for name in points if name.point.startswith(text.lower())] if text else []
+        if len(matches) == 1:
+            return matches[0]
+        if not matches:
+            raise PointMissing(f"no recovery point has an id that begins with {text!r}; list them with points")
+        raise PointMissing(f"{len(matches)} recovery points begin with {text!r}; type more of the id")
+
+    def root(self, name: PointName) -> Root:
+        """Return a visible point's root, checked against its commit. Raises PointMissing, IntegrityError.
+
+        The last one is remembered: roots never change, and a session outlives the expiry of the point it builds on.
+        """
+        if self._last is not None and self._last[0] == name:
+            return self._last[1]
+        key, commit_key = point_key(*name, "root"), point_key(*name, "commit")
+        try:
+            commit_data = self.storage.get(commit_key)
+            data = self.storage.get(key)
+        except NotFound:
+            raise PointMissing(f"recovery point {name.point} is not there") from None
+        root = decode_root(self.keys, key, data)
+        if decode_commit(self.keys, commit_key, commit_data).root_sha256 != root.digest.hex():
+            raise IntegrityError(f"{key} is not the root that was committed")
+        self._last = name, root
+        return root
+
+    def catalogue(self, series: str | None = None) -> Iterator[Listed]:
+        """Yield every visible point with its root; a damaged one comes with its error."""
+        for name in self.points(series):
+            try:
+                yield Listed(name, self.root(name), None)
+            except PointMissing:
+                continue
+            except (IntegrityError, FormatError) as error:
+                yield Listed(name, None, error)
+
+    def latest(self, series: str) -> Listed | None:
+        """Return the newest readable point of a series, None when there is none."""
+        for name in reversed(self.points(series)):
+            try:
+                return Listed(name, self.root(name), None)
+            except (PointMissing, IntegrityError, FormatError):
+                continue  # an older point is as good a parent; verify reports the damage
+        return None
+
+    def fetcher(self, root: Root) -> Fetcher:
+        """Return a reader of one point's chunks."""
+        return Fetcher(self.storage, self.keys, self.index, root.packs)
+
+
+def read_block(fetcher: Fetcher, block: Block) -> list[Entry]:
+    """Return the entries of one block. Raises IntegrityError."""
+    idents = piece_ids(block)
+    chunks = iter(fetcher.chunks([ident for group in idents for ident in group]))
+    rows = decode([b"".join(next(chunks) for _ in group) for group in idents])
+    if len(rows) != block.rows or rows[0].path != block.first:
+        raise IntegrityError("a listing block is not the one that the root names")
+    return rows
+
+
+def check_series(series: str) -> str:
+    """Return `series` or raise ValueError telling what may stand in one."""
+    if not valid_series(series):
+        raise ValueError(f"{series!r} can't name a series: use 1-63 of a-z 0-9 . _ - and begin with a letter or digit")
+    return series
+
+
+def short(ident: bytes) -> bytes:
+    """Return the part of a chunk id that indexes and listings hold."""
+    return ident[:ID_BYTES]
+
+
+def _check_format(data: bytes) -> Info:
+    """Return the (not yet authenticated) info; refuse what a newer program wrote before looking at anything else."""
+    text = data.rpartition(b"\n")[0]
+    try:
+        peek = msgspec.json.decode(text, type=_Peek)
+        if peek.magic != MAGIC:
+            raise IntegrityError(f"{INFO_KEY} is damaged, or this is no vault")
+        if peek.format != FORMAT:
+            raise FormatError(f"the vault has format {peek.format}, this program knows {FORMAT}")
+        _know(peek.features, "read")
+        return msgspec.json.decode(text, type=Info)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise IntegrityError(f"{INFO_KEY} is damaged, or this is no vault") from None
+
+
+def _know(features: dict[str, list[str]], purpose: str) -> None:
+    unknown = sorted(set(features.get(purpose, [])))
+    if unknown:
+        raise FormatError(f"to {purpose} this vault a program must know {', '.join(unknown)}, and this one does not")
+
+
+def _open_keys(storage: Storage, info: Info, provider: KeyProvider) -> Keys:
+    """Open the newest key set that is whole, belongs to the vault and opens with the provider."""
+    problem: EngineError = IntegrityError("the vault's keys are gone")
+    listed = sorted(storage.scan(KEYS), key=lambda stored: int(stored.key.split("/")[1]), reverse=True)
+    for stored in listed:
+        data = storage.get(stored.key)
+        if digest_name(data) != stored.key.rpartition("/")[2]:
+            problem = IntegrityError(f"{stored.key} is damaged")
+            continue
+        key_set = msgspec.json.decode(data, type=KeySet)
+        if key_set.vault_id.hex() != info.vault_id:
+            continue  # left by an init that did not finish
+        try:
+            return Keys.open(key_set, provider)
+        except WrongKey as error:
+            problem = error
+    raise problem

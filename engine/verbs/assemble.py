@@ -1,0 +1,85 @@
+"""Turn the results of a backup, in listing order, into blocks and a root: the end of a backup."""
+
+from collections.abc import Iterable
+
+from engine.entries import Entry
+from engine.index import encode_segment
+from engine.keys import ID_BYTES
+from engine.listing import Block, BlockBuilder
+from engine.pack import META, Head, PackWriter
+from engine.point import PackRef, Root
+from engine.vault import Vault
+from engine.verbs.changes import extent_ids, short_ids
+
+
+class Listing:
+    """Builds one point's listing. Feed it in listing order, then `close()`.
+
+    Every chunk of every entry is looked up again: a point that refers to a chunk which no pack of the index holds is
+    never written (MissingObject). Memory: the block table, not the entries.
+    """
+
+    def __init__(self, vault: Vault, parent: Root | None) -> None:
+        self._vault, self._parent = vault, parent
+        self._writer = PackWriter(vault.keys, META, vault.storage.put)
+        self._builder = BlockBuilder(vault.keys.chunker_seed, vault.keys.chunk_id, self._store)
+        self._blocks: list[Block] = []
+        self._needs: list[set[PackRef]] = []
+        self._carried: set[int] = set()
+        self._own: set[bytes] = set()
+        self._last = b""
+        self.bytes_stored = 0
+
+    def add(self, entry: Entry) -> None:
+        """Take the next entry."""
+        key = entry.sort_key
+        if key <= self._last:
+            raise AssertionError(f"entries out of order at {entry.path!r}")
+        self._last = key
+        self._take(self._builder.add(entry))
+
+    def carry(self, block: Block) -> None:
+        """Take a whole block of the parent unread."""
+        assert self._parent is not None
+        self._take(self._builder.flush())
+        self._carried.add(len(self._blocks))
+        self._needs.append({self._parent.packs[number] for number in block.packs})
+        self._blocks.append(block)
+
+    def close(self) -> tuple[list[Block], list[PackRef]]:
+        """Store the last block and the segment; return the block table and the point's pack set."""
+        self._take(self._builder.flush())
+        sealed = self._writer.close()
+        self.bytes_stored += sum(pack.head.size for pack in sealed)
+        for plain in encode_segment(sealed):
+            self.bytes_stored += self._vault.index.add(plain)
+        needs = [self._complete(number) for number in range(len(self._blocks))]
+        packs = sorted({pack for need in needs for pack in need}, key=lambda pack: (pack.kind, pack.name))
+        ordinal = {pack: number for number, pack in enumerate(packs)}
+        for block, need in zip(self._blocks, needs, strict=True):
+            block.packs = sorted(ordinal[pack] for pack in need)
+        return self._blocks, packs
+
+    def _take(self, ended: tuple[Block, list[Entry]] | None) -> None:
+        if ended is None:
+            return
+        block, rows = ended
+        self._writer.end_slot()
+        self._blocks.append(block)
+        self._needs.append(_refs(self._vault.index.packs_of(extent_ids(rows))))
+
+    def _complete(self, number: int) -> set[PackRef]:
+        """Return all packs of a block, those of its own groups included (a carried block has them already)."""
+        if number in self._carried:
+            return self._needs[number]
+        return self._needs[number] | _refs(self._vault.index.packs_of(list(short_ids(self._blocks[number]))))
+
+    def _store(self, ident: bytes, data: bytes) -> None:
+        short = ident[:ID_BYTES]
+        if short not in self._own and not self._vault.index.known([short])[0]:
+            self._own.add(short)
+            self._writer.add(ident, data)
+
+
+def _refs(heads: Iterable[Head]) -> set[PackRef]:
+    return {PackRef(head.name, head.kind, head.size) for head in heads}

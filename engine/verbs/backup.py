@@ -1,0 +1,383 @@
+"""Back up a source into a vault: plan -> work -> finish (architecture, section 3)."""
+
+import datetime as dt
+import os
+from collections.abc import Callable, Iterable, Iterator
+
+import msgspec
+
+import engine
+from engine.chunker import PART_BYTES
+from engine.entries import Entry, Kind, Problem
+from engine.errors import EngineError
+from engine.ids import new_ulid
+from engine.listing import Block, Splitter
+from engine.point import PROBLEMS_KEPT, Body, Root, Stats, encode_root
+from engine.progress import Progress
+from engine.session import Session
+from engine.sources.files import FilesSource
+from engine.sources.mounts import mounts_inside
+from engine.vault import PointName, Vault, check_series
+from engine.verbs.assemble import Listing
+from engine.verbs.changes import Parent
+from engine.verbs.store import Store
+
+UNIT_BYTES = 64 << 20
+UNIT_FILES = 5_000
+UNIT_ROWS = 50_000
+UNIT_BLOCKS = 2_000
+
+
+class BackupJob(msgspec.Struct, frozen=True, kw_only=True):
+    """What to back up, and as what. `session` is a fresh ULID for every run; a retried run keeps it.
+
+    `deep` reads everything again instead of trusting sizes and times; the vault still takes only what it does not hold.
+    """
+
+    session: str
+    series: str
+    source: FilesSource
+    started_at: dt.datetime
+    deep: bool = False
+
+
+class Carried(msgspec.Struct, array_like=True):
+    """A block of the parent that stands, unread, before row `before` of a unit."""
+
+    before: int
+    block: Block
+
+
+class Scan(msgspec.Struct):
+    """What the walk as a whole knows; travels with the last unit."""
+
+    scan_ns: int
+    mounts: list[str]
+
+
+class Unit(msgspec.Struct):
+    """A run of the listing. `todo` are the rows to read; `parent` the point that carried blocks are from, or empty.
+
+    With `part` (offset, length) it is a part of one big file.
+    """
+
+    number: int
+    parent: str
+    rows: list[Entry]
+    todo: list[int]
+    carried: list[Carried]
+    problems: list[Problem]
+    part: tuple[int, int] | None = None
+    scan: Scan | None = None
+
+    @property
+    def needs_work(self) -> bool:
+        """Say whether a worker has anything to do."""
+        return bool(self.todo)
+
+
+class Result(msgspec.Struct):
+    """A unit done: the rows that are left, with extents."""
+
+    number: int
+    parent: str
+    rows: list[Entry]
+    carried: list[Carried]
+    problems: list[Problem]
+    part: tuple[int, int] | None = None
+    scan: Scan | None = None
+    stored: bool = False
+    entries_read: int = 0
+    bytes_read: int = 0
+    bytes_new: int = 0
+    bytes_stored: int = 0
+
+
+class Outcome(msgspec.Struct):
+    """How a backup ended: `state` is complete or partial_complete (a point exists, some content is missing)."""
+
+    state: str
+    series: str
+    point: str
+    stats: Stats
+    problems: list[Problem]
+    problems_total: int
+    mounts: list[str]
+
+
+def plan(vault: Vault, job: BackupJob, progress: Progress, *, now: dt.datetime) -> Iterator[Unit]:
+    """Walk the source and yield units while the walk goes on. `now` is the clock of the machine that walks.
+
+    Opens the session. Raises SourceMissing before anything is written.
+    """
+    check_series(job.series)
+    job.source.check()
+    session = vault.open_session(job.session, verb="backup", now=now)
+    progress.phase("scan")
+    latest = vault.latest(job.series)
+    root = latest.root if latest else None
+    parent = Parent(vault, root, session.forbidden) if root and not job.deep else None
+    cutter = _Cutter(root.body.point if root else "")
+    for rows, problems in _blocks(job.source, vault.keys.chunker_seed):
+        progress.check()
+        cutter.problems.extend(problems)
+        block = parent.same_block(rows) if parent and rows else None
+        if block:
+            progress.add(entries=block.rows)
+            yield from cutter.carry(block)
+        else:
+            kept = parent.carry(rows) if parent else [False] * len(rows)
+            for row, is_kept in zip(rows, kept, strict=True):
+                yield from cutter.add(row, todo=not is_kept)
+    mounts = mounts_inside(job.source.roots)
+    scan = Scan(int(now.timestamp() * 1e9), [os.fsdecode(mount.path) for mount in mounts])
+    yield cutter.last(scan)
+
+
+def work(vault: Vault, job: BackupJob, unit: Unit, progress: Progress) -> Result:
+    """Read the unit's changed entries and store what is new. Safe to run twice; uses one core."""
+    result = Result(unit.number, unit.parent, unit.rows, unit.carried, unit.problems, unit.part, unit.scan)
+    if not unit.needs_work:
+        progress.add(entries=len(unit.rows))
+        return result
+    vault.join_session(job.session)
+    vault.index.refresh()
+    rows: list[Entry | None] = list(unit.rows)
+    with Store(vault, job.source, vault.info.profile, progress) as store:
+        for number in unit.todo:
+            row = unit.rows[number]
+            rows[number] = store.read_part(row, *unit.part) if unit.part else store.read(row)
+        store.close()
+        result.problems = unit.problems + store.problems
+        result.bytes_read, result.bytes_new, result.bytes_stored = store.bytes_read, store.bytes_new, store.bytes_stored
+    if not unit.part or unit.part[0] == 0:
+        progress.add(entries=len(unit.rows))
+    result.stored = result.bytes_stored > 0
+    result.entries_read = len(unit.todo) if not unit.part or unit.part[0] == 0 else 0
+    for carried in result.carried:
+        carried.before = sum(row is not None for row in rows[: carried.before])
+    result.rows = [row for row in rows if row is not None]
+    return result
+
+
+def finish(
+    vault: Vault, job: BackupJob, results: Iterable[Result], progress: Progress, *, clock: Callable[[], dt.datetime]
+) -> Outcome:
+    """Write listing, root and commit from the results, in unit order. The point is visible when this returns.
+
+    Run twice, it finds what the first run committed. Raises SessionFenced, CommitUnknown; on any error before the
+    commit nothing is visible.
+    """
+    done = _committed(vault, job)
+    if done is not None:
+        return done
+    session: Session | None = None
+    try:
+        gathered = _Gathered(vault, job)
+        for result in results:
+            gathered.take(result)
+            progress.check()
+        progress.phase("commit")
+        session = vault.join_session(job.session)
+        return gathered.commit(session, clock())
+    except BaseException:
+        if session is None:
+            session = Session(vault.storage, vault.keys, job.session)
+        session.close("aborted", clock())
+        raise
+
+
+class _Cutter:
+    """Cuts the stream of rows and carried blocks into units."""
+
+    def __init__(self, parent: str) -> None:
+        self._number = 0
+        self._parent = parent
+        self.problems: list[Problem] = []
+        self._start()
+
+    def _start(self) -> None:
+        self._rows: list[Entry] = []
+        self._todo: list[int] = []
+        self._carried: list[Carried] = []
+        self._bytes = 0
+
+    def carry(self, block: Block) -> Iterator[Unit]:
+        self._carried.append(Carried(len(self._rows), block))
+        if len(self._carried) >= UNIT_BLOCKS:
+            yield self._cut()
+
+    def add(self, row: Entry, *, todo: bool) -> Iterator[Unit]:
+        if todo and row.kind == Kind.FILE and row.size > PART_BYTES:
+            if self._rows or self._carried:
+                yield self._cut()
+            for offset in range(0, row.size, PART_BYTES):
+                self._rows, self._todo = [row], [0]
+                yield self._cut(part=(offset, PART_BYTES))
+            return
+        self._rows.append(row)
+        if todo:
+            self._todo.append(len(self._rows) - 1)
+            self._bytes += row.size if row.kind == Kind.FILE else 0
+        if self._bytes >= UNIT_BYTES or len(self._todo) >= UNIT_FILES or len(self._rows) >= UNIT_ROWS:
+            yield self._cut()
+
+    def last(self, scan: Scan) -> Unit:
+        return self._cut(scan=scan)
+
+    def _cut(self, *, part: tuple[int, int] | None = None, scan: Scan | None = None) -> Unit:
+        rows, todo = self._rows, self._todo
+        unit = Unit(self._number, self._parent, rows, todo, self._carried, self.problems, part, scan)
+        self._number += 1
+        self.problems = []
+        self._start()
+        return unit
+
+
+class _Gathered:
+    """Results as they come in, put together to one point."""
+
+    def __init__(self, vault: Vault, job: BackupJob) -> None:
+        self._vault, self._job = vault, job
+        self._listing: Listing | None = None
+        self._parent: Root | None = None
+        self._part: Entry | None = None
+        self._scan: Scan | None = None
+        self._stats = Stats()
+        self._problems: list[Problem] = []
+        self._problems_total = 0
+        self._lost = False
+
+    def take(self, result: Result) -> None:
+        if self._listing is None:
+            name = PointName(self._job.series, result.parent)
+            self._parent = self._vault.root(name) if result.parent else None
+            self._listing = Listing(self._vault, self._parent)
+        if result.stored:
+            self._vault.index.refresh()
+        self._count(result)
+        if result.part is not None:
+            self._take_part(result)
+            return
+        self._end_part()
+        carried = iter([*result.carried, None])
+        following = next(carried)
+        for number, row in enumerate(result.rows):
+            while following is not None and following.before == number:
+                self._carry(following.block)
+                following = next(carried)
+            self._add(row)
+        while following is not None:
+            self._carry(following.block)
+            following = next(carried)
+
+    def commit(self, session: Session, now: dt.datetime) -> Outcome:
+        assert self._listing is not None
+        assert self._scan is not None
+        self._end_part()
+        blocks, packs = self._listing.close()
+        self._stats.bytes_stored += self._listing.bytes_stored
+        state = "partial_complete" if self._lost else "complete"
+        body = self._body(blocks, self._scan, now, complete=not self._lost)
+        session.commit(encode_root(self._vault.keys, body, packs), series=body.series, point=body.point, now=now)
+        return Outcome(
+            state, body.series, body.point, self._stats, self._problems, self._problems_total, self._scan.mounts
+        )
+
+    def _body(self, blocks: list[Block], scan: Scan, now: dt.datetime, *, complete: bool) -> Body:
+        identity = self._job.source.identity()
+        return Body(
+            vault_id=self._vault.keys.vault_id, series=self._job.series, point=new_ulid(now), session=self._job.session,
+            kind=identity.kind, host=identity.host, roots=identity.roots, started_at=self._job.started_at,
+            ended_at=now, scan_ns=scan.scan_ns, profile=self._vault.info.profile, engine=engine.__version__,
+            stats=self._stats, blocks=blocks, deep=self._job.deep, complete=complete,
+            parent=self._parent.body.point if self._parent else "", previous=self._parent.digest if self._parent else b"", problems=self._problems,
+            problems_total=self._problems_total, mounts=scan.mounts,
+            options={"include": list(self._job.source.include), "exclude": list(self._job.source.exclude)},
+        )  # fmt: skip
+
+    def _count(self, result: Result) -> None:
+        stats = self._stats
+        stats.entries_read += result.entries_read
+        stats.bytes_read += result.bytes_read
+        stats.bytes_new += result.bytes_new
+        stats.bytes_stored += result.bytes_stored
+        self._scan = result.scan or self._scan
+        for problem in result.problems:
+            self._problems_total += 1
+            self._lost |= problem.lost
+            stats.skipped[problem.reason] = stats.skipped.get(problem.reason, 0) + 1
+            if len(self._problems) < PROBLEMS_KEPT:
+                self._problems.append(problem)
+
+    def _take_part(self, result: Result) -> None:
+        """Join the parts of a big file; a part that is missing loses the file, once."""
+        assert result.part is not None
+        first = result.part[0] == 0
+        if first:
+            self._end_part()
+        if not result.rows:
+            self._part = None
+        elif first:
+            self._part = result.rows[0]
+        elif self._part is not None:
+            row = result.rows[0]
+            self._part.extents = self._part.extents + row.extents
+            self._part.size += row.size
+            if (row.mtime_ns, row.ctime_ns) != (self._part.mtime_ns, self._part.ctime_ns):
+                self._count(
+                    Result(0, "", [], [], [Problem(row.path, "changed", "it changed while it was read", lost=False)])
+                )
+                self._part.mtime_ns, self._part.ctime_ns = row.mtime_ns, row.ctime_ns
+
+    def _end_part(self) -> None:
+        part, self._part = self._part, None
+        if part is not None:
+            self._add(part)
+
+    def _add(self, row: Entry) -> None:
+        assert self._listing is not None
+        self._stats.entries += 1
+        if row.kind == Kind.FILE:
+            self._stats.files += 1
+            self._stats.bytes += row.size
+        self._listing.add(row)
+
+    def _carry(self, block: Block) -> None:
+        assert self._listing is not None
+        self._stats.entries += block.rows
+        self._stats.files += block.files
+        self._stats.bytes += block.bytes
+        self._listing.carry(block)
+
+
+def _blocks(source: FilesSource, seed: int) -> Iterator[tuple[list[Entry], list[Problem]]]:
+    """Yield the walk in the runs that a listing's blocks would have."""
+    splitter = Splitter(seed)
+    rows: list[Entry] = []
+    problems: list[Problem] = []
+    for entry in source.walk():
+        if isinstance(entry, Problem):
+            problems.append(entry)
+            continue
+        rows.append(entry)
+        if splitter.ends(entry.path):
+            yield rows, problems
+            rows, problems = [], []
+    if rows or problems:
+        yield rows, problems
+
+
+def _committed(vault: Vault, job: BackupJob) -> Outcome | None:
+    """Return the outcome of an earlier run of the same session that did commit."""
+    for name in vault.points(job.series):
+        if name.point < job.session:
+            continue  # made before the session began
+        try:
+            body = vault.root(name).body
+        except EngineError:
+            continue
+        if body.session == job.session:
+            state = "complete" if body.complete else "partial_complete"
+            return Outcome(state, body.series, body.point, body.stats, body.problems, body.problems_total, body.mounts)
+    return None

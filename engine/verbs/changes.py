@@ -1,0 +1,101 @@
+"""Compare a walk with the parent point: what is carried over, what must be read (vault-format, section 5)."""
+
+import bisect
+from collections.abc import Iterator
+
+from engine.entries import Entry
+from engine.fetch import Fetcher
+from engine.keys import ID_BYTES, Keys
+from engine.listing import Block, names_group, piece_ids, pieces, volatile_group
+from engine.point import Root
+from engine.vault import Vault, read_block
+
+RACY_NS = 2_000_000_000
+
+
+class Parent:
+    """The parent point as the comparison sees it; asked in listing order, each block is decoded at most once.
+
+    Unchanged means: kind, size, mtime, ctime and inode are equal, the entry did not change within 2 s of the parent's
+    scan, and all its packs may be used in this session.
+    """
+
+    def __init__(self, vault: Vault, root: Root, forbidden: set[str]) -> None:
+        self.root = root
+        self._keys: Keys = vault.keys
+        self._index = vault.index
+        self._fetcher: Fetcher = vault.fetcher(root)
+        self._blocks = root.body.blocks
+        self._firsts = [block.first.replace(b"/", b"\0") for block in self._blocks]
+        self._racy_ns = root.body.scan_ns - RACY_NS
+        self._lost = {number for number, pack in enumerate(root.packs) if pack.name in forbidden}
+        self._current = -1
+        self._entries: dict[bytes, Entry] = {}
+
+    def same_block(self, rows: list[Entry]) -> Block | None:
+        """Return the parent's block when it says exactly what was walked, so that it can be carried over unread."""
+        number = bisect.bisect_left(self._firsts, rows[0].sort_key)
+        if number == len(self._blocks) or self._blocks[number].first != rows[0].path:
+            return None
+        block = self._blocks[number]
+        if block.rows != len(rows) or block.newest_ns >= self._racy_ns or not self._lost.isdisjoint(block.packs):
+            return None
+        idents = piece_ids(block)
+        for group, encode in ((2, volatile_group), (0, names_group)):
+            if [self._keys.chunk_id(piece) for piece in pieces(encode(rows))] != idents[group]:
+                return None
+        return block
+
+    def carry(self, rows: list[Entry]) -> list[bool]:
+        """Put the parent's version in place of every unchanged row; say for each row whether it was.
+
+        An entry whose chunks the index can't give to this session (condemned, or a damaged index) counts as changed.
+        """
+        kept = [self._unchanged(row) for row in rows]
+        ids = extent_ids([old for old in kept if old is not None])
+        known = iter(self._index.known(ids).tolist())
+        for number, old in enumerate(kept):
+            if old is None:
+                continue
+            held = [next(known) for extent in old.extents if extent.id]
+            if all(held):
+                rows[number] = old
+            else:
+                kept[number] = None
+        return [old is not None for old in kept]
+
+    def _unchanged(self, entry: Entry) -> Entry | None:
+        number = bisect.bisect_right(self._firsts, entry.sort_key) - 1
+        if number < 0:
+            return None
+        if number != self._current:
+            self._entries = {row.path: row for row in read_block(self._fetcher, self._blocks[number])}
+            self._current = number
+        old = self._entries.get(entry.path)
+        if old is None or not self._equal(entry, old):
+            return None
+        old.links, old.device = entry.links, entry.device
+        return old
+
+    def _equal(self, new: Entry, old: Entry) -> bool:
+        return (
+            new.mtime_ns == old.mtime_ns
+            and new.size == old.size
+            and new.ctime_ns == old.ctime_ns
+            and new.inode == old.inode
+            and new.kind == old.kind
+            and new.mtime_ns < self._racy_ns
+            and new.ctime_ns < self._racy_ns
+        )
+
+
+def extent_ids(rows: list[Entry]) -> list[bytes]:
+    """Return the 16-byte ids of all chunks of some entries."""
+    return [extent.id for row in rows for extent in row.extents if extent.id]
+
+
+def short_ids(block: Block) -> Iterator[bytes]:
+    """Yield the 16-byte ids of a block's own groups."""
+    for group in piece_ids(block):
+        for ident in group:
+            yield ident[:ID_BYTES]
