@@ -13,7 +13,7 @@ from engine.errors import SourceError, SourceMissing
 from engine.patterns import Selection
 from engine.sources.attributes import Attributes, extended
 from engine.sources.port import Identity
-from engine.sources.reading import FileReader, Folders, open_file
+from engine.sources.reading import FileReader, Folders, has_holes, open_file
 from engine.sources.walk import Walk, WalkOptions, problem_of
 
 _REPLACED = "something else stands at this path than when it was listed"
@@ -175,7 +175,10 @@ class FilesSource(msgspec.Struct, frozen=True, tag="files", kw_only=True, dict=T
         return self._uid == 0
 
     def read_small(self, entry: Entry, limit: int) -> tuple[Entry, bytes] | Problem | None:
-        """Return a whole file of at most `limit` bytes with its fresh entry; None when `open` must be used."""
+        """Return a whole file of at most `limit` bytes with its fresh entry; None when `open` must be used.
+
+        That is: it is larger, has holes, or was changing.
+        """
         try:
             fd = self._open(entry)
         except OSError as error:
@@ -186,9 +189,9 @@ class FilesSource(msgspec.Struct, frozen=True, tag="files", kw_only=True, dict=T
             if fresh is None or fresh.kind != entry.kind or fresh.inode != entry.inode:
                 return Problem(entry.path, "changed", _REPLACED)
             size = fresh.size
-            if size > limit:
+            if size > limit or (status.st_blocks * 512 < size and has_holes(fd, size)):
                 return None
-            data = os.read(fd, size + 1)
+            data = os.pread(fd, size + 1, 0)
             if len(data) != size:
                 return None
             fresh.xattrs = extended(fd)
