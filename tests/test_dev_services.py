@@ -34,6 +34,11 @@ def state(folder: Path) -> dict[str, Any]:
     return services
 
 
+def processes(folder: Path) -> list[int]:
+    entries = state(folder).values() if (folder / "state.json").exists() else []
+    return [process["pid"] for entry in entries for process in entry.get("processes", [])]
+
+
 def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
@@ -78,11 +83,11 @@ def test_stop_ends_the_server_and_deletes_its_data(folder):
 def test_a_server_whose_starter_was_killed_can_be_stopped(folder):
     starter = subprocess.Popen([sys.executable, str(PROGRAM), "start", "postgres", "redis", "--dir", str(folder)])
     deadline = time.monotonic() + 30
-    while not (folder / "state.json").exists() and time.monotonic() < deadline:
+    while not processes(folder) and time.monotonic() < deadline:
         time.sleep(0.01)
     starter.kill()
     starter.wait()
-    pids = [process["pid"] for entry in state(folder).values() for process in entry["processes"]]
+    pids = processes(folder)
     assert pids
     call("stop", folder=folder)
     assert not any(map(is_running, pids))
