@@ -1,0 +1,106 @@
+"""Vaults to test with: made in memory, filled through plan -> work -> finish in this process, read back whole."""
+
+import datetime as dt
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from engine.entries import Entry, Kind
+from engine.ids import new_ulid
+from engine.keyproviders.keyring import Keyring
+from engine.progress import Silent
+from engine.sources.files import files_source
+from engine.storage import Memory, Storage
+from engine.vault import PointName, Vault, read_block
+from engine.verbs import backup
+
+T = TypeVar("T")
+START = dt.datetime(2031, 5, 6, 7, 8, 9, tzinfo=dt.UTC)
+
+
+class Clock:
+    """A clock that moves one second at every look; so far ahead that no file of a test is racily clean."""
+
+    def __init__(self, start: dt.datetime = START) -> None:
+        self.time = start
+
+    def __call__(self) -> dt.datetime:
+        self.time += dt.timedelta(seconds=1)
+        return self.time
+
+
+class Bench:
+    """One vault in a storage, with its keys, a clock and a folder of index copies (or none)."""
+
+    def __init__(self, storage: Storage | None = None, *, cache: Path | None = None) -> None:
+        self.storage = storage if storage is not None else Memory()
+        self.clock = Clock()
+        self.ring = Keyring.generate()
+        self.cache = cache
+        _, self.recovery = Vault.create(self.storage, providers=[self.ring], now=self.clock())
+
+    def open(self) -> Vault:
+        """Open the vault anew, as another process would."""
+        return Vault.open(self.storage, provider=self.ring, cache=self.cache)
+
+    def back_up(self, folder: Path, *, series: str = "home", deep: bool = False) -> backup.Outcome:
+        """Back up `folder` as one more point of `series`; units and results travel as bytes, as between machines."""
+        source = files_source([str(folder)], host="host")
+        job = backup.BackupJob(
+            session=new_ulid(self.clock()), series=series, source=source, started_at=self.clock(), deep=deep
+        )
+        planner, worker, silent = self.open(), self.open(), Silent()
+        results = (
+            travelled(backup.work(worker, job, travelled(unit), silent))
+            for unit in backup.plan(planner, job, silent, now=self.clock())
+        )
+        return backup.finish(planner, job, results, silent, clock=self.clock)
+
+    def objects(self) -> dict[str, bytes]:
+        """Return every object of the bucket."""
+        return {stored.key: self.storage.get(stored.key) for stored in self.storage.scan("")}
+
+
+def travelled(thing: T) -> T:
+    """Return what arrives when a unit or result is sent to another process."""
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(thing), type=type(thing))
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
+    """Write files below `folder`, which is made; return it."""
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
+
+
+def entries(vault: Vault, name: PointName) -> Iterator[Entry]:
+    """Yield the whole listing of a point."""
+    root = vault.root(name)
+    fetcher = vault.fetcher(root)
+    for block in root.body.blocks:
+        yield from read_block(fetcher, block)
+
+
+def contents(vault: Vault, name: PointName, *, below: Path | None = None) -> dict[bytes, bytes]:
+    """Return path -> content of every file of a point, read chunk by chunk; paths are relative to `below`."""
+    fetcher = vault.fetcher(vault.root(name))
+    cut = len(os.fsencode(below)) if below is not None else 0
+    found = {}
+    for entry in entries(vault, name):
+        if entry.kind != Kind.FILE:
+            continue
+        parts = [fetcher.chunks([e.id])[0] if e.id else bytes(e.length) for e in entry.extents]
+        found[entry.path[cut:]] = b"".join(parts)
+    return found
+
+
+def on_disk(folder: Path) -> dict[bytes, bytes]:
+    """Return path (relative) -> content of every file below a folder, in the shape of `contents(..., below=folder)`."""
+    return {
+        os.fsencode(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
