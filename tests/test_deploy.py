@@ -1,4 +1,4 @@
-"""What deploy/ describes holds together: well formed, restarted, started in order, and without a password of its own."""
+"""What deploy/ describes holds together: well formed, restarted, started in order, and with no password in it."""
 
 import configparser
 import re
