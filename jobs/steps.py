@@ -232,6 +232,25 @@ def fail(step: Step, *, error: str, code: str, transient: bool, now: dt.datetime
 
 
 @transaction.atomic
+def plan_anew(step: Step, *, error: str, now: dt.datetime) -> None:
+    """Give the whole job back to its planner: what this round did cannot be finished. Raises Fenced.
+
+    The planner's attempts are capped as any step's; the last one fails the job.
+    """
+    _lock(step)
+    planner = Step.objects.get(job_id=step.job_id, round=step.round, stage=Stage.PLAN)
+    if planner.attempt >= ATTEMPTS_MAX:
+        fail(step, error=error, code="given_up", transient=False, now=now)
+        return
+    _owned(step, state=StepState.FAILED, lease_until=None, ended_at=now, error=error)
+    wait = dt.timedelta(seconds=BACKOFF_S[min(planner.attempt, len(BACKOFF_S)) - 1])
+    Step.objects.filter(pk=planner.pk).update(
+        state=StepState.QUEUED, lease_until=None, not_before=now + wait, rung_at=None, ended_at=None, error=error
+    )
+    tell(step.job_id, f"The job will be planned anew: {error}", now=now, level="warning")
+
+
+@transaction.atomic
 def cancel(step: Step, *, now: dt.datetime) -> None:
     """End a running step whose worker heard the order to stop; the last one ends the job. Raises Fenced."""
     _lock(step)

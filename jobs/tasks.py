@@ -56,4 +56,4 @@ def sweep_steps() -> None:
 def sweep_ended_jobs() -> None:
     """Remove what ended jobs left in the staging area, and close their sessions."""
     for job in Job.objects.filter(cleaned=False, state__in=ENDED).select_related("vault__region")[:SWEEP_ROWS_MAX]:
-        executors.clean(job, now=timezone.now())
+        executors.clean(job, clock=timezone.now)

@@ -2,7 +2,6 @@
 
 import datetime as dt
 import uuid
-from typing import Any
 
 import msgspec
 from django.core.exceptions import ValidationError
@@ -122,19 +121,6 @@ def change_vault(vault: Vault, *, actor: Actor, now: dt.datetime) -> Vault:
     vault.save(update_fields=["name", "description"])
     record(actor, "vault.change", vault, account=vault.account, now=now)
     return vault
-
-
-@transaction.atomic
-def register_point(vault: Vault, *, series: str, point_id: str, now: dt.datetime, **values: Any) -> RecoveryPoint:
-    """Store the catalogue row of a committed point. Safe to call twice: the second call changes the row's values."""
-    point, _ = RecoveryPoint.objects.update_or_create(
-        vault=vault,
-        series=series,
-        point_id=point_id,
-        defaults=values,
-        create_defaults=values | {"created_at": now},
-    )
-    return point
 
 
 def stored_bytes(account: Account | None = None) -> int:

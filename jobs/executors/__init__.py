@@ -1,16 +1,54 @@
-"""Kind of job -> executor."""
+"""Kind of job -> executor; run one step of a job, clean up after an ended one."""
 
-import datetime as dt
-from collections.abc import Callable
+from typing import Any
 
+import structlog
+
+from engine.errors import EngineError, NotFound
+from engine.session import Session
+from engine.vault import Vault
+from jobs.executors import backup, stages, staging
+from jobs.executors.port import Clock, Executor
+from jobs.executors.stages import worker_name
 from jobs.models import Job, Step
+from jobs.states import Kind, Stage
+from vaults import repositories
+
+__all__ = ["clean", "run", "worker_name"]
+
+log = structlog.get_logger(__name__)
+
+EXECUTORS: dict[str, Executor[Any, Any, Any, Any]] = {Kind.BACKUP: backup.EXECUTOR}
 
 
-def worker_name() -> str:
-    return ""
+def run(step: Step, *, clock: Clock) -> None:
+    """Do one claimed step."""
+    stages.run(EXECUTORS[step.job.kind], step, clock=clock)
 
 
-def run(step: Step, *, clock: Callable[[], dt.datetime]) -> None: ...
+def clean(job: Job, *, clock: Clock) -> bool:
+    """Close the sessions of an ended job and empty its staging area. False when the store did not let us: try later.
+
+    A session whose commit may have been sent is left to the vault's own judgement (it stands in the root).
+    """
+    executor = EXECUTORS[job.kind]
+    try:
+        vault = repositories.open_vault(job.vault)
+        if job.stage != Stage.FINISH:
+            _close_sessions(executor, job, vault, clock)
+        staging.remove(vault, job.pk)
+    except (EngineError, OSError) as error:
+        log.warning("job.not_cleaned", job=str(job.pk), error=str(error))
+        return False
+    Job.objects.filter(pk=job.pk).update(cleaned=True)
+    return True
 
 
-def clean(job: Job, *, now: dt.datetime) -> None: ...
+def _close_sessions(executor: Executor[Any, Any, Any, Any], job: Job, vault: Vault, clock: Clock) -> None:
+    for round_ in range(1, job.round + 1):
+        try:
+            order = staging.Staging(vault, job.pk, round_).order(executor.order)
+        except NotFound:
+            continue  # the planner of this round never got so far
+        if name := executor.session(order):
+            Session(vault.storage, vault.keys, name).close("aborted", clock())

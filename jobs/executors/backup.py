@@ -1,0 +1,85 @@
+"""Backup jobs: a plan's source into its vault."""
+
+import datetime as dt
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from engine.ids import new_ulid
+from engine.progress import Progress
+from engine.sources.files import FilesSource, files_source
+from engine.vault import PointName, Vault
+from engine.verbs import backup
+from engine.verbs.backup import BackupJob, Outcome, Result, Unit
+from jobs.executors.port import Clock, Executor, shown
+from jobs.models import Job
+from policies.models import Source
+from vaults import catalogue
+
+
+def engine_source(source: Source) -> FilesSource:
+    """Return the engine's view of a source row."""
+    wanted = source.settings
+    return files_source(
+        wanted["roots"],
+        host=source.host,
+        include=wanted["include"],
+        exclude=wanted["exclude"],
+        one_file_system=wanted["one_file_system"],
+    )
+
+
+def _prepare(job: Job, now: dt.datetime) -> BackupJob:
+    assert job.source is not None
+    return BackupJob(
+        session=new_ulid(now),
+        series=job.source.series,
+        source=engine_source(job.source),
+        started_at=job.started_at or now,
+        deep=bool(job.settings.get("deep")),
+    )
+
+
+def _plan(vault: Vault, order: BackupJob, progress: Progress, clock: Clock) -> Iterator[Unit]:
+    return backup.plan(vault, order, progress, now=clock())
+
+
+def _finish(vault: Vault, order: BackupJob, results: Iterable[Result], progress: Progress, clock: Clock) -> Outcome:
+    return backup.finish(vault, order, results, progress, clock=clock)
+
+
+def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dict[str, Any]:
+    """Put the committed point into the catalogue; retention counts from its completion."""
+    body = vault.root(PointName(outcome.series, outcome.point)).body
+    days = job.plan.policy.retention_days if job.plan else None
+    point = catalogue.register(
+        job.vault,
+        body,
+        now=now,
+        source_name=job.source.name if job.source else "",
+        expires_at=body.ended_at + dt.timedelta(days=days) if days else None,
+    )
+    return {
+        "state": outcome.state,
+        "point": point,
+        "problems_count": outcome.problems_total,
+        "report": {
+            "stats": msgspec.to_builtins(outcome.stats),
+            "problems": shown(outcome.problems),
+            "mounts": outcome.mounts,
+        },
+    }
+
+
+EXECUTOR = Executor(
+    order=BackupJob,
+    unit=Unit,
+    result=Result,
+    prepare=_prepare,
+    plan=_plan,
+    work=backup.work,
+    finish=_finish,
+    conclude=_conclude,
+    session=lambda order: order.session,
+)

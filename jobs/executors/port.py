@@ -1,0 +1,53 @@
+"""What an executor is: how one kind of job asks a verb of the engine, and what the outcome means in rows."""
+
+import datetime as dt
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from engine.entries import Problem
+from engine.progress import Progress
+from engine.vault import Vault
+from jobs.models import Job
+
+Clock = Callable[[], dt.datetime]
+J = TypeVar("J", bound=msgspec.Struct)
+U = TypeVar("U", bound=msgspec.Struct)
+R = TypeVar("R", bound=msgspec.Struct)
+O = TypeVar("O")  # noqa: E741  # an outcome
+
+PROBLEMS_SHOWN = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Executor(Generic[J, U, R, O]):
+    """One kind of job. `order`, `unit` and `result` are the verb's structs; they travel through the staging area.
+
+    `prepare` makes the order for one round. `conclude` stores the outcome and returns the fields of the ended job.
+    `session` names the engine session behind an order, empty when there is none.
+    """
+
+    order: type[J]
+    unit: type[U]
+    result: type[R]
+    prepare: Callable[[Job, dt.datetime], J]
+    plan: Callable[[Vault, J, Progress, Clock], Iterator[U]]
+    work: Callable[[Vault, J, U, Progress], R]
+    finish: Callable[[Vault, J, Iterable[R], Progress, Clock], O]
+    conclude: Callable[[Job, Vault, O, dt.datetime], dict[str, Any]]
+    session: Callable[[J], str]
+
+
+def shown(problems: Iterable[Problem]) -> list[dict[str, Any]]:
+    """Return the first problems as the job's report keeps them; bytes that are no UTF-8 are written as \\xNN."""
+    return [
+        {
+            "path": "/" + problem.path.decode("utf-8", "backslashreplace"),
+            "reason": problem.reason,
+            "detail": problem.detail,
+            "lost": problem.lost,
+        }
+        for _, problem in zip(range(PROBLEMS_SHOWN), problems, strict=False)
+    ]

@@ -1,0 +1,143 @@
+"""Run one claimed step: plan, work or finish, the same for every kind of job."""
+
+import os
+import socket
+import threading
+from functools import partial
+from typing import Any
+
+import structlog
+from django.db import DatabaseError
+
+from engine.errors import Canceled, EngineError, SessionFenced
+from engine.session import Session
+from engine.vault import Vault
+from jobs import doorbell, steps
+from jobs.executors.port import Clock, Executor
+from jobs.executors.staging import Staging
+from jobs.models import Step
+from jobs.progress import StepProgress
+from jobs.states import Stage
+from vaults import repositories
+
+log = structlog.get_logger(__name__)
+
+AnyExecutor = Executor[Any, Any, Any, Any]
+
+
+class _Opened(threading.local):
+    """The vault that this worker used last, kept open between the units of one round."""
+
+    key: tuple[object, ...] | None = None
+    vault: Vault | None = None
+
+
+_opened = _Opened()
+
+
+def worker_name() -> str:
+    """Return the name under which this process claims steps."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def open_vault(step: Step) -> Vault:
+    """Return the job's vault, open. An open one is used again only inside the same round of the same job."""
+    key = (step.job.vault_id, step.job_id, step.round)
+    if _opened.key != key or _opened.vault is None:
+        _opened.vault = repositories.open_vault(step.job.vault)
+        _opened.key = key
+    return _opened.vault
+
+
+def run(executor: AnyExecutor, step: Step, *, clock: Clock) -> None:
+    """Do the step and write down how it ended. What a lost lease makes worthless is dropped silently."""
+    try:
+        _attempt(executor, step, clock)
+    except steps.Fenced as fenced:
+        log.info("step.fenced", reason=str(fenced))
+
+
+def _attempt(executor: AnyExecutor, step: Step, clock: Clock) -> None:
+    progress = StepProgress(step, clock=clock)
+    stage = {Stage.PLAN: _plan, Stage.WORK: _work, Stage.FINISH: _finish}[Stage(step.stage)]
+    try:
+        stage(executor, step, progress, clock)
+    except (steps.Fenced, DatabaseError):
+        raise  # without the database nothing can be written down: the lease runs out and the step is claimed anew
+    except Canceled:
+        steps.cancel(step, now=clock())
+    except SessionFenced as error:
+        steps.plan_anew(step, error=str(error), now=clock())
+    except EngineError as error:
+        if error.transient and step.stage == Stage.FINISH:
+            steps.plan_anew(step, error=str(error), now=clock())  # a failed finish has closed its session
+        else:
+            steps.fail(step, error=str(error), code=_code(error), transient=error.transient, now=clock())
+    except OSError as error:
+        steps.fail(step, error=f"The worker's machine failed: {error}", code="os_error", transient=True, now=clock())
+    except Exception as error:
+        log.exception("step.crashed")
+        text = f"The program failed: {type(error).__name__}: {error}. The worker's log tells more."
+        steps.fail(step, error=text, code="internal", transient=False, now=clock())
+
+
+def _code(error: EngineError) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in type(error).__name__).strip("_")
+
+
+def _plan(executor: AnyExecutor, step: Step, progress: StepProgress, clock: Clock) -> None:
+    vault = open_vault(step)
+    staging = Staging(vault, step.job_id, step.round)
+    order = executor.prepare(step.job, clock())
+    staging.put_order(order)
+    _keep_session(executor, vault, order, progress)
+    total = done = 0
+    for unit in executor.plan(vault, order, progress, clock):
+        progress.check()
+        if unit.needs_work:
+            staging.put_unit(total, unit)
+            doorbell.ring(steps.add_work(step, number=total, now=clock()), now=clock())
+        else:
+            staging.put_result(total, executor.work(vault, order, unit, progress))
+            done += 1
+        total += 1
+    progress.flush()
+    _ring(steps.end_plan(step, units_total=total, units_done=done, now=clock()), clock)
+
+
+def _work(executor: AnyExecutor, step: Step, progress: StepProgress, clock: Clock) -> None:
+    vault = open_vault(step)
+    staging = Staging(vault, step.job_id, step.round)
+    order = staging.order(executor.order)
+    _keep_session(executor, vault, order, progress)
+    unit = staging.unit(step.number, executor.unit)
+    result = executor.work(vault, order, unit, progress)
+    staging.put_result(step.number, result)
+    progress.flush()
+    _ring(steps.end_work(step, now=clock()), clock)
+
+
+def _finish(executor: AnyExecutor, step: Step, progress: StepProgress, clock: Clock) -> None:
+    vault = open_vault(step)
+    staging = Staging(vault, step.job_id, step.round)
+    order = staging.order(executor.order)
+    _keep_session(executor, vault, order, progress)
+    results = staging.results(step.job.units_total, executor.result)
+    outcome = executor.finish(vault, order, results, progress, clock)
+    fields = executor.conclude(step.job, vault, outcome, clock())
+    steps.end_finish(step, now=clock(), **fields)
+
+
+def _keep_session(executor: AnyExecutor, vault: Vault, order: Any, progress: StepProgress) -> None:
+    if name := executor.session(order):
+        session = Session(vault.storage, vault.keys, name)
+        progress.keep_alive(partial(_beat, session))
+
+
+def _beat(session: Session, now: Any) -> None:
+    session.beat(now)
+
+
+def _ring(step: Step | None, clock: Clock) -> None:
+    if step is not None:
+        doorbell.ring(step, now=clock())

@@ -1,0 +1,26 @@
+"""Do a job's steps in this process, without a broker and without workers: for the demo, a shell, and tests."""
+
+from django.db.models import Q
+
+from jobs import doorbell, executors, steps
+from jobs.executors.port import Clock
+from jobs.models import Job, Step
+from jobs.states import ACTIVE, StepState
+
+
+def do(job: Job, *, clock: Clock) -> Job:
+    """Claim and run the job's steps, one after the other, until it ends or only waits; return the job as it is then."""
+    with doorbell.muted():
+        while (step := _next(job, clock)) is not None:
+            try:
+                claimed = steps.claim(step.pk, worker=executors.worker_name(), now=clock())
+            except steps.NotClaimable:
+                break
+            executors.run(claimed, clock=clock)
+    job.refresh_from_db()
+    return job
+
+
+def _next(job: Job, clock: Clock) -> Step | None:
+    waiting = Q(not_before=None) | Q(not_before__lte=clock())
+    return Step.objects.filter(waiting, job=job, job__state__in=ACTIVE, state=StepState.QUEUED).order_by("pk").first()

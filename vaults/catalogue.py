@@ -1,0 +1,71 @@
+"""The catalogue of recovery points: rows made from what the vault itself says. The vault is the truth."""
+
+import datetime as dt
+from dataclasses import dataclass
+
+import msgspec
+from django.db import transaction
+
+from engine.point import Body
+from engine.vault import PointName
+from vaults import repositories
+from vaults.models import PointState, RecoveryPoint, Vault
+
+
+@dataclass(slots=True)
+class Rebuilt:
+    """What a rebuild did: `damaged` are points whose root cannot be read, with the reason."""
+
+    points_found: int
+    points_added: int
+    points_gone: int
+    damaged: list[str]
+
+
+def register(
+    vault: Vault, body: Body, *, now: dt.datetime, source_name: str = "", expires_at: dt.datetime | None = None
+) -> RecoveryPoint:
+    """Store the row of a committed point. Safe to call twice; name and expiry are set by the first call alone."""
+    stats = body.stats
+    values = {
+        "source_kind": body.kind,
+        "host": body.host,
+        "roots": body.roots,
+        "state": PointState.COMPLETE if body.complete else PointState.PARTIAL_COMPLETE,
+        "started_at": body.started_at,
+        "completed_at": body.ended_at,
+        "entries_count": stats.entries,
+        "bytes_total": stats.bytes,
+        "bytes_stored": stats.bytes_stored,
+        "problems_count": body.problems_total,
+        "stats": msgspec.to_builtins(stats),
+    }
+    point, _ = RecoveryPoint.objects.update_or_create(
+        vault=vault,
+        series=body.series,
+        point_id=body.point,
+        defaults=values,
+        create_defaults=values | {"created_at": now, "source_name": source_name, "expires_at": expires_at},
+    )
+    return point
+
+
+def rebuild(vault: Vault, *, now: dt.datetime) -> Rebuilt:
+    """Make the rows of a vault equal to its points. Safe to call twice; a damaged point keeps the row it has."""
+    opened = repositories.open_vault(vault)
+    known = {PointName(*key): pk for *key, pk in vault.points.values_list("series", "point_id", "pk")}
+    names: dict[str, str] = dict(vault.points.order_by("completed_at").values_list("series", "source_name"))
+    result = Rebuilt(0, 0, 0, [])
+    seen = set()
+    for listed in opened.catalogue():
+        seen.add(listed.name)
+        result.points_found += 1
+        if listed.root is None:
+            result.damaged.append(f"{listed.name.series}/{listed.name.point}: {listed.error}")
+            continue
+        result.points_added += listed.name not in known
+        register(vault, listed.root.body, now=now, source_name=names.get(listed.name.series, ""))
+    gone = [pk for name, pk in known.items() if name not in seen]
+    with transaction.atomic():
+        result.points_gone = RecoveryPoint.objects.filter(pk__in=gone).delete()[0]
+    return result
