@@ -6,7 +6,8 @@ from tests.support.rules_page import PAGE, BadMarker, collect, page, proofs
 
 
 def test_the_page_is_current():
-    assert PAGE.read_text() == page(collect()), "docs/rules.md is out of date: run `make rules`"
+    is_current = PAGE.read_text() == page(collect())
+    assert is_current, "docs/rules.md is out of date: run `make rules`"
 
 
 def test_markers_count_on_functions_classes_parameters_and_whole_files():
