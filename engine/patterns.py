@@ -71,8 +71,9 @@ def _expression(pattern: str) -> tuple[bool, str]:
     text = str(compiled.regex.pattern)
     if text.endswith("/"):
         text += "."  # what is inside, not the folder itself
-    # `$` would also match before a newline that ends the name.
-    text = text.replace(_FOLDER_OR_END, r"(?:/|\Z)").replace(_FOLDER, "/")
+    # Only the path itself counts, not one above it: folders are asked on the way down. `$` would also match
+    # before a newline that ends the name.
+    text = text.replace(_FOLDER_OR_END, r"/?\Z").replace(_FOLDER, r"/\Z")
     return bool(compiled.include), text
 
 
@@ -121,6 +122,13 @@ class Selection:
     def everything(self) -> bool:
         """Say whether no pattern was given."""
         return self._include is None and self._exclude is None
+
+    @property
+    def starts(self) -> list[bytes] | None:
+        """Return the folders outside of which no include can match; None when it may match anywhere."""
+        if self._include is None or self._starts is None:
+            return None
+        return [os.fsencode(start) for start in self._starts]
 
     def top(self) -> Verdict:
         """Return the verdict on the root of the file system."""

@@ -17,6 +17,7 @@ KINDS = {
 }
 _FORMAT = 0o170000
 _PERMISSIONS = 0o7777
+_OFFERED = hasattr(os, "listxattr")  # not on macOS
 
 
 class Users(dict[int, str]):
@@ -82,7 +83,7 @@ def extended(place: int | bytes) -> dict[bytes, bytes]:
 
     Empty where the system or the file system has none. Attributes that may not be read are left out.
     """
-    if not hasattr(os, "listxattr"):
+    if not _OFFERED:
         return {}
     follow = isinstance(place, int)
     try:

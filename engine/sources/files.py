@@ -2,7 +2,8 @@
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Generator, Iterable, Sequence
 from functools import cached_property
 
 import msgspec
@@ -57,8 +58,21 @@ class FilesSource(msgspec.Struct, frozen=True, tag="files", kw_only=True, dict=T
         return tuple(top)
 
     @cached_property
+    def _uid(self) -> int:
+        return os.geteuid()
+
+    @cached_property
+    def _local(self) -> threading.local:
+        return threading.local()
+
+    @property
     def _folders(self) -> Folders:
-        return Folders(self._top)
+        """The folder this thread reads from."""
+        try:
+            return self._local.folders  # type: ignore[no-any-return] # set below
+        except AttributeError:
+            self._local.folders = Folders(self._top)
+            return self._folders
 
     def identity(self) -> Identity:
         """Return where entries come from; bytes of a root that are not UTF-8 are written as \\xNN."""
@@ -96,7 +110,7 @@ class FilesSource(msgspec.Struct, frozen=True, tag="files", kw_only=True, dict=T
                     f"name its real place instead, {real!r}"
                 )
 
-    def walk(self) -> Iterator[Entry | Problem]:
+    def walk(self) -> Generator[Entry | Problem, None, None]:
         """Yield every entry in listing order, attributes from lstat alone."""
         selection = Selection(self.include, self.exclude) if self.include or self.exclude else None
         options = WalkOptions(selection, self.one_file_system)
@@ -106,12 +120,13 @@ class FilesSource(msgspec.Struct, frozen=True, tag="files", kw_only=True, dict=T
         """Return a non-file entry again with fresh attributes, target and xattrs."""
         parent, name = split(entry.path)
         try:
-            kept = self._folders.holds(parent)
-            found = self._fill(self._folders.get(parent), entry, name)
+            folders = self._folders
+            kept = folders.path == parent
+            found = self._fill(folders.get(parent), entry, name)
             if kept and isinstance(found, Problem):
                 # The folder kept open may have been replaced since: believe only a fresh look.
-                self._folders.forget()
-                found = self._fill(self._folders.get(parent), entry, name)
+                folders.forget()
+                found = self._fill(folders.get(parent), entry, name)
         except OSError as error:
             return problem_of(entry.path, error)
         return found
@@ -133,46 +148,15 @@ class FilesSource(msgspec.Struct, frozen=True, tag="files", kw_only=True, dict=T
     def open(self, entry: Entry) -> FileReader | Problem:
         """Open a file for reading if it is still the one that was walked; links on the way are not followed."""
         try:
-            fd = self._open(entry)
+            fd, status = self._open(entry)
         except OSError as error:
             return problem_of(entry.path, error)
-        try:
-            status = os.fstat(fd)
-            reader = FileReader.of(fd, entry, status=status, attributes=self._attributes)
-        except OSError as error:
-            os.close(fd)
-            return problem_of(entry.path, error)
-        except BaseException:
-            os.close(fd)
-            raise
-        if reader is None:
+        fresh = self._attributes.entry(entry.path, status, entry.device)
+        if fresh is None or fresh.kind != entry.kind or fresh.inode != entry.inode:
             os.close(fd)
             return Problem(entry.path, "changed", _REPLACED)
-        return reader
-
-    def _open(self, entry: Entry) -> int:
-        parent, name = split(entry.path)
-        folders = self._folders
-        own = self._reads_all or entry.uid == self._uid
-        if folders.holds(parent):
-            try:
-                fd = open_file(folders.get(parent), name, own=own)
-            except OSError:
-                folders.forget()
-            else:
-                if os.fstat(fd).st_ino == entry.inode:
-                    return fd
-                os.close(fd)
-                folders.forget()
-        return open_file(folders.get(parent), name, own=own)
-
-    @cached_property
-    def _uid(self) -> int:
-        return os.geteuid()
-
-    @property
-    def _reads_all(self) -> bool:
-        return self._uid == 0
+        fresh.xattrs = extended(fd)
+        return FileReader(fd, fresh, status)
 
     def read_small(self, entry: Entry, limit: int) -> tuple[Entry, bytes] | Problem | None:
         """Return a whole file of at most `limit` bytes with its fresh entry; None when `open` must be used.
@@ -180,18 +164,17 @@ class FilesSource(msgspec.Struct, frozen=True, tag="files", kw_only=True, dict=T
         That is: it is larger, has holes, or was changing.
         """
         try:
-            fd = self._open(entry)
+            fd, status = self._open(entry)
         except OSError as error:
             return problem_of(entry.path, error)
         try:
-            status = os.fstat(fd)
             fresh = self._attributes.entry(entry.path, status, entry.device)
             if fresh is None or fresh.kind != entry.kind or fresh.inode != entry.inode:
                 return Problem(entry.path, "changed", _REPLACED)
             size = fresh.size
             if size > limit or (status.st_blocks * 512 < size and has_holes(fd, size)):
                 return None
-            data = os.pread(fd, size + 1, 0)
+            data = os.read(fd, size + 1)
             if len(data) != size:
                 return None
             fresh.xattrs = extended(fd)
@@ -201,9 +184,29 @@ class FilesSource(msgspec.Struct, frozen=True, tag="files", kw_only=True, dict=T
         finally:
             os.close(fd)
 
+    def _open(self, entry: Entry) -> tuple[int, os.stat_result]:
+        """Return (descriptor, status) of what stands at the entry's path; the caller checks that it is the entry."""
+        parent, _, name = entry.path.rpartition(b"/")
+        folders = self._folders
+        own = self._uid in (0, entry.uid)
+        if folders.path == parent:
+            # The folder kept open may have been replaced since: believe it only when the entry is there.
+            try:
+                fd = open_file(folders.fd, name, own=own)
+            except OSError:
+                folders.forget()
+            else:
+                status = os.fstat(fd)
+                if status.st_ino == entry.inode:
+                    return fd, status
+                os.close(fd)
+                folders.forget()
+        fd = open_file(folders.get(parent), name, own=own)
+        return fd, os.fstat(fd)
+
 
 def files_source(
-    roots: Iterable[str | bytes],
+    roots: Iterable[str | bytes | os.PathLike[str]],
     *,
     host: str,
     include: Sequence[str] = (),

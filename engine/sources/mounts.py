@@ -54,7 +54,7 @@ def _by_device(root: bytes) -> Iterator[Mount]:
             todo.append((path, below))
 
 
-def mounts_inside(roots: Iterable[bytes | str]) -> list[Mount]:
+def mounts_inside(roots: Iterable[bytes | str | os.PathLike[str]]) -> list[Mount]:
     """Return the file systems mounted strictly inside `roots`, sorted by path, each mount point once (B28).
 
     A backup reads them unless it keeps to one file system: a mounted bucket then costs requests, a network share

@@ -2,11 +2,9 @@
 
 import errno
 import os
-import threading
 
 from engine.beneath import PLACE, open_beneath, split
 from engine.entries import Entry
-from engine.sources.attributes import Attributes, extended
 from engine.sources.port import Span
 
 # O_NONBLOCK: opening a fifo that took a file's place must not hang.
@@ -16,36 +14,34 @@ _BLOCK = 512
 _SMALLEST_HOLE = 4096
 
 
-class Folders(threading.local):
-    """The folder last read from, kept open: neighbours in a listing share it. One per thread; closes itself."""
+class Folders:
+    """The folder last read from, kept open: neighbours in a listing share it. For one thread; closes itself.
+
+    `path` is that folder (None at first), `fd` its descriptor, owned by this object.
+    """
 
     def __init__(self, roots: tuple[bytes, ...]) -> None:
         self._roots = roots
-        self._path: bytes | None = None
-        self._fd = -1
+        self.path: bytes | None = None
+        self.fd = -1
 
     def __del__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
         """Close the folder, so that the next use opens it afresh."""
-        self._path = None
-        fd, self._fd = self._fd, -1
+        self.path = None
+        fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
 
-    def holds(self, parent: bytes) -> bool:
-        """Say whether `parent` is the folder that is open."""
-        return self._path == parent
-
     def get(self, parent: bytes) -> int:
-        """Return a descriptor of the folder `parent`, owned by this object. Links below a root are not followed."""
-        if self._path == parent:
-            return self._fd
-        fd = self._open(parent)
-        self.forget()
-        self._path, self._fd = parent, fd
-        return fd
+        """Return a descriptor of the folder `parent`, open until the next call. Links below a root are not followed."""
+        if self.path != parent:
+            fd = self._open(parent)
+            self.forget()
+            self.path, self.fd = parent, fd
+        return self.fd
 
     def _open(self, parent: bytes) -> int:
         root = next(
@@ -88,15 +84,6 @@ class FileReader:
         self._fd = fd
         self._status = status
         self.entry = entry
-
-    @classmethod
-    def of(cls, fd: int, walked: Entry, *, status: os.stat_result, attributes: Attributes) -> "FileReader | None":
-        """Return a reader with fresh attributes; None when `fd` is not the file that was walked."""
-        fresh = attributes.entry(walked.path, status, walked.device)
-        if fresh is None or fresh.kind != walked.kind or fresh.inode != walked.inode:
-            return None
-        fresh.xattrs = extended(fd)
-        return cls(fd, fresh, status)
 
     def __enter__(self) -> "FileReader":
         return self

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from typing import NamedTuple
 
 from engine.beneath import FOLDER, open_beneath, split
@@ -70,7 +70,7 @@ class Walk:
         # Folders that are kept only if something inside is: not yielded yet.
         self._pending: list[Entry] = []
 
-    def run(self) -> Iterator[Entry | Problem]:
+    def run(self) -> Generator[Entry | Problem, None, None]:
         """Yield entries and problems; closing the generator closes its descriptors."""
         for root in self._roots:
             try:

@@ -5,6 +5,7 @@ import errno
 import os
 import stat
 import sys
+import threading
 from functools import cached_property
 
 import msgspec
@@ -49,8 +50,17 @@ class FilesTarget(msgspec.Struct, frozen=True, tag="files", kw_only=True, dict=T
     restore_owner: bool | None = None
 
     @cached_property
+    def _local(self) -> threading.local:
+        return threading.local()
+
+    @property
     def _tree(self) -> Tree:
-        return Tree(self.root)
+        """The folders this thread has open."""
+        try:
+            return self._local.tree  # type: ignore[no-any-return] # set below
+        except AttributeError:
+            self._local.tree = Tree(self.root)
+            return self._tree
 
     @cached_property
     def _attributes(self) -> Attributes:
@@ -65,7 +75,7 @@ class FilesTarget(msgspec.Struct, frozen=True, tag="files", kw_only=True, dict=T
             raise TargetMissing(f"{shown!r} cannot be restored into: {error.strerror}") from error
         if not stat.S_ISDIR(status.st_mode):
             raise TargetMissing(f"{shown!r} is not a folder")
-        if not os.access(self.root, os.W_OK | os.X_OK):
+        if not os.access(self.root, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
             raise TargetError(f"{shown!r} is not writable: give this user the right to write there, or choose another")
 
     def existing(self, path: bytes) -> int | None:
@@ -284,6 +294,6 @@ class FileWriter:
         _unlink(folder.fd, self._aside)
 
 
-def files_target(root: str | bytes, *, restore_owner: bool | None = None) -> FilesTarget:
+def files_target(root: str | bytes | os.PathLike[str], *, restore_owner: bool | None = None) -> FilesTarget:
     """Make a FilesTarget of a path as people give it; a relative one starts at the working directory."""
     return FilesTarget(root=os.path.abspath(os.fsencode(root)), restore_owner=restore_owner)

@@ -5,7 +5,6 @@ import itertools
 import os
 import secrets
 import stat
-import threading
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -42,22 +41,23 @@ def _inherits(fd: int) -> bool:
         return False
 
 
-class Tree(threading.local):
-    """Open folders below one root: the least recently used of 64 is closed. Each thread has its own.
+class Tree:
+    """Open folders below one root: of more than 64 the least recently used is closed. For one thread.
 
     A returned Folder is valid until the next call: never keep it. All are closed with this object.
     """
 
     def __init__(self, root: bytes) -> None:
-        self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._open: OrderedDict[bytes, Folder] = OrderedDict()
+        self._root = -1
+        self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._serial = itertools.count()
         self._mark = secrets.token_hex(6).encode()
-        self._checked: bytes | None = None
 
     def __del__(self) -> None:
         self.forget()
-        os.close(self._root)
+        if self._root >= 0:
+            os.close(self._root)
 
     @property
     def root(self) -> int:

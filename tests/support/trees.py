@@ -298,7 +298,7 @@ def _look(fd: int, name: bytes, status: os.stat_result) -> Facts:
 
 
 def snapshot(root: Path | bytes, *, sockets: bool = False) -> dict[bytes, Facts]:
-    """Return what lstat, content, holes, links and xattrs tell of everything below `root`; shares no code with the engine."""
+    """Return what lstat, content, holes, links and xattrs tell of everything below `root`. No code of the engine's."""
     found: dict[bytes, Facts] = {}
     links: dict[tuple[int, int], bytes] = {}
 
