@@ -207,6 +207,10 @@ class Directory:
             except FileNotFoundError:
                 if attempt == _ATTEMPTS - 1:
                     raise
+            except (NotADirectoryError, IsADirectoryError) as error:
+                refused = Forbidden(f"{path}: another file, folder or link has this name")
+                refused.advice = "Let nothing but this program write into the folder"
+                raise refused from error
 
     @contextlib.contextmanager
     def _written_aside(self, aside: int, data: Bytes) -> Iterator[str]:
@@ -255,7 +259,7 @@ class Directory:
         """Say whether the object is there with these bytes: a rename over it could hide it from a running scan."""
         try:
             fd = self._open_object(key)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, NotFound):
             return False
         try:
             with memoryview(data) as view:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import ssl
 from collections.abc import Iterator
+from http.client import IncompleteRead
 from xml.etree.ElementTree import ParseError
 
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
@@ -97,6 +98,8 @@ def _not_answered(what: str, error: Exception) -> StorageError:
         return Unavailable(text) if ended else Unreachable(text)
     if isinstance(cause, OSError) and cause.errno in _NO_ROUTE:
         return Unreachable(text)
-    if isinstance(error, http.ProtocolError) and any(isinstance(part, http.IncompleteRead) for part in error.args):
+    if isinstance(error, http.ProtocolError) and any(
+        isinstance(part, http.IncompleteRead | IncompleteRead) for part in error.args
+    ):
         return ShortRead(text)
     return Unavailable(text)
