@@ -3,8 +3,10 @@
 import os
 import pickle
 import stat
+import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -367,4 +369,34 @@ def test_many_folders_are_written_with_few_kept_open(out: Path) -> None:
         assert target.write_small(entry(b"d%d/f" % number), b"x") == []
     assert len(os.listdir("/proc/self/fd")) < before + 80
     del target
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@needs_root
+def test_a_full_disk_is_told_and_leaves_nothing_of_the_file(out: Path) -> None:
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", out], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip(f"mounting is not permitted here: {done.stderr.decode().strip()}")
+    try:
+        target = files_target(out)
+        assert reasons(target.write_small(entry(b"short"), bytes(1 << 20))) == [("write-failed", True)]
+        writer = target.create(entry(b"long", size=1 << 20))
+        with pytest.raises(OSError, match="No space left"):
+            writer.write(memoryview(bytes(1 << 20)), 0)
+        writer.abort()
+        assert os.listdir(out) == []
+        assert target.write_small(entry(b"fits"), b"x") == []
+        target.flush()
+    finally:
+        del target, writer
+        subprocess.run(["umount", out], check=True)
+
+
+def test_threads_share_one_target(out: Path) -> None:
+    target = files_target(out)
+    before = len(os.listdir("/proc/self/fd"))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda number: target.write_small(entry(b"%d/f" % number), b"x"), range(200)))
+    assert found == [[]] * 200
+    assert len(list(out.glob("*/f"))) == 200
     assert len(os.listdir("/proc/self/fd")) <= before
