@@ -1,11 +1,71 @@
-"""The Celery app. Its settings are the CELERY_* names of settings.py."""
+"""The Celery app. Its settings are the CELERY_* names of settings.py.
+
+A worker that serves everything of this machine: `python manage.py worker`. One that serves chosen queues only:
+`celery -A backupsite worker -Q host.web1,region.main`. Every worker tells the database that it lives.
+"""
 
 import os
+from typing import Any
 
 from celery import Celery
+from celery.signals import heartbeat_sent, setup_logging, worker_ready, worker_shutdown
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "backupsite.settings")
 
 app = Celery("backupsite")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
+
+SEEN_EVERY_S = 10
+
+
+@setup_logging.connect
+def _keep_django_logging(**kwargs: Any) -> None:
+    """Connecting this signal leaves the logging that settings.py configured as it is."""
+
+
+class _Presence:
+    """Writes down that this worker lives. Runs in the worker's main process."""
+
+    def __init__(self) -> None:
+        self.consumer: Any = None
+        self._next = 0.0
+
+    def tell(self) -> None:
+        # The app registry is not ready when this module is imported, so these come late.
+        from django.db import DatabaseError, connection
+
+        from jobs import presence
+
+        now = app.now()
+        if self.consumer is None or now.timestamp() < self._next:
+            return
+        self._next = now.timestamp() + SEEN_EVERY_S
+        try:
+            presence.seen(self.consumer.hostname, [q.name for q in self.consumer.task_consumer.queues], now=now)
+        except DatabaseError:
+            pass  # the next heartbeat tells it; until then the host counts as seen a little longer ago
+        finally:
+            connection.close()
+
+
+_presence = _Presence()
+
+
+@worker_ready.connect
+def _worker_is_ready(sender: Any, **kwargs: Any) -> None:
+    _presence.consumer = sender
+    _presence.tell()
+
+
+@heartbeat_sent.connect
+def _worker_lives(**kwargs: Any) -> None:
+    _presence.tell()
+
+
+@worker_shutdown.connect
+def _worker_leaves(**kwargs: Any) -> None:
+    from jobs import presence  # as above
+
+    if _presence.consumer is not None:
+        presence.gone(_presence.consumer.hostname)

@@ -9,9 +9,11 @@ from rest_framework.response import Response
 
 from accounts.refusals import Refused
 from engine import errors
+from engine.browse import EntryMissing
 
 # The first class that fits decides: the status and the code of the answer.
 ENGINE: tuple[tuple[type[errors.EngineError], int, str], ...] = (
+    (EntryMissing, status.HTTP_404_NOT_FOUND, "not_found"),
     (errors.PointMissing, status.HTTP_404_NOT_FOUND, "not_found"),
     (errors.IntegrityError, status.HTTP_502_BAD_GATEWAY, "vault_damaged"),
     (errors.FormatError, status.HTTP_502_BAD_GATEWAY, "vault_format"),

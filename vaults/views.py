@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-from collections.abc import Iterator
 from typing import Any, ClassVar
 from urllib.parse import quote
 
@@ -177,16 +176,12 @@ class RecoveryPointView(mixins.ListModelMixin, mixins.RetrieveModelMixin, Accoun
     def file(self, request: Request, pk: str) -> StreamingHttpResponse:
         """Stream one file out of the point (B22, C1)."""
         entry, parts = browsing.file(self.get_object(), _path(request))
-        answer = StreamingHttpResponse(_until_end(parts), content_type="application/octet-stream")
+        answer = StreamingHttpResponse(parts, content_type="application/octet-stream")
         answer["Content-Length"] = str(entry.size)
         name = entry.path.rpartition(b"/")[2]
         answer["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(name, safe='')}"
         answer["X-Content-Type-Options"] = "nosniff"
         return answer
-
-
-def _until_end(parts: Iterator[bytes]) -> Iterator[bytes]:
-    yield from parts
 
 
 def _decoded(text: str) -> bytes:

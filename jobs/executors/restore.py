@@ -1,0 +1,68 @@
+"""Restore jobs: a recovery point, or a part of it, onto a host."""
+
+import datetime as dt
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from engine.ids import new_ulid
+from engine.progress import Progress
+from engine.targets.files import FilesTarget
+from engine.vault import Vault
+from engine.verbs import restore
+from engine.verbs.restore import Outcome, RestoreJob, Result, Unit
+from jobs.executors.port import Clock, Executor, shown
+from jobs.models import Job
+
+ORIGINAL = "/"
+
+
+def _prepare(job: Job, now: dt.datetime) -> RestoreJob:
+    assert job.point is not None
+    wanted = job.settings
+    patterns = tuple(wanted["patterns"])
+    return RestoreJob(
+        session=new_ulid(now),
+        series=job.point.series,
+        point=job.point.point_id,
+        target=FilesTarget(root=os.fsencode(wanted["to"] or ORIGINAL)),
+        started_at=job.started_at or now,
+        include=patterns if wanted["mode"] == "include" else (),
+        exclude=patterns if wanted["mode"] == "exclude" else (),
+        same_name=wanted["same_name"],
+    )
+
+
+def _plan(vault: Vault, order: RestoreJob, progress: Progress, clock: Clock) -> Iterator[Unit]:
+    return restore.plan(vault, order, progress, now=clock())
+
+
+def _finish(vault: Vault, order: RestoreJob, results: Iterable[Result], progress: Progress, clock: Clock) -> Outcome:
+    return restore.finish(vault, order, results, progress, clock=clock)
+
+
+def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dict[str, Any]:
+    return {
+        "state": outcome.state,
+        "problems_count": outcome.problems_total,
+        "report": {
+            "entries": outcome.entries,
+            "files": outcome.files,
+            "bytes": outcome.bytes,
+            "skipped": outcome.skipped,
+            "problems": shown(outcome.problems),
+        },
+    }
+
+
+EXECUTOR = Executor(
+    order=RestoreJob,
+    unit=Unit,
+    result=Result,
+    prepare=_prepare,
+    plan=_plan,
+    work=restore.work,
+    finish=_finish,
+    conclude=_conclude,
+    session=lambda order: order.session,
+)
