@@ -77,6 +77,8 @@ class Segment:
 
     def __init__(self, name: str, data: memoryview) -> None:
         self.name = name
+        if len(data) < _HEAD.size:
+            raise IntegrityError(f"index segment {name} is cut short")
         magic, version, packs, rows, replaces, _ = _HEAD.unpack(data[: _HEAD.size])
         if magic != _MAGIC:
             raise IntegrityError(f"index segment {name} has a wrong header")
@@ -134,7 +136,10 @@ class Segment:
 
 
 def encode_segment(sealed: Iterable[Sealed], *, replaces: Sequence[str] = ()) -> list[bytes]:
-    """Return the segments (plain) that list the chunks of these packs, each at most ROWS_MAX rows."""
+    """Return the segments (plain) that list the chunks of these packs, each at most ROWS_MAX rows.
+
+    `replaces` names segments that are no longer asked; without packs, one segment that says only this.
+    """
     packs = list(sealed)
     groups: list[list[Sealed]] = [[]]
     rows = 0
@@ -144,10 +149,12 @@ def encode_segment(sealed: Iterable[Sealed], *, replaces: Sequence[str] = ()) ->
             rows = 0
         groups[-1].append(pack)
         rows += len(pack.table.ids)
-    return [_encode(group, replaces) for group in groups if group]
+    return [_encode(group, replaces) for group in groups if group or replaces]
 
 
 def _encode(packs: list[Sealed], replaces: Sequence[str]) -> bytes:
+    if not packs:
+        return _HEAD.pack(_MAGIC, 1, 0, 0, len(replaces), 0) + b"".join(bytes.fromhex(name) for name in replaces)
     heads = np.zeros(len(packs), _PACK)
     for number, (head, _) in enumerate(packs):
         digest, _, alias = head.name.partition(".")
@@ -180,12 +187,16 @@ class Index:
 
     `cache` is a private folder (0700) shared by the processes of this host; None keeps segments in memory. A name that
     is forbidden (condemned or deleted by a prune) is never answered.
+
+    A damaged segment is skipped and remembered in `damaged`, key -> what is wrong: its chunks are stored again by
+    backups and found through pack footers by readers, until rebuild lists them anew.
     """
 
     def __init__(self, storage: Storage, keys: Keys, cache: Path | None) -> None:
         self._storage, self._keys, self._cache = storage, keys, cache
         self._segments: dict[str, Segment] = {}
         self._order: list[Segment] = []
+        self.damaged: dict[str, IntegrityError] = {}
         self._forbidden: set[str] = set()
         if cache is not None:
             cache.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -202,18 +213,21 @@ class Index:
             segment.forbid(self._forbidden)
 
     def refresh(self) -> None:
-        """LIST the index and load what is new. Raises IntegrityError for a damaged segment."""
-        listed = [stored.key for stored in self._storage.scan(PREFIX)]
-        if {key.rpartition("/")[2] for key in listed} == self._segments.keys():
+        """LIST the index and load what is new; damaged segments are tried again. Raises FormatError."""
+        listed = {stored.key.rpartition("/")[2]: stored.key for stored in self._storage.scan(PREFIX)}
+        if listed.keys() == self._segments.keys():
             return
-        for key in listed:
-            name = key.rpartition("/")[2]
-            if name not in self._segments:
-                try:
-                    self._adopt(self._load(key, name))
-                except NotFound:
-                    continue  # merged away between LIST and GET: the segment that replaces it is listed or comes next
-        self._settle({key.rpartition("/")[2] for key in listed})
+        damaged: dict[str, IntegrityError] = {}
+        for name, key in listed.items():
+            if name in self._segments:
+                continue
+            try:
+                self._adopt(self._load(key, name))
+            except NotFound:
+                continue  # merged away between LIST and GET: the segment that replaces it is listed or comes next
+            except IntegrityError as error:
+                damaged[key] = error
+        self._settle(set(listed), damaged)
 
     def add(self, plain: bytes) -> int:
         """Store a segment in the bucket and use it here at once; return its stored size in bytes."""
@@ -280,10 +294,11 @@ class Index:
         self._segments[segment.name] = segment
         self._order.append(segment)
 
-    def _settle(self, listed: set[str]) -> None:
+    def _settle(self, listed: set[str], damaged: dict[str, IntegrityError]) -> None:
         replaced = {name for segment in self._segments.values() for name in segment.replaces}
         self._segments = {n: s for n, s in self._segments.items() if n in listed}
         self._order = [s for n, s in self._segments.items() if n not in replaced]
+        self.damaged = {key: error for key, error in damaged.items() if key.rpartition("/")[2] not in replaced}
 
     def _load(self, key: str, name: str) -> Segment:
         cached = self._cached(name)

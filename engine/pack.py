@@ -22,6 +22,7 @@ Footer columns: ids (32 each), slot u32, offset u32, length u32 per chunk; raw? 
 """
 
 import hashlib
+import mmap
 import os
 import struct
 import zlib
@@ -120,10 +121,28 @@ class Cipher:
             raise IntegrityError("a slot of a pack fails its authentication") from None
 
 
+# Fresh pages cost more than the cipher that fills them, so buffers outlive their writer; anonymous maps are zeroed only
+# where they are touched. Appending to and popping from a list is atomic.
+_idle: tuple[list[mmap.mmap], list[mmap.mmap]] = ([], [])
+_IDLE_MAX = 3
+
+
+def _take_buffer(kind: int) -> mmap.mmap:
+    try:
+        return _idle[kind].pop()
+    except IndexError:
+        return mmap.mmap(-1, TARGET_BYTES[kind] + SLOT_BYTES_MAX + _FOOTER_BYTES_MAX)
+
+
+def _give_buffer(kind: int, buffer: mmap.mmap) -> None:
+    if len(_idle[kind]) < _IDLE_MAX:
+        _idle[kind].append(buffer)
+
+
 class _Open:
     """The pack being filled: its buffer and the rows of its table."""
 
-    def __init__(self, keys: Keys, kind: int, buffer: bytearray) -> None:
+    def __init__(self, keys: Keys, kind: int, buffer: mmap.mmap) -> None:
         self.salt = os.urandom(32)
         self.epoch = keys.epoch
         self.kind = kind
@@ -171,8 +190,7 @@ class PackWriter:
         self._gather = bytearray()
         self._gathered: list[tuple[bytes, int, int]] = []
         self._pack: _Open | None = None
-        self._idle: list[bytearray] = []
-        self._flying: list[tuple[Future[Head], Table, bytearray]] = []
+        self._flying: list[tuple[Future[Head], Table, mmap.mmap]] = []
         self._sealed: list[Sealed] = []
 
     def add(self, chunk_id: bytes, data: bytes | bytearray | memoryview) -> None:
@@ -215,9 +233,7 @@ class PackWriter:
             self._seal()
 
     def _begin(self) -> _Open:
-        room = TARGET_BYTES[self._kind] + SLOT_BYTES_MAX + _FOOTER_BYTES_MAX
-        buffer = self._idle.pop() if self._idle else bytearray(room)
-        self._pack = _Open(self._keys, self._kind, buffer)
+        self._pack = _Open(self._keys, self._kind, _take_buffer(self._kind))
         return self._pack
 
     def _seal(self) -> None:
@@ -228,7 +244,7 @@ class PackWriter:
         whole = pack.close(table, self._zstd)
         if self._executor is None:
             self._sealed.append(Sealed(self._send(pack, whole), table))
-            self._idle.append(pack.buffer)
+            _give_buffer(self._kind, pack.buffer)
             return
         while len(self._flying) >= 2:
             self._land()
@@ -243,7 +259,7 @@ class PackWriter:
     def _land(self) -> None:
         future, table, buffer = self._flying.pop(0)
         self._sealed.append(Sealed(future.result(), table))
-        self._idle.append(buffer)
+        _give_buffer(self._kind, buffer)
 
 
 def open_header(keys: Keys, name: str, data: bytes, *, kind: int, size: int) -> Head:

@@ -291,7 +291,8 @@ class _Gathered:
             kind=identity.kind, host=identity.host, roots=identity.roots, started_at=self._job.started_at,
             ended_at=now, scan_ns=scan.scan_ns, profile=self._vault.info.profile, engine=engine.__version__,
             stats=self._stats, blocks=blocks, deep=self._job.deep, complete=complete,
-            parent=self._parent.body.point if self._parent else "", previous=self._parent.digest if self._parent else b"", problems=self._problems,
+            parent=self._parent.body.point if self._parent else "",
+            previous=self._parent.digest if self._parent else b"", problems=self._problems,
             problems_total=self._problems_total, mounts=scan.mounts,
             options={"include": list(self._job.source.include), "exclude": list(self._job.source.exclude)},
         )  # fmt: skip

@@ -1,0 +1,337 @@
+"""Restore a point into a folder: plan -> work -> finish (architecture, section 3; vault-format, section 10)."""
+
+import datetime as dt
+from collections.abc import Callable, Iterable, Iterator
+
+import msgspec
+
+from engine.browse import Browser
+from engine.entries import Entry, Kind, Problem
+from engine.errors import UnsafePath
+from engine.patterns import Selection, Verdict
+from engine.point import PROBLEMS_KEPT
+from engine.progress import Progress
+from engine.session import Session
+from engine.targets.files import FilesTarget
+from engine.vault import PointName, Vault
+from engine.verbs.refill import Refill
+
+UNIT_BYTES = 64 << 20
+UNIT_FILES = 4_000
+SKIP, OVERWRITE = "skip", "overwrite"
+
+
+class RestoreJob(msgspec.Struct, frozen=True, kw_only=True):
+    """What to restore, and where. Patterns as in engine.patterns; a `/a/b` of the point lands at `<target>/a/b`.
+
+    `same_name`: what happens to a file that stands in the place of a restored one (C28): `skip` leaves it,
+    `overwrite` replaces it for good. `dry_run` makes nothing: read the plan's units.
+    """
+
+    session: str
+    series: str
+    point: str
+    target: FilesTarget
+    started_at: dt.datetime
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    same_name: str = SKIP
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if self.same_name not in (SKIP, OVERWRITE):
+            raise ValueError(f"same_name is {self.same_name!r}: use {SKIP} or {OVERWRITE}")
+
+
+class After(msgspec.Struct, array_like=True):
+    """What waits for the work: a folder's attributes (`first` empty), or a hard link of the path `first`."""
+
+    entry: Entry
+    first: bytes = b""
+
+
+class Unit(msgspec.Struct):
+    """A run of the listing. `files` with content, `others` are links, fifos and devices; `skipped` stand already."""
+
+    number: int
+    files: list[Entry]
+    others: list[Entry]
+    after: list[After]
+    skipped: list[bytes]
+    problems: list[Problem]
+    folders: int = 0
+
+    @property
+    def needs_work(self) -> bool:
+        """Say whether a worker has anything to do."""
+        return bool(self.files or self.others)
+
+
+class Result(msgspec.Struct):
+    """A unit done. `linked` are those of its restored files that later entries are hard links of."""
+
+    number: int
+    after: list[After]
+    linked: list[bytes]
+    problems: list[Problem]
+    skipped: int
+    folders: int = 0
+    entries: int = 0
+    files: int = 0
+    bytes: int = 0
+
+
+class Outcome(msgspec.Struct):
+    """How a restore ended: complete, or partial_complete when something selected could not be written."""
+
+    state: str
+    series: str
+    point: str
+    entries: int
+    files: int
+    bytes: int
+    skipped: int
+    problems: list[Problem]
+    problems_total: int
+
+
+def plan(vault: Vault, job: RestoreJob, progress: Progress, *, now: dt.datetime) -> Iterator[Unit]:
+    """Choose what to restore, make the folders, yield units.
+
+    Raises TargetMissing before anything is written (C27), PointMissing. The session opens before the point is read, so
+    that a prune waits for it.
+    """
+    selection = Selection(job.include, job.exclude)
+    job.target.check()
+    vault.open_session(job.session, verb="restore", now=now)
+    browser = Browser.open(vault, PointName(job.series, job.point))
+    progress.phase("restore")
+    body = browser.root.body
+    progress.total(entries=body.stats.entries, bytes=body.stats.bytes)
+    planner = _Planner(job)
+    for entry in _selected(browser, selection):
+        if planner.full:
+            progress.check()
+            yield planner.cut()
+        planner.add(entry)
+    yield planner.cut()
+
+
+def work(vault: Vault, job: RestoreJob, unit: Unit, progress: Progress) -> Result:
+    """Write the unit's files and other entries. Safe to run twice; uses one core. One bad file never ends it."""
+    result = Result(unit.number, unit.after, [], list(unit.problems), len(unit.skipped), unit.folders)
+    result.entries = unit.folders
+    if not unit.needs_work:
+        return result
+    vault.join_session(job.session)
+    root = vault.root(PointName(job.series, job.point))
+    refill = Refill(vault, root, job.target, progress)
+    for entry in unit.others:
+        problems = job.target.make(entry)
+        result.problems += problems
+        result.entries += not any(problem.lost for problem in problems)
+    written = refill.write(unit.files)
+    result.problems += refill.problems
+    result.files, result.bytes = len(written), refill.bytes
+    result.entries += len(written)
+    result.linked = [entry.path for entry in written if entry.links > 1]
+    progress.add(entries=len(unit.others))
+    return result
+
+
+def finish(
+    vault: Vault, job: RestoreJob, results: Iterable[Result], progress: Progress, *, clock: Callable[[], dt.datetime]
+) -> Outcome:
+    """Make hard links, set folders' attributes from the inside out, make all durable. Safe to run twice."""
+    ending = _Ending(vault, job, progress)
+    try:
+        for result in results:
+            ending.take(result)
+            progress.check()
+        return ending.outcome()
+    finally:
+        Session(vault.storage, vault.keys, job.session).close("done", clock())
+
+
+class _Planner:
+    """Sorts entries into units; makes folders at once, so that nothing of this run is taken for an old file later."""
+
+    def __init__(self, job: RestoreJob) -> None:
+        self._job, self._target = job, job.target
+        self._number = 0
+        self._fresh: list[bytes] = []
+        self._firsts: dict[tuple[int, int], bytes] = {}
+        self._start()
+
+    def _start(self) -> None:
+        self._unit = Unit(self._number, [], [], [], [], [])
+        self._bytes = 0
+        self._number += 1
+
+    @property
+    def full(self) -> bool:
+        unit = self._unit
+        rows = len(unit.files) + len(unit.others) + len(unit.after) + len(unit.skipped)
+        return self._bytes >= UNIT_BYTES or rows >= UNIT_FILES
+
+    def cut(self) -> Unit:
+        unit = self._unit
+        self._start()
+        return unit
+
+    def add(self, entry: Entry) -> None:
+        try:
+            standing = None if self._in_fresh(entry.path) else self._target.existing(entry.path)
+        except (UnsafePath, OSError) as error:
+            self._unit.problems.append(Problem(entry.path, "unsafe-path", str(error)))
+            return
+        if entry.kind == Kind.DIRECTORY:
+            self._add_folder(entry, standing)
+        elif standing is not None and self._job.same_name == SKIP:
+            self._unit.skipped.append(entry.path)
+        else:
+            self._add_other(entry)
+
+    def _in_fresh(self, path: bytes) -> bool:
+        """Say whether a folder above `path` was made by this run: then nothing can stand there."""
+        while self._fresh and not path.startswith(self._fresh[-1]):
+            self._fresh.pop()
+        return bool(self._fresh)
+
+    def _add_folder(self, entry: Entry, standing: int | None) -> None:
+        if standing == Kind.DIRECTORY and self._job.same_name == SKIP:
+            return  # its attributes are somebody's, like a file's content
+        if not self._job.dry_run:
+            problems = self._target.make(entry)
+            self._unit.problems += problems
+            if any(problem.lost for problem in problems):
+                return
+        self._unit.folders += 1
+        self._unit.after.append(After(entry))
+        if standing is None:
+            self._fresh.append(entry.path + b"/")
+
+    def _add_other(self, entry: Entry) -> None:
+        if entry.links > 1:
+            first = self._firsts.setdefault((entry.device, entry.inode), entry.path)
+            if first != entry.path:
+                self._unit.after.append(After(entry, first))
+                return
+        if entry.kind == Kind.FILE:
+            self._unit.files.append(entry)
+            self._bytes += entry.size
+        else:
+            self._unit.others.append(entry)
+
+
+class _Ending:
+    """What is done in listing order after the work: links, then each folder once everything inside it is there."""
+
+    def __init__(self, vault: Vault, job: RestoreJob, progress: Progress) -> None:
+        self._vault, self._job, self._progress = vault, job, progress
+        self._open: list[Entry] = []
+        self._linked: set[bytes] = set()
+        self._problems: list[Problem] = []
+        self._outcome = Outcome("complete", job.series, job.point, 0, 0, 0, 0, self._problems, 0)
+
+    def take(self, result: Result) -> None:
+        outcome = self._outcome
+        outcome.entries += result.entries
+        outcome.files += result.files
+        outcome.bytes += result.bytes
+        outcome.skipped += result.skipped
+        self._linked.update(result.linked)
+        self._report(result.problems)
+        for after in result.after:
+            self._leave(after.entry.path)
+            if after.first:
+                self._link(after)
+            else:
+                self._open.append(after.entry)
+
+    def outcome(self) -> Outcome:
+        self._leave(b"")
+        self._progress.phase("flush")
+        self._job.target.flush()
+        return self._outcome
+
+    def _leave(self, path: bytes) -> None:
+        """Set the attributes of the folders that `path` is not inside of."""
+        while self._open and not (path and path.startswith(self._open[-1].path + b"/")):
+            self._report(self._job.target.finish(self._open.pop()))
+
+    def _link(self, after: After) -> None:
+        entry = after.entry
+        if after.first in self._linked:
+            problems = self._job.target.link(entry, after.first)
+        elif entry.kind == Kind.FILE:
+            # The first of them was not restored (skipped or damaged): this one gets the content itself.
+            root = self._vault.root(PointName(self._job.series, self._job.point))
+            refill = Refill(self._vault, root, self._job.target, self._progress)
+            self._outcome.bytes += sum(file.size for file in refill.write([entry]))
+            problems = refill.problems
+            if not problems:
+                self._linked.add(entry.path)
+        else:
+            problems = self._job.target.make(entry)
+        self._report(problems)
+        if not any(problem.lost for problem in problems):
+            self._outcome.entries += 1
+            self._outcome.files += entry.kind == Kind.FILE
+
+    def _report(self, problems: list[Problem]) -> None:
+        for problem in problems:
+            self._outcome.problems_total += 1
+            if problem.lost:
+                self._outcome.state = "partial_complete"
+            if len(self._problems) < PROBLEMS_KEPT:
+                self._problems.append(problem)
+
+
+def _selected(browser: Browser, selection: Selection) -> Iterator[Entry]:
+    """Yield what the patterns mean, in order; a folder that only leads somewhere comes when something follows."""
+    if selection.everything:
+        yield from browser.entries()
+        return
+    leading: list[Entry] = []
+    for entry in _candidates(browser, selection):
+        verdict = selection.verdict(entry.path, folder=entry.kind == Kind.DIRECTORY)
+        if verdict is Verdict.SKIP:
+            continue
+        while leading and not entry.path.startswith(leading[-1].path + b"/"):
+            leading.pop()
+        if verdict is Verdict.LOOK:
+            leading.append(entry)
+        else:
+            yield from leading
+            leading.clear()
+            yield entry
+
+
+def _candidates(browser: Browser, selection: Selection) -> Iterator[Entry]:
+    """Yield the entries that anchored includes can mean, reading no block in between."""
+    starts = selection.starts
+    if starts is None:
+        yield from browser.entries()
+        return
+    keys = sorted({start.strip(b"/").replace(b"/", b"\0") for start in starts})
+    top = [key for i, key in enumerate(keys) if not any(_under(key, other) for other in keys[:i])]
+    above = {key[:at] for key in top for at in _cuts(key)}
+    for key in sorted(set(top) | above):
+        if key in above:
+            found = next(browser.entries(key), None)
+            if found is not None and found.sort_key == key:
+                yield found
+            continue
+        for entry in browser.entries(key):
+            if not _under(entry.sort_key, key):
+                break
+            yield entry
+
+
+def _under(key: bytes, folder: bytes) -> bool:
+    return not folder or key == folder or key.startswith(folder + b"\0")
+
+
+def _cuts(key: bytes) -> list[int]:
+    return [at for at in range(len(key)) if key[at : at + 1] == b"\0"]
