@@ -181,9 +181,10 @@ class Vault:
             data = self.storage.get(key)
         except NotFound:
             raise PointMissing(f"recovery point {name.point} is not there") from None
-        root = decode_root(self.keys, key, data)
-        if decode_commit(self.keys, commit_key, commit_data).root_sha256 != root.digest.hex():
+        # The digest comes first, so that damage is never taken for a newer format.
+        if decode_commit(self.keys, commit_key, commit_data).root_sha256 != digest_name(data):
             raise IntegrityError(f"{key} is not the root that was committed")
+        root = decode_root(self.keys, key, data)
         self._last = name, root
         return root
 

@@ -15,7 +15,7 @@ from engine.progress import Silent
 from engine.sources.files import files_source
 from engine.storage import Memory, Storage
 from engine.vault import PointName, Vault, read_block
-from engine.verbs import backup
+from engine.verbs import backup, verify
 
 T = TypeVar("T")
 START = dt.datetime(2031, 5, 6, 7, 8, 9, tzinfo=dt.UTC)
@@ -104,3 +104,14 @@ def on_disk(folder: Path) -> dict[bytes, bytes]:
     return {
         os.fsencode(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
     }
+
+
+def verified(bench: Bench, level: verify.Level, *, points: tuple[str, ...] = ()) -> verify.Outcome:
+    """Verify a bench's vault as a fresh process would."""
+    job = verify.VerifyJob(session=new_ulid(bench.clock()), level=level, started_at=bench.clock(), points=points)
+    planner, worker, silent = bench.open(), bench.open(), Silent()
+    results = (
+        travelled(verify.work(worker, job, travelled(unit), silent))
+        for unit in verify.plan(planner, job, silent, now=bench.clock())
+    )
+    return verify.finish(planner, job, results, silent, clock=bench.clock)

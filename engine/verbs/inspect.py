@@ -1,0 +1,296 @@
+"""The checks of a verification: one object or one block at a time, each returns what is wrong with it."""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from engine.codec import Compressor
+from engine.entries import Entry, Kind
+from engine.errors import FormatError, IntegrityError, MissingObject, NotFound
+from engine.fetch import Fetcher, open_slot, read_footer
+from engine.ids import digest_name
+from engine.index import PREFIX as SEGMENTS
+from engine.index import Index, Place, Segment, load_segment, wide_ids
+from engine.keys import ID_BYTES, Keys
+from engine.listing import FULL_ID_BYTES
+from engine.pack import HEADER_BYTES, TRAILER_BYTES, Cipher, Sealed, footer_range, open_footer, open_header, pack_key
+from engine.point import PackRef, Root, decode_commit, point_key
+from engine.storage.port import Storage
+from engine.vault import PointName, Vault, read_block
+from engine.verbs.findings import Finding, block_key
+
+
+def scrub(storage: Storage, key: str) -> Finding | None:
+    """Compare the SHA-256 of an object with its name; needs no key (engine invariant 24)."""
+    try:
+        return _scrubbed(key, storage.get(key))
+    except NotFound:
+        return Finding(object=key, damage="missing", detail="it is gone")
+
+
+def _scrubbed(key: str, data: bytes) -> Finding | None:
+    if digest_name(data) == sha_name(key):
+        return None
+    return Finding(object=key, damage="damaged", detail="its bytes do not match its name")
+
+
+def sha_name(key: str) -> str:
+    """Return the SHA-256 that an object is named by, without its alias; empty for objects with other names."""
+    name = key.rpartition("/")[2].partition(".")[0]
+    return name if len(name) == 64 and not set(name) - set("0123456789abcdef") else ""
+
+
+def check_point(vault: Vault, name: PointName) -> Finding | None:
+    """Read a point's commit and root. Raises PointMissing when it was expired meanwhile, FormatError."""
+    try:
+        vault.root(name)
+        return None
+    except IntegrityError as error:
+        key = point_key(*name, "commit")
+        try:
+            decode_commit(vault.keys, key, vault.storage.get(key))
+            key = point_key(*name, "root")
+        except IntegrityError:
+            pass  # it is the commit itself
+        return Finding(object=key, damage="point", detail=str(error))
+
+
+def check_control(vault: Vault, key: str) -> Finding | None:
+    """Check the MAC of a session's or prune's note."""
+    try:
+        vault.keys.verify(key, vault.storage.get(key))
+    except NotFound:
+        return None  # cleaned up since the LIST
+    except IntegrityError as error:
+        return Finding(object=key, damage="control", detail=str(error))
+    return None
+
+
+def check_segment(vault: Vault, key: str) -> Finding | None:
+    """Read a segment past every cache: its name, its seal, its order, its rows. Raises FormatError."""
+    try:
+        segment = load_segment(vault.storage, vault.keys, key)
+    except NotFound:
+        return None  # merged away since the LIST
+    except IntegrityError as error:
+        return Finding(object=key, damage="index", detail=str(error))
+    wrong = _contradiction(segment)
+    return Finding(object=key, damage="contradiction", detail=wrong) if wrong else None
+
+
+def _contradiction(segment: Segment) -> str:
+    if not segment.rows:
+        return ""
+    c = {name: column.astype(np.uint64) for name, column in segment.columns.items()}
+    if int(c["pack"].max()) >= len(segment.heads):
+        return "a row names a pack that the segment does not list"
+    high, low = c["high"], c["low"]
+    if ((high[1:] < high[:-1]) | ((high[1:] == high[:-1]) & (low[1:] < low[:-1]))).any():
+        return "its rows are out of order"
+    sizes = np.array([head.size for head in segment.heads], np.uint64)[segment.columns["pack"]]
+    if ((c["at"] < HEADER_BYTES) | (c["at"] + c["stored"] > sizes)).any():
+        return "a row lies outside its pack"
+    return ""
+
+
+class Blocks:
+    """Checks blocks of one point's listing. Keeps what it asked of the index; not for threads."""
+
+    def __init__(self, vault: Vault, name: PointName, root: Root) -> None:
+        self._vault, self._name, self._root = vault, name, root
+        self._fetcher = vault.fetcher(root)
+
+    def check(self, number: int) -> list[Finding]:
+        """Check that the block decodes, is in order, and that the block's own packs hold all it refers to."""
+        block = self._root.body.blocks[number]
+        try:
+            rows = read_block(self._fetcher, block)
+        except IntegrityError as error:
+            finding = self._finding(number, "listing", str(error))
+            finding.files = block.files
+            return [finding]
+        findings = []
+        if wrong := self._disorder(number, rows):
+            findings.append(self._finding(number, "listing", wrong))
+        packs = [self._root.packs[i] for i in block.packs if i < len(self._root.packs)]
+        own = [group[at : at + ID_BYTES] for group in block.groups for at in range(0, len(group), FULL_ID_BYTES)]
+        return findings + self._resolve(number, rows, own, packs)
+
+    def _disorder(self, number: int, rows: list[Entry]) -> str:
+        keys = [row.sort_key for row in rows]
+        following = self._root.body.blocks[number + 1 : number + 2]
+        keys += [block.first.replace(b"/", b"\0") for block in following]
+        if any(left >= right for left, right in itertools.pairwise(keys)):
+            return "its entries are out of order"
+        for row in rows:
+            if row.kind == Kind.FILE and row.size != sum(extent.length for extent in row.extents):
+                return f"the extents of {row.path!r} are not as long as the file"
+        return ""
+
+    def _resolve(self, number: int, rows: list[Entry], own: list[bytes], packs: list[PackRef]) -> list[Finding]:
+        """Look every chunk up in the index, limited to the block's packs; then those in no segment in the footers."""
+        extents = [(row.path, extent) for row in rows for extent in row.extents if extent.id]
+        ids = [extent.id for _, extent in extents] + own
+        lengths = np.array([extent.length for _, extent in extents], np.uint64)
+        index, within = self._vault.index, {pack.name for pack in packs}
+        found = index.find(ids, within=within)
+        bad = found.segment[: len(extents)] < 0
+        for at in np.unique(found.segment[: len(extents)][~bad]).tolist():
+            here = np.flatnonzero(found.segment[: len(extents)] == at)
+            column = index.segments[at].columns["length"]
+            bad[here] = column[found.row[here]].astype(np.uint64) != lengths[here]
+        if not bad.any() and not (found.segment[len(extents) :] < 0).any():
+            return []
+        footers = Fetcher(
+            self._vault.storage, self._vault.keys, Index(self._vault.storage, self._vault.keys, None), packs
+        )
+        lost = [
+            path for i, (path, extent) in enumerate(extents) if bad[i] and not _holds(footers, extent.id, extent.length)
+        ]
+        lost_own = [ident for ident in own if not _holds(footers, ident, None)]
+        if not lost and not lost_own:
+            count = int(bad.sum() + (found.segment[len(extents) :] < 0).sum())
+            return [self._finding(number, "index", f"{count} chunks of a listing block are in no readable segment")]
+        detail = f"{len(lost) + len(lost_own)} chunks are in none of the packs that the root names for the block"
+        finding = self._finding(number, "listing", detail)
+        finding.count(dict.fromkeys(lost))
+        return [finding]
+
+    def _finding(self, number: int, damage: str, detail: str) -> Finding:
+        key = point_key(*self._name, "root")
+        detail = f"block {number} from {self._root.body.blocks[number].first!r}: {detail}"
+        return Finding(object=key, damage=damage, detail=detail, blocks=[block_key(self._root, number)])
+
+
+def _holds(footers: Fetcher, ident: bytes, length: int | None) -> bool:
+    try:
+        place = footers.places([ident])[0]
+    except MissingObject:
+        return False
+    return length is None or place.length == length
+
+
+class Packs:
+    """Checks packs against themselves and against the index. Not for threads."""
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+        self._zstd = Compressor()
+        self._where: dict[str, list[tuple[Segment, int]]] = {}
+        self._counts: dict[str, np.ndarray] = {}
+        self._keys = {stored.key.rpartition("/")[2]: stored.key for stored in vault.storage.scan(SEGMENTS)}
+        for segment in vault.index.segments:
+            self._counts[segment.name] = np.bincount(segment.columns["pack"], minlength=len(segment.heads))
+            for number, head in enumerate(segment.heads):
+                self._where.setdefault(head.name, []).append((segment, number))
+
+    def check_footer(self, pack: PackRef) -> list[Finding]:
+        """Check header, trailer and footer, two small reads. Raises FormatError."""
+        try:
+            sealed = read_footer(self._vault.storage, self._vault.keys, pack)
+        except MissingObject as error:
+            return [self._lost(pack, "missing", str(error))]
+        except IntegrityError as error:
+            return [self._lost(pack, "damaged", str(error))]
+        except FormatError as error:
+            found = scrub(self._vault.storage, pack_key(pack.kind, pack.name))
+            if found is None:
+                raise
+            return [self._lost(pack, found.damage, str(error))]
+        return self._agree(sealed)
+
+    def check_content(self, pack: PackRef) -> list[Finding]:
+        """Read the whole pack: its name, its footer, every slot, every chunk's full id. Raises FormatError."""
+        key = pack_key(pack.kind, pack.name)
+        try:
+            data = self._vault.storage.get(key)
+        except NotFound:
+            return [self._lost(pack, "missing", "it is gone")]
+        if len(data) != pack.size:
+            return [self._lost(pack, "size", f"it has {len(data)} bytes instead of {pack.size}")]
+        digest = _scrubbed(key, data)
+        try:
+            sealed = parse_pack(self._vault.keys, pack, data)
+        except IntegrityError as error:
+            return [self._lost(pack, "damaged", str(error))]
+        except FormatError as error:
+            if digest is None:
+                raise
+            return [self._lost(pack, "damaged", str(error))]
+        bad = list(self._bad_chunks(sealed, memoryview(data)))
+        if bad:
+            detail = f"{len(bad)} of its {len(sealed.table.ids)} chunks cannot be read"
+            return [Finding(object=key, damage="damaged", detail=detail, chunks=bad)]
+        if digest is not None:
+            digest.detail += "; all its chunks can still be read"
+            return [digest]
+        return self._agree(sealed)
+
+    def lost_chunks(self, name: str) -> list[bytes]:
+        """Return the 16-byte ids of all chunks that the index lists in a pack."""
+        ids: dict[bytes, None] = {}
+        for segment, number in self._where.get(name, []):
+            rows = np.flatnonzero(segment.columns["pack"] == number)
+            wide = np.stack([segment.columns["high"][rows], segment.columns["low"][rows]], axis=1).astype(">u8")
+            flat = wide.tobytes()
+            ids.update(dict.fromkeys(flat[at : at + ID_BYTES] for at in range(0, len(flat), ID_BYTES)))
+        return list(ids)
+
+    def _bad_chunks(self, sealed: Sealed, data: memoryview) -> Iterator[bytes]:
+        """Decrypt slot by slot and re-derive every id; yield the short ids of what is not right."""
+        head, table = sealed
+        cipher = Cipher(self._vault.keys, head.kind, head.epoch, head.salt)
+        order = np.argsort(table.slot, kind="stable")
+        ends = np.searchsorted(table.slot[order], np.arange(len(table.raw) + 1))
+        for slot in range(len(table.raw)):
+            rows = order[ends[slot] : ends[slot + 1]].tolist()
+            at, stored = int(table.at[slot]), int(table.stored[slot])
+            place = Place(head, slot, bool(table.raw[slot]), at, stored, 0, 0)
+            try:
+                plain = memoryview(open_slot(self._zstd, cipher, place, data[at : at + stored]))
+            except IntegrityError:
+                plain = None
+            for row in rows:
+                ident = table.ids[row].tobytes()
+                offset = int(table.offset[row])
+                if plain is None or self._vault.keys.chunk_id(plain[offset : offset + int(table.length[row])]) != ident:
+                    yield ident[:ID_BYTES]
+
+    def _agree(self, sealed: Sealed) -> list[Finding]:
+        """Compare the footer with every segment that lists the pack."""
+        head, table = sealed
+        high, low = wide_ids([row.tobytes() for row in table.ids[:, :ID_BYTES]]) if len(table.ids) else (None, None)
+        findings = []
+        for segment, number in self._where.get(head.name, []):
+            same = segment.heads[number] == head and int(self._counts[segment.name][number]) == len(table.ids)
+            if same and high is not None and low is not None:
+                usable = np.arange(len(segment.heads)) == number
+                rows = segment.search(high, low, usable)
+                same = bool((rows >= 0).all()) and _equal_rows(segment, rows, sealed)
+            if not same:
+                detail = f"segment {segment.name} and the footer of {head.key} say different things"
+                findings.append(
+                    Finding(object=self._keys.get(segment.name, segment.name), damage="contradiction", detail=detail)
+                )
+        return findings
+
+    def _lost(self, pack: PackRef, damage: str, detail: str) -> Finding:
+        chunks = self.lost_chunks(pack.name)
+        return Finding(object=pack_key(pack.kind, pack.name), damage=damage, detail=detail, chunks=chunks)
+
+
+def parse_pack(keys: Keys, pack: PackRef, data: bytes) -> Sealed:
+    """Return head and table of a whole pack in memory. Raises IntegrityError, FormatError."""
+    offset, length = footer_range(pack.name, data[-TRAILER_BYTES:], len(data))
+    head = open_header(keys, pack.name, data[:HEADER_BYTES], kind=pack.kind, size=len(data))
+    return Sealed(head, open_footer(keys, head, data[offset : offset + length]))
+
+
+def _equal_rows(segment: Segment, rows: np.ndarray, sealed: Sealed) -> bool:
+    table = sealed.table
+    expected = {
+        "at": table.at[table.slot], "stored": table.stored[table.slot], "offset": table.offset,
+        "length": table.length, "slot": table.slot | np.where(table.raw[table.slot], 0x8000, 0),
+    }  # fmt: skip
+    return all((segment.columns[name][rows].astype(np.uint64) == column).all() for name, column in expected.items())
