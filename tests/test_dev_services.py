@@ -121,6 +121,12 @@ def test_the_environment_is_printed_for_a_shell(folder):
     assert call("env", folder=folder).stdout == f"export BROKER_URL={state(folder)['redis']['url']}\n"
 
 
+def test_names_may_stand_before_and_after_the_folder(folder):
+    command = [sys.executable, str(PROGRAM), "status", "--dir", str(folder), "redis"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "redis: not running\n"
+
+
 def test_an_unknown_service_is_refused(folder):
     done = call("start", "oracle", folder=folder)
     assert done.returncode == 2
