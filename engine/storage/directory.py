@@ -158,7 +158,7 @@ class Directory:
         with self._mutex:
             if self._root_fd < 0:
                 if self._create:
-                    self.root.mkdir(parents=True, exist_ok=True)
+                    self._make_root()
                 try:
                     self._root_fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 except OSError as error:
@@ -166,6 +166,19 @@ class Directory:
                         raise Unreachable(f"there is no folder {self.root}") from error
                     raise
             return self._root_fd
+
+    def _make_root(self) -> None:
+        """Make the root and the folders above it, each durable in the one above."""
+        for folder in (*reversed(self.root.absolute().parents), self.root.absolute()):
+            if folder.is_dir():
+                continue
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                above = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    _sync(above)
+                finally:
+                    os.close(above)
 
     @contextlib.contextmanager
     def _folder(self, path: str, *, make: bool = False) -> Iterator[int]:
