@@ -1,0 +1,99 @@
+"""From the options to the vault: address, keys, cache."""
+
+import contextlib
+import datetime as dt
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine.cli.options import Common, Opening
+from engine.cli.output import UsageError_
+from engine.errors import BadKeyFile
+from engine.patterns import BadPattern
+from engine.runner import VaultOpener, usable_cores
+from engine.storage.location import Location
+
+_NO_KEY = (
+    "no key: give --key-file FILE or set BACKUPSITE_KEY_FILE, "
+    "or give --recovery-key-file FILE (BACKUPSITE_RECOVERY_KEY)"
+)
+
+
+def clock() -> dt.datetime:
+    """Return the moment."""
+    return dt.datetime.now(dt.UTC)
+
+
+@contextlib.contextmanager
+def checking_input() -> Iterator[None]:
+    """Turn what the engine says of bad input into wrong usage."""
+    try:
+        yield
+    except (ValueError, BadPattern) as error:
+        raise UsageError_(str(error)) from error
+
+
+def location(options: Common) -> Location:
+    """Return the vault's address. Raises UsageError_."""
+    url = options.vault
+    is_s3 = url.startswith("s3://")
+    if not is_s3 and "://" not in url:
+        url = os.path.abspath(url)
+    if is_s3 and not options.endpoint:
+        raise UsageError_(f"{url} needs an endpoint: set BACKUPSITE_S3_ENDPOINT to http(s)://host:port")
+    s3 = {
+        "endpoint": options.endpoint, "access_key": options.access_key, "secret_key": options.secret_key,
+        "session_token": options.session_token, "region": options.region, "tls_verify": options.tls_verify,
+        "ca_file": options.ca_file, "path_style": options.path_style,
+    }  # fmt: skip
+    with checking_input():
+        return Location.parse(url, **s3 if is_s3 else {})
+
+
+def opener(options: Opening) -> VaultOpener:
+    """Return what opens the vault, here and in workers. Raises UsageError_, BadKeyFile."""
+    cache = "" if options.no_cache else str(_cache(options))
+    place = location(options)
+    if options.recovery_key:
+        return VaultOpener(location=place, key=_recovery_key(options.recovery_key), is_recovery_key=True, cache=cache)
+    if options.key_file is None:
+        raise UsageError_(_NO_KEY)
+    return VaultOpener(location=place, key=read_key(options.key_file), cache=cache)
+
+
+def key_file(options: Common) -> Path:
+    """Return the key file's path. Raises UsageError_ when none was given."""
+    if options.key_file is None:
+        raise UsageError_("no key file: give --key-file FILE or set BACKUPSITE_KEY_FILE; it is made if it isn't there")
+    return options.key_file
+
+
+def read_key(path: Path) -> str:
+    """Return a key file's text. Raises BadKeyFile."""
+    try:
+        return path.read_text("ascii")
+    except FileNotFoundError:
+        raise BadKeyFile(f"there is no key file at {path}") from None
+    except UnicodeDecodeError:
+        raise BadKeyFile(f"{path} is not a key file") from None
+    except OSError as error:
+        raise BadKeyFile(f"the key file {path} cannot be read: {error.strerror}") from error
+
+
+def workers(given: int | None) -> int:
+    """Return how many processes to use. Raises UsageError_."""
+    if given is not None and given < 1:
+        raise UsageError_(f"--workers {given} can't do anything: give at least 1")
+    return given or usable_cores()
+
+
+def _recovery_key(given: str) -> str:
+    if given.strip().upper().startswith("BSRK"):
+        return given
+    return read_key(Path(given))
+
+
+def _cache(options: Opening) -> Path:
+    if options.cache_dir is not None:
+        return options.cache_dir.absolute()
+    return (options.xdg_cache_home or Path("~/.cache").expanduser()).absolute() / "backupsite"

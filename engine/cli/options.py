@@ -1,0 +1,212 @@
+"""What each command takes. The classes are the commands' signatures; their docstrings are the help."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+_VAULT = "Vault"
+_S3 = "S3 vaults"
+_OUTPUT = "Output"
+
+
+class SameName(StrEnum):
+    """What a restore does with a file that stands in the place of a restored one."""
+
+    SKIP = "skip"
+    OVERWRITE = "overwrite"
+
+
+class Level(StrEnum):
+    """How deep a verification looks; each level does what the ones before it do."""
+
+    INVENTORY = "inventory"
+    STRUCTURE = "structure"
+    FOOTERS = "footers"
+    SCRUB = "scrub"
+    CONTENT = "content"
+
+
+@dataclass(kw_only=True)
+class Common:
+    """What every command takes."""
+
+    vault: Annotated[str, Argument(metavar="VAULT", help="A folder, or s3://bucket/prefix.")]
+    key_file: Annotated[
+        Path | None,
+        Option(envvar="BACKUPSITE_KEY_FILE", help="The service key file.", rich_help_panel=_VAULT),
+    ] = None
+    endpoint: Annotated[
+        str,
+        Option(
+            "--s3-endpoint",
+            envvar=["BACKUPSITE_S3_ENDPOINT", "AWS_ENDPOINT_URL"],
+            help="http(s)://host:port.",
+            rich_help_panel=_S3,
+        ),
+    ] = ""
+    # Secrets have no place on a command line that every user of the host can read: given by the environment, not shown.
+    access_key: Annotated[
+        str, Option("--s3-access-key", envvar=["BACKUPSITE_S3_ACCESS_KEY", "AWS_ACCESS_KEY_ID"], hidden=True)
+    ] = ""
+    secret_key: Annotated[
+        str, Option("--s3-secret-key", envvar=["BACKUPSITE_S3_SECRET_KEY", "AWS_SECRET_ACCESS_KEY"], hidden=True)
+    ] = ""
+    session_token: Annotated[
+        str, Option("--s3-session-token", envvar=["BACKUPSITE_S3_SESSION_TOKEN", "AWS_SESSION_TOKEN"], hidden=True)
+    ] = ""
+    region: Annotated[
+        str,
+        Option(
+            "--s3-region",
+            envvar=["BACKUPSITE_S3_REGION", "AWS_REGION", "AWS_DEFAULT_REGION"],
+            rich_help_panel=_S3,
+            help="The region's name.",
+        ),
+    ] = "us-east-1"
+    ca_file: Annotated[
+        str,
+        Option(
+            "--s3-ca-file",
+            envvar=["BACKUPSITE_S3_CA_FILE", "AWS_CA_BUNDLE"],
+            help="Certificates to trust instead of the system's.",
+            rich_help_panel=_S3,
+        ),
+    ] = ""
+    tls_verify: Annotated[
+        bool,
+        Option(
+            "--s3-tls-verify/--s3-no-tls-verify",
+            envvar="BACKUPSITE_S3_TLS_VERIFY",
+            help="Check the server's certificate.",
+            rich_help_panel=_S3,
+        ),
+    ] = True
+    path_style: Annotated[
+        bool,
+        Option(
+            "--s3-path-style/--s3-virtual-host-style",
+            envvar="BACKUPSITE_S3_PATH_STYLE",
+            help="Name the bucket in the path, or in the host.",
+            rich_help_panel=_S3,
+        ),
+    ] = True
+    json: Annotated[bool, Option("--json", help="One JSON document on stdout.", rich_help_panel=_OUTPUT)] = False
+    quiet: Annotated[
+        bool, Option("--quiet", "-q", help="Only problems and errors, no progress.", rich_help_panel=_OUTPUT)
+    ] = False
+
+
+@dataclass(kw_only=True)
+class InitOptions(Common):
+    """Make a vault and print its recovery key, once.
+
+    The service key file is made when it does not exist. Keep copies of the key file and of the recovery key in a
+    safe place: without one of them nobody can read the vault.
+    """
+
+
+@dataclass(kw_only=True)
+class Opening(Common):
+    """What every command takes that opens a vault."""
+
+    recovery_key: Annotated[
+        str,
+        Option(
+            "--recovery-key-file",
+            envvar="BACKUPSITE_RECOVERY_KEY",
+            help="A file with the recovery key, in place of the key file. The variable may hold the key itself.",
+            metavar="FILE",
+            rich_help_panel=_VAULT,
+        ),
+    ] = ""
+    cache_dir: Annotated[
+        Path | None,
+        Option(
+            envvar="BACKUPSITE_CACHE_DIR",
+            help="Where copies of the vault's index are kept. Default: ~/.cache/backupsite.",
+            rich_help_panel=_VAULT,
+        ),
+    ] = None
+    xdg_cache_home: Annotated[Path | None, Option(envvar="XDG_CACHE_HOME", hidden=True)] = None
+    no_cache: Annotated[bool, Option("--no-cache", help="Keep no copies.", rich_help_panel=_VAULT)] = False
+
+
+@dataclass(kw_only=True)
+class PointsOptions(Opening):
+    """List the recovery points of a vault."""
+
+    series: Annotated[str, Option(help="Only this series.")] = ""
+
+
+@dataclass(kw_only=True)
+class VerifyOptions(Opening):
+    """Prove by reading that a vault's points can be restored."""
+
+    level: Annotated[Level, Option(help="How deep to look.")] = Level.FOOTERS
+    workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None
+
+
+@dataclass(kw_only=True)
+class RebuildOptions(Opening):
+    """Read the catalogue of a vault back from what is stored in it."""
+
+    workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None
+
+
+@dataclass(kw_only=True)
+class BackupOptions(Opening):
+    """Back up folders and files into a vault as one recovery point."""
+
+    paths: Annotated[list[Path], Argument(metavar="PATH...", help="What to back up.")]
+    series: Annotated[str, Option(help="Whose history this is. Default: made of this host and the paths.")] = ""
+    include: Annotated[list[str], Option(metavar="PATTERN", help="Only what matches; may be repeated.")] = field(
+        default_factory=list
+    )
+    exclude: Annotated[list[str], Option(metavar="PATTERN", help="Not what matches; may be repeated.")] = field(
+        default_factory=list
+    )
+    one_file_system: Annotated[bool, Option("--one-file-system", help="Leave out other mounts inside.")] = False
+    deep: Annotated[bool, Option("--deep", help="Read every file again, whatever its size and time say.")] = False
+    workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None
+
+
+@dataclass(kw_only=True)
+class _OfPoint(Opening):
+    """What every command takes that looks at one point."""
+
+    point: Annotated[str, Argument(metavar="POINT", help="An id, its beginning, or: latest.")]
+    series: Annotated[str, Option(help="Look for the point in this series only.")] = ""
+
+
+@dataclass(kw_only=True)
+class LsOptions(_OfPoint):
+    """List a folder of a recovery point, one level deep."""
+
+    path: Annotated[str, Argument(metavar="[PATH]", help="Default: the top.")] = "/"
+
+
+@dataclass(kw_only=True)
+class CatOptions(_OfPoint):
+    """Write a file of a recovery point to stdout."""
+
+    path: Annotated[str, Argument(metavar="PATH", help="The file.")]
+
+
+@dataclass(kw_only=True)
+class RestoreOptions(_OfPoint):
+    """Restore a recovery point. A stored /a/b lands at DIR/a/b."""
+
+    to: Annotated[Path | None, Option(metavar="DIR", help="The folder to restore into; it must exist.")] = None
+    original: Annotated[bool, Option("--original", help="Restore to where it came from.")] = False
+    include: Annotated[list[str], Option(metavar="PATTERN", help="Only what matches; may be repeated.")] = field(
+        default_factory=list
+    )
+    exclude: Annotated[list[str], Option(metavar="PATTERN", help="Not what matches; may be repeated.")] = field(
+        default_factory=list
+    )
+    same_name: Annotated[SameName, Option(help="What to do with a file that is there already.")] = SameName.SKIP
+    dry_run: Annotated[bool, Option("--dry-run", help="Say what would be written, and write nothing.")] = False
+    workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None
