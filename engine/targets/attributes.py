@@ -112,7 +112,8 @@ class Attributes:
         if not hasattr(os, "setxattr"):
             problems.append(Problem(entry.path, "attributes", "this system keeps no extended attributes", lost=False))
             return
-        for name, value in entry.xattrs.items():
+        # An ACL brings the final mode with it, which may forbid the others: it comes last.
+        for name, value in sorted(entry.xattrs.items(), key=lambda pair: pair[0].startswith(b"system.posix_acl")):
             try:
                 os.setxattr(place, name, value)
             except OSError as error:
