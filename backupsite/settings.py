@@ -140,6 +140,31 @@ CONTENT_SECURITY_POLICY = {
         "frame-ancestors": [NONE],
     }
 }
+UNFOLD = {
+    "SITE_TITLE": "Backupsite",
+    "SITE_HEADER": "Backupsite",
+    "SITE_SUBHEADER": "Cloud backup",
+    "SITE_SYMBOL": "cloud_done",
+    "SHOW_VIEW_ON_SITE": False,
+    "SHOW_HISTORY": False,
+    "DASHBOARD_CALLBACK": "backupsite.console.dashboard",
+    "COLORS": {
+        "primary": {
+            "50": "oklch(97.7% .013 236.62)",
+            "100": "oklch(95.1% .026 236.824)",
+            "200": "oklch(90.1% .058 230.902)",
+            "300": "oklch(82.8% .111 230.318)",
+            "400": "oklch(74.6% .16 232.661)",
+            "500": "oklch(68.5% .169 237.323)",
+            "600": "oklch(52% .135 241.966)",
+            "700": "oklch(46% .12 242.749)",
+            "800": "oklch(40% .1 240.79)",
+            "900": "oklch(34% .08 240.876)",
+            "950": "oklch(26% .06 243.157)",
+        },
+    },
+    "SIDEBAR": {"show_search": False, "navigation": "backupsite.console.navigation"},
+}
 STATIC_URL = "/static/"
 STATIC_ROOT = VAR / "static"
 STORAGES = {

@@ -1,0 +1,120 @@
+"""The console's ground: a window on the services. What the services don't offer can't be done here either."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+from django.contrib import messages
+from django.core.exceptions import ValidationError
+from django.db.models import Model
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.utils.html import format_html
+from unfold.admin import ModelAdmin, TabularInline
+from unfold.decorators import action as unfold_action
+from unfold.decorators import display as unfold_display
+
+from accounts import services
+from accounts.models import User
+from accounts.refusals import Refused
+from engine.errors import EngineError
+
+F = TypeVar("F", bound=Callable[..., Any])
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def display(**options: Any) -> Callable[[F], F]:
+    """Describe a shown column or field; unfold's decorator, with its type kept."""
+    decorator: Callable[[F], F] = unfold_display(**options)
+    return decorator
+
+
+def action(**options: Any) -> Callable[[F], F]:
+    """Make a button of a page; unfold's decorator, with its type kept."""
+    decorator: Callable[[F], F] = unfold_action(**options)
+    return decorator
+
+
+def actor_of(request: HttpRequest) -> services.Actor:
+    """Return who uses the console, and from where."""
+    assert isinstance(request.user, User)
+    return services.Actor(user=request.user, address=request.META.get("REMOTE_ADDR") or None)
+
+
+def human_bytes(count: float) -> str:
+    """Return a size as people read it, with binary units."""
+    for unit in UNITS:
+        if count < 1024 or unit == UNITS[-1]:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def lines(texts: list[str]) -> str:
+    """Return texts one below the other, escaped."""
+    shown = format_html("")
+    for text in texts:
+        shown = format_html("{}<div>{}</div>", shown, text)
+    return shown or "–"
+
+
+class ServiceAdmin(ModelAdmin):
+    """Rows are stored and removed by services; a refusal becomes a message, never an error page."""
+
+    list_filter_submit = False
+    compressed_fields = True
+    warn_unsaved_form = True
+    list_fullwidth = True
+    actions: ClassVar[list[str]] = []
+
+    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
+        """Offer no bulk deletion: it would go around the services."""
+        found: dict[str, Any] = super().get_actions(request)
+        found.pop("delete_selected", None)
+        return found
+
+    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        answer = self.tell_refusals(
+            request, lambda: super(ServiceAdmin, self).changeform_view(request, *args, **kwargs)
+        )
+        return answer or HttpResponseRedirect(request.get_full_path())
+
+    def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        answer = self.tell_refusals(request, lambda: super(ServiceAdmin, self).delete_view(request, *args, **kwargs))
+        return answer or HttpResponseRedirect(request.get_full_path())
+
+    def tell_refusals(self, request: HttpRequest, call: Any) -> Any:
+        """Return what `call` returns; None after showing why it was refused."""
+        try:
+            return call()
+        except ValidationError as error:
+            for text in error.messages:
+                messages.error(request, text)
+        except (Refused, EngineError) as error:
+            messages.error(request, str(error))
+        return None
+
+
+class ReadOnlyAdmin(ServiceAdmin):
+    """Rows that services alone make and change."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+
+class ReadOnlyInline(TabularInline):
+    """Related rows, shown only."""
+
+    extra = 0
+    can_delete = False
+    tab = True
+
+    def has_add_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False

@@ -1,0 +1,225 @@
+"""Console pages of jobs and workers, and the buttons that start jobs on the pages of plans, points and vaults."""
+
+from typing import Any, ClassVar
+
+from django.contrib import admin, messages
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.html import format_html
+
+from accounts.console import ReadOnlyAdmin, ReadOnlyInline, action, actor_of, display, human_bytes, lines
+from jobs import doorbell, services
+from jobs.forms import RestoreForm, VerifyForm
+from jobs.models import Job, JobEvent, Step, Worker
+from policies.admin import PlanAdmin
+from policies.models import Plan
+from vaults.admin import RecoveryPointAdmin, VaultAdmin
+from vaults.models import RecoveryPoint, Vault
+
+STATE_LABELS = {
+    "Complete": "success",
+    "Partially complete": "warning",
+    "Failed": "danger",
+    "Running": "info",
+    "Queued": "info",
+    "Canceling": "warning",
+    "Missed": "danger",
+}
+PROBLEMS_ON_PAGE = 50
+
+
+def started(request: HttpRequest, job: Job | None, back: str) -> HttpResponse:
+    """Go to the job that was started, or back to where the refusal is shown."""
+    if job is None:
+        return HttpResponseRedirect(back)
+    doorbell.ring(services.first_step(job), now=timezone.now())
+    messages.success(request, "The job is on its way.")
+    return HttpResponseRedirect(reverse("admin:jobs_job_change", args=[job.pk]))
+
+
+class EventInline(ReadOnlyInline):
+    model = JobEvent
+    fields: ClassVar = ["happened_at", "level", "text"]
+    readonly_fields = fields
+    verbose_name_plural = "Story"
+
+
+class StepInline(ReadOnlyInline):
+    model = Step
+    fields: ClassVar = ["stage", "number", "round", "status", "attempt", "worker", "amount", "error"]
+    readonly_fields = fields
+    per_page = 20
+    verbose_name_plural = "Steps"
+
+    @display(description="State", label=STATE_LABELS)
+    def status(self, step: Step) -> str:
+        return step.get_state_display()
+
+    @display(description="Done")
+    def amount(self, step: Step) -> str:
+        return f"{step.entries_done} entries, {human_bytes(step.bytes_done)}"
+
+
+@admin.register(Job)
+class JobAdmin(ReadOnlyAdmin):
+    list_display = ["created_at", "kind", "status", "about", "vault", "amount", "duration", "trigger"]
+    list_filter: ClassVar = ["state", "kind", "trigger", "vault"]
+    list_select_related = ["source", "vault", "point"]
+    search_fields = ["id", "source__name", "error"]
+    date_hierarchy = "created_at"
+    actions_detail = ["cancel"]
+    inlines = [EventInline, StepInline]
+    fieldsets = [
+        (None, {"fields": ["kind", "status", "about", "vault", "point", "trigger", "requested_by", "error_shown"]}),
+        ("Progress", {"fields": ["progress", "amount", "stored", "problems_count", "problems"]}),
+        ("Time", {"fields": ["created_at", "scheduled_for", "started_at", "ended_at", "duration"]}),
+    ]
+
+    @display(description="State", label=STATE_LABELS, ordering="state")
+    def status(self, job: Job) -> str:
+        return job.get_state_display()
+
+    @display(description="Source", ordering="source__name")
+    def about(self, job: Job) -> str:
+        return str(job.source or "–")
+
+    @display(description="Read")
+    def amount(self, job: Job) -> str:
+        return f"{job.entries_done:,} entries, {human_bytes(job.bytes_done)}" if job.started_at else "–"
+
+    @display(description="Added to the vault")
+    def stored(self, job: Job) -> str:
+        return human_bytes(job.bytes_stored)
+
+    @display(description="Took")
+    def duration(self, job: Job) -> str:
+        if not job.started_at:
+            return "–"
+        seconds = ((job.ended_at or timezone.now()) - job.started_at).total_seconds()
+        return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+    @display(description="Progress")
+    def progress(self, job: Job) -> str:
+        units = f"{job.units_done} of {job.units_total} units" if job.planned else f"{job.units_done} units, planning"
+        return f"{job.get_stage_display()}{f' ({job.phase})' if job.phase else ''}: {units}"
+
+    @display(description="Error")
+    def error_shown(self, job: Job) -> str:
+        return format_html('<span class="text-red-700 dark:text-red-400">{}</span>', job.error) if job.error else "–"
+
+    @display(description="Problems")
+    def problems(self, job: Job) -> str:
+        found = job.report.get("problems", [])[:PROBLEMS_ON_PAGE]
+        return lines([f"{one['path']}: {one['reason']} {one['detail']}".strip() for one in found])
+
+    @action(
+        description="Cancel",
+        icon="cancel",
+        permissions=["view"],
+        dialog={
+            "title": "Cancel this job",
+            "description": "Waiting steps end at once, running ones at their next check. Earlier points stay.",
+            "form_class": None,
+            "form_submit_text": "Cancel the job",
+        },
+    )
+    def cancel(self, request: HttpRequest, form: Any, object_id: str) -> HttpResponse:
+        job = Job.objects.select_related("account").get(pk=object_id)
+        call = self.tell_refusals(
+            request, lambda: services.request_cancel(job, actor=actor_of(request), now=timezone.now())
+        )
+        if call:
+            messages.success(request, f"{call.get_state_display()}.")
+        return HttpResponseRedirect(reverse("admin:jobs_job_change", args=[object_id]))
+
+
+@admin.register(Worker)
+class WorkerAdmin(ReadOnlyAdmin):
+    list_display = ["name", "queues_shown", "seen_at"]
+
+    @display(description="Queues")
+    def queues_shown(self, worker: Worker) -> str:
+        return ", ".join(worker.queues)
+
+
+admin.site.unregister([Plan, RecoveryPoint, Vault])
+
+
+@admin.register(Plan)
+class RunnablePlanAdmin(PlanAdmin):
+    """The page of a plan, with the button that runs it."""
+
+    actions_detail = ["run_now", *PlanAdmin.actions_detail]
+
+    @action(
+        description="Back up now",
+        icon="backup",
+        permissions=["change"],
+        dialog={
+            "title": "Back up now",
+            "description": "Starts a backup of this plan's source.",
+            "form_class": None,
+            "form_submit_text": "Start",
+        },
+    )
+    def run_now(self, request: HttpRequest, form: Any, object_id: str) -> HttpResponse:
+        plan = Plan.objects.select_related("account", "source", "vault__region").get(pk=object_id)
+        with transaction.atomic():
+            job = self.tell_refusals(
+                request, lambda: services.request_backup(plan, actor=actor_of(request), now=timezone.now())
+            )
+            return started(request, job, reverse("admin:policies_plan_change", args=[object_id]))
+
+
+@admin.register(RecoveryPoint)
+class RestorablePointAdmin(RecoveryPointAdmin):
+    """The page of a point, with the button that restores it."""
+
+    actions_detail = ["restore"]
+
+    @action(
+        description="Restore",
+        icon="settings_backup_restore",
+        permissions=["view"],
+        dialog={
+            "title": "Restore this point",
+            "description": "A file /a/b lands at /a/b below the folder you name, or at its original place.",
+            "form_class": RestoreForm,
+            "form_submit_text": "Restore",
+        },
+    )
+    def restore(self, request: HttpRequest, form: RestoreForm, object_id: str) -> HttpResponse:
+        point = RecoveryPoint.objects.select_related("vault__account", "vault__region").get(pk=object_id)
+        with transaction.atomic():
+            job = self.tell_refusals(
+                request,
+                lambda: services.request_restore(point, form.selection(), actor=actor_of(request), now=timezone.now()),
+            )
+            return started(request, job, reverse("admin:vaults_recoverypoint_change", args=[object_id]))
+
+
+@admin.register(Vault)
+class VerifiableVaultAdmin(VaultAdmin):
+    """The page of a vault, with the button that verifies it."""
+
+    actions_detail = ["verify"]
+
+    @action(
+        description="Verify",
+        icon="verified",
+        permissions=["view"],
+        dialog={
+            "title": "Verify this vault",
+            "description": "inventory is quickest, content reads and decrypts everything.",
+            "form_class": VerifyForm,
+            "form_submit_text": "Verify",
+        },
+    )
+    def verify(self, request: HttpRequest, form: VerifyForm, object_id: str) -> HttpResponse:
+        vault = Vault.objects.select_related("account", "region").get(pk=object_id)
+        job = services.request_verify(
+            vault, level=form.cleaned_data["level"], actor=actor_of(request), now=timezone.now()
+        )
+        return started(request, job, reverse("admin:vaults_vault_change", args=[object_id]))
