@@ -1,5 +1,7 @@
 """Do a job's steps in this process, without a broker and without workers: for the demo, a shell, and tests."""
 
+from collections.abc import Callable
+
 from django.db.models import Q
 
 from jobs import doorbell, executors, steps
@@ -8,8 +10,11 @@ from jobs.models import Job, Step
 from jobs.states import ACTIVE, StepState
 
 
-def do(job: Job, *, clock: Clock) -> Job:
-    """Claim and run the job's steps, one after the other, until it ends or only waits; return the job as it is then."""
+def do(job: Job, *, clock: Clock, watch: Callable[[Job], None] | None = None) -> Job:
+    """Claim and run the job's steps, one after the other, until it ends or only waits; return the job as it is then.
+
+    `watch` sees the job after every step.
+    """
     with doorbell.muted():
         while (step := _next(job, clock)) is not None:
             try:
@@ -17,6 +22,9 @@ def do(job: Job, *, clock: Clock) -> Job:
             except steps.NotClaimable:
                 break
             executors.run(claimed, clock=clock)
+            if watch is not None:
+                job.refresh_from_db()
+                watch(job)
     job.refresh_from_db()
     return job
 

@@ -19,4 +19,5 @@ class Command(BaseCommand):
             PeriodicTask.objects.update_or_create(
                 name=task, defaults={"task": task, "interval": interval, "expire_seconds": settings.SWEEP_S * 4}
             )
-        self.stdout.write(f"{len(SWEEPS)} sweeps every {settings.SWEEP_S} s")
+        if options["verbosity"]:
+            self.stdout.write(f"{len(SWEEPS)} sweeps every {settings.SWEEP_S} s")
