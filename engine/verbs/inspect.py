@@ -1,5 +1,6 @@
 """The checks of a verification: one object or one block at a time, each returns what is wrong with it."""
 
+import datetime as dt
 import itertools
 from collections.abc import Iterator
 
@@ -16,9 +17,21 @@ from engine.keys import ID_BYTES, Keys
 from engine.listing import FULL_ID_BYTES
 from engine.pack import HEADER_BYTES, TRAILER_BYTES, Cipher, Sealed, footer_range, open_footer, open_header, pack_key
 from engine.point import PackRef, Root, decode_commit, point_key
+from engine.session import Session
 from engine.storage.port import Storage
 from engine.vault import PointName, Vault, read_block
 from engine.verbs.findings import Finding, block_key
+
+
+def open_unbound(vault: Vault, name: str, *, verb: str, now: dt.datetime) -> Session:
+    """Open a session that reads only what is there: the vault's index goes on answering with condemned packs.
+
+    A damaged note of a prune must not stop the verbs that look for damage: `open` is stored before notes are read.
+    """
+    try:
+        return Session.open(vault.storage, vault.keys, name=name, verb=verb, now=now)
+    except IntegrityError:
+        return Session(vault.storage, vault.keys, name)
 
 
 def scrub(storage: Storage, key: str) -> Finding | None:
@@ -188,17 +201,11 @@ class Packs:
     def check_footer(self, pack: PackRef) -> list[Finding]:
         """Check header, trailer and footer, two small reads. Raises FormatError."""
         try:
-            sealed = read_footer(self._vault.storage, self._vault.keys, pack)
+            return self._agree(footer_of(self._vault, pack))
         except MissingObject as error:
             return [self._lost(pack, "missing", str(error))]
         except IntegrityError as error:
             return [self._lost(pack, "damaged", str(error))]
-        except FormatError as error:
-            found = scrub(self._vault.storage, pack_key(pack.kind, pack.name))
-            if found is None:
-                raise
-            return [self._lost(pack, found.damage, str(error))]
-        return self._agree(sealed)
 
     def check_content(self, pack: PackRef) -> list[Finding]:
         """Read the whole pack: its name, its footer, every slot, every chunk's full id. Raises FormatError."""
@@ -278,6 +285,16 @@ class Packs:
     def _lost(self, pack: PackRef, damage: str, detail: str) -> Finding:
         chunks = self.lost_chunks(pack.name)
         return Finding(object=pack_key(pack.kind, pack.name), damage=damage, detail=detail, chunks=chunks)
+
+
+def footer_of(vault: Vault, pack: PackRef) -> Sealed:
+    """Return a pack's head and table. Raises IntegrityError, and FormatError only when no damage made it look newer."""
+    try:
+        return read_footer(vault.storage, vault.keys, pack)
+    except FormatError as error:
+        if scrub(vault.storage, pack_key(pack.kind, pack.name)) is None:
+            raise
+        raise IntegrityError(str(error)) from error
 
 
 def parse_pack(keys: Keys, pack: PackRef, data: bytes) -> Sealed:

@@ -18,7 +18,7 @@ from typing import Literal, TypeVar, get_args
 
 import msgspec
 
-from engine.errors import IntegrityError, PointMissing
+from engine.errors import PointMissing
 from engine.index import PREFIX as SEGMENTS
 from engine.pack import FOLDERS, HEADER_BYTES, pack_key
 from engine.point import PREFIX as POINTS
@@ -29,7 +29,7 @@ from engine.session import PRUNE_PREFIX, Session
 from engine.storage.port import Storage, Stored
 from engine.vault import INFO_KEY, KEYS, PointName, Vault
 from engine.verbs.findings import Affected, Finding, block_key, pack_name
-from engine.verbs.inspect import Blocks, Packs, check_control, check_point, check_segment, scrub, sha_name
+from engine.verbs.inspect import Blocks, Packs, check_control, check_point, check_segment, open_unbound, scrub, sha_name
 
 T = TypeVar("T")
 Level = Literal["inventory", "structure", "footers", "scrub", "content"]
@@ -185,11 +185,8 @@ class _Planner:
         self._all = not job.points
 
     def open_session(self, now: dt.datetime) -> None:
-        """Open the session, unbound: a condemned pack may be read. A damaged prune note must not stop the check."""
-        try:
-            Session.open(self._vault.storage, self._vault.keys, name=self._job.session, verb="verify", now=now)
-        except IntegrityError:
-            pass  # `open` was stored before the notes were read, and the note gets its own finding
+        """Open the session, and list the notes that are to be checked."""
+        open_unbound(self._vault, self._job.session, verb="verify", now=now)
         self._controls = [s for prefix in (SESSIONS, PRUNE_PREFIX) for s in self._vault.storage.scan(prefix)]
 
     def points(self) -> Iterator[Unit]:

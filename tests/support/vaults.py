@@ -15,7 +15,7 @@ from engine.progress import Silent
 from engine.sources.files import files_source
 from engine.storage import Memory, Storage
 from engine.vault import PointName, Vault, read_block
-from engine.verbs import backup, verify
+from engine.verbs import backup, rebuild, verify
 
 T = TypeVar("T")
 START = dt.datetime(2031, 5, 6, 7, 8, 9, tzinfo=dt.UTC)
@@ -115,3 +115,29 @@ def verified(bench: Bench, level: verify.Level, *, points: tuple[str, ...] = ())
         for unit in verify.plan(planner, job, silent, now=bench.clock())
     )
     return verify.finish(planner, job, results, silent, clock=bench.clock)
+
+
+def rebuilt(bench: Bench) -> rebuild.Outcome:
+    """Rebuild catalogue and index of a bench's vault as a fresh process would."""
+    job = rebuild.RebuildJob(session=new_ulid(bench.clock()), started_at=bench.clock())
+    planner, worker, silent = bench.open(), bench.open(), Silent()
+    results = (
+        travelled(rebuild.work(worker, job, travelled(unit), silent))
+        for unit in rebuild.plan(planner, job, silent, now=bench.clock())
+    )
+    return rebuild.finish(planner, job, results, silent, clock=bench.clock)
+
+
+def flip(bench: Bench, key: str, at: int, *, mask: int = 1) -> None:
+    """Change one bit of a stored object behind the engine's back."""
+    data = bytearray(bench.storage.get(key))
+    data[at] ^= mask
+    replace(bench, key, bytes(data))
+
+
+def replace(bench: Bench, key: str, data: bytes) -> None:
+    """Put other bytes in the place of a stored object, as rot or a foreign hand would."""
+    assert isinstance(bench.storage, Memory)
+    bench.storage.write_once, before = False, bench.storage.write_once
+    bench.storage.put(key, data)
+    bench.storage.write_once = before
