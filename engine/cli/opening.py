@@ -41,10 +41,12 @@ def location(options: Common) -> Location:
         url = os.path.abspath(url)
     if is_s3 and not options.endpoint:
         raise UsageError_(f"{url} needs an endpoint: set BACKUPSITE_S3_ENDPOINT to http(s)://host:port")
+    # AWS_CA_BUNDLE is set for a whole machine: it must not get in the way of a store without TLS.
+    ca_file = options.ca_file if options.tls_verify and not options.endpoint.startswith("http://") else ""
     s3 = {
         "endpoint": options.endpoint, "access_key": options.access_key, "secret_key": options.secret_key,
         "session_token": options.session_token, "region": options.region, "tls_verify": options.tls_verify,
-        "ca_file": options.ca_file, "path_style": options.path_style,
+        "ca_file": ca_file, "path_style": options.path_style,
     }  # fmt: skip
     with checking_input():
         return Location.parse(url, **s3 if is_s3 else {})
