@@ -18,7 +18,10 @@ from jobs.states import JobState, Kind
 from policies.models import Plan, PlanState, Source
 from vaults.models import RecoveryPoint, Vault
 
-CHART = {"scales": {"x": {"stacked": True}, "y": {"stacked": True, "ticks": {"precision": 0}}}}
+CHART = {
+    "maintainAspectRatio": False,
+    "scales": {"x": {"stacked": True}, "y": {"stacked": True, "ticks": {"precision": 0}}},
+}
 DAYS = 14
 JOBS_SHOWN = 10
 BADGES = {
@@ -89,7 +92,7 @@ def _cards(now: dt.datetime) -> list[dict[str, str]]:
             "value": f"{protected} of {Source.objects.count()}",
             "note": "with an active plan",
         },
-        {"title": "Recovery points", "value": f"{points['count']:,}", "note": f"in {Vault.objects.count()} vaults"},
+        {"title": "Recovery points", "value": f"{points['count']:,}", "note": f"vaults: {Vault.objects.count()}"},
         {"title": "Stored", "value": human_bytes(stored), "note": ratio},
         {"title": "Failed or missed", "value": str(bad), "note": "in the last seven days", "bad": "1" if bad else ""},
     ]
@@ -176,6 +179,7 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     now = app.now()
     alive = Worker.objects.filter(seen_at__gte=now - dt.timedelta(minutes=2)).count()
     context.update(
+        title="Overview",
         cards=_cards(now), chart=_chart(now), jobs=_jobs(), sources=_sources(now), workers=alive,
         chart_options=json.dumps(CHART),
     )  # fmt: skip
