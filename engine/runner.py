@@ -32,6 +32,7 @@ from engine.errors import Canceled, EngineError, StorageError
 from engine.keyproviders.keyring import Keyring, RecoveryKey
 from engine.keyproviders.port import KeyProvider
 from engine.progress import Progress
+from engine.session import Session
 from engine.storage.location import Location, open_storage
 from engine.vault import Vault
 
@@ -166,7 +167,7 @@ def _beat(vault: Vault, job: object, now: dt.datetime) -> None:
     name = getattr(job, "session", "")
     if name:
         with contextlib.suppress(StorageError):
-            vault.join_session(name).beat(now)
+            Session(vault.storage, vault.keys, name).beat(now)
 
 
 class _Watch:
