@@ -22,6 +22,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, cast, get_type_hints
@@ -139,7 +140,7 @@ def run(
     tune_malloc()
     vault = opener.vault
     watch = _Watch(progress, lambda now: _beat(vault, job, now), clock)
-    units = verb.plan(vault, job, watch, now=clock())
+    units = _begun(verb.plan(vault, job, watch, now=clock()), lambda: _abort(vault, job, clock()))
     if workers == 1:
         results = (verb.work(vault, job, unit, watch) for unit in units)
         return verb.finish(vault, job, results, watch, clock=clock)
@@ -162,10 +163,25 @@ def tune_malloc() -> None:
         mallopt(_M_TRIM_THRESHOLD, 256 << 20)
 
 
+def _begun(units: Iterator[Unit], abort: Callable[[], None]) -> Iterator[Unit]:
+    """Let a plan run to its first unit: `finish` may rely on the session that it opens there."""
+    try:
+        first = next(units, None)
+    except BaseException:
+        abort()
+        raise
+    return iter(()) if first is None else chain([first], units)
+
+
+def _abort(vault: Vault, job: object, now: dt.datetime) -> None:
+    """Close the session of a job whose plan failed before `finish` could take care of it."""
+    if name := getattr(job, "session", ""):
+        Session(vault.storage, vault.keys, name).close("aborted", now)
+
+
 def _beat(vault: Vault, job: object, now: dt.datetime) -> None:
     """Show that the job's session lives; a beat that fails is made good by the next one."""
-    name = getattr(job, "session", "")
-    if name:
+    if name := getattr(job, "session", ""):
         with contextlib.suppress(StorageError):
             Session(vault.storage, vault.keys, name).beat(now)
 
