@@ -136,7 +136,7 @@ def _open_epochs(key_set: KeySet, root: bytes) -> dict[int, bytes]:
             keys[epoch.number] = wrap_key.decrypt(
                 epoch.wrapped[:12], epoch.wrapped[12:], epoch.number.to_bytes(4, "big")
             )
-        except (InvalidTag, ValueError):
+        except (InvalidTag, ValueError, OverflowError):
             raise IntegrityError(f"data key {epoch.number} of the vault is damaged") from None
     if not keys:
         raise IntegrityError("the vault has no data key")

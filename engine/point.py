@@ -147,7 +147,7 @@ def decode_root(keys: Keys, key: str, data: bytes) -> Root:
     plain = unseal(keys, Purpose.ROOT, memoryview(data)[at:], context=_context(key, data[:at]))
     try:
         body = msgspec.msgpack.decode(plain, type=Body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise IntegrityError(f"{key} cannot be read: {error}") from error
     if point_key(body.series, body.point, "root") != key or body.vault_id != keys.vault_id:
         raise IntegrityError(f"{key} belongs to another point")
@@ -163,7 +163,7 @@ def decode_commit(keys: Keys, key: str, data: bytes) -> Commit:
     """Return the commit stored under `key`. Raises IntegrityError."""
     try:
         return msgspec.json.decode(keys.verify(key, data), type=Commit)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise IntegrityError(f"{key} cannot be read: {error}") from error
 
 

@@ -2,10 +2,11 @@
 
 import datetime as dt
 import hmac
+import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -25,6 +26,7 @@ from engine.ids import digest_name, valid_series
 from engine.index import Index
 from engine.keyproviders.keyring import RecoveryKey
 from engine.keyproviders.port import KeyProvider
+from engine.keys import FORMAT as KEYS_FORMAT
 from engine.keys import ID_BYTES, Keys, KeySet
 from engine.listing import Block, decode, piece_ids
 from engine.point import PREFIX as POINTS
@@ -36,6 +38,8 @@ INFO_KEY = "vault.json"
 KEYS = "keys/"
 MAGIC = "backupsite-vault"
 FORMAT = 1
+_KEY_SET = re.compile(r"keys/[0-9]{1,9}/[0-9a-f]{64}")
+T = TypeVar("T")
 
 
 class Info(msgspec.Struct, frozen=True):
@@ -113,7 +117,7 @@ class Vault:
         except NotFound:
             raise VaultMissing("there is no vault at this place") from None
         keys = _open_keys(storage, _check_format(data), provider)
-        info = msgspec.json.decode(keys.verify(INFO_KEY, data), type=Info)
+        info = _decode(INFO_KEY, keys.verify(INFO_KEY, data), Info)
         if not hmac.compare_digest(info.vault_id, keys.vault_id.hex()):
             raise IntegrityError("the vault's keys belong to another vault")
         return cls(storage, keys, info, cache)
@@ -249,6 +253,13 @@ def _check_format(data: bytes) -> Info:
         raise IntegrityError(f"{INFO_KEY} is damaged, or this is no vault") from None
 
 
+def _decode(key: str, data: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise IntegrityError(f"{key} cannot be read: {error}") from error
+
+
 def _know(features: dict[str, list[str]], purpose: str) -> None:
     unknown = sorted(set(features.get(purpose, [])))
     if unknown:
@@ -258,17 +269,19 @@ def _know(features: dict[str, list[str]], purpose: str) -> None:
 def _open_keys(storage: Storage, info: Info, provider: KeyProvider) -> Keys:
     """Open the newest key set that is whole, belongs to the vault and opens with the provider."""
     problem: EngineError = IntegrityError("the vault's keys are gone")
-    listed = sorted(storage.scan(KEYS), key=lambda stored: int(stored.key.split("/")[1]), reverse=True)
-    for stored in listed:
+    listed = [stored for stored in storage.scan(KEYS) if _KEY_SET.fullmatch(stored.key)]
+    for stored in sorted(listed, key=lambda stored: int(stored.key.split("/")[1]), reverse=True):
         data = storage.get(stored.key)
         if digest_name(data) != stored.key.rpartition("/")[2]:
             problem = IntegrityError(f"{stored.key} is damaged")
             continue
-        key_set = msgspec.json.decode(data, type=KeySet)
-        if key_set.vault_id.hex() != info.vault_id:
-            continue  # left by an init that did not finish
         try:
-            return Keys.open(key_set, provider)
-        except WrongKey as error:
+            known = _decode(stored.key, data, _Peek).format
+            if known != KEYS_FORMAT:
+                raise FormatError(f"{stored.key} has format {known}, this program knows {KEYS_FORMAT}")
+            key_set = _decode(stored.key, data, KeySet)
+            if key_set.vault_id.hex() == info.vault_id:  # another's was left by an init that did not finish
+                return Keys.open(key_set, provider)
+        except (WrongKey, IntegrityError) as error:
             problem = error
     raise problem

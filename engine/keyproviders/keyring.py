@@ -136,7 +136,7 @@ class RecoveryKey:
         body = compact[len(_PREFIX) :]
         try:
             raw = base64.b32decode(body + "=" * (-len(body) % 8))
-        except binascii.Error:
+        except (ValueError, binascii.Error):
             raise BadKeyFile("the recovery key has a character that cannot be in it, or a part is missing") from None
         key, check = raw[:KEY_BYTES], raw[KEY_BYTES:]
         if len(key) != KEY_BYTES or check != hashlib.sha256(key).digest()[:_CHECK_BYTES]:

@@ -53,10 +53,10 @@ class Bench:
             session=new_ulid(self.clock()), series=series, source=source, started_at=self.clock(), deep=deep
         )
         planner, worker, silent = self.open(), self.open(), Silent()
-        results = (
+        results = [
             travelled(backup.work(worker, job, travelled(unit), silent))
             for unit in backup.plan(planner, job, silent, now=self.clock())
-        )
+        ]
         return backup.finish(planner, job, results, silent, clock=self.clock)
 
     def objects(self) -> dict[str, bytes]:
