@@ -7,7 +7,7 @@ from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.utils.html import format_html
+from django.utils.html import format_html_join
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import action as unfold_action
 from unfold.decorators import display as unfold_display
@@ -50,10 +50,7 @@ def human_bytes(count: float) -> str:
 
 def lines(texts: list[str]) -> str:
     """Return texts one below the other, escaped."""
-    shown = format_html("")
-    for text in texts:
-        shown = format_html("{}<div>{}</div>", shown, text)
-    return shown or "–"
+    return format_html_join("", "<div>{}</div>", ((text,) for text in texts)) or "–"
 
 
 class ServiceAdmin(ModelAdmin):

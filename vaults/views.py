@@ -172,7 +172,7 @@ class RecoveryPointView(mixins.ListModelMixin, mixins.RetrieveModelMixin, Accoun
         return Response(EntryPageSerializer(page).data)
 
     @extend_schema(parameters=PATH, responses={(200, "application/octet-stream"): OpenApiTypes.BINARY}, filters=False)
-    @action(detail=True, pagination_class=None, renderer_classes=[AnyRenderer, JSONRenderer])
+    @action(detail=True, pagination_class=None, renderer_classes=[JSONRenderer, AnyRenderer])
     def file(self, request: Request, pk: str) -> StreamingHttpResponse:
         """Stream one file out of the point (B22, C1)."""
         entry, parts = browsing.file(self.get_object(), _path(request))
@@ -185,7 +185,7 @@ class RecoveryPointView(mixins.ListModelMixin, mixins.RetrieveModelMixin, Accoun
 
 
 def _decoded(text: str) -> bytes:
-    return base64.urlsafe_b64decode(text.encode())
+    return base64.b64decode(text.encode(), altchars=b"-_", validate=True)
 
 
 def _path(request: Request) -> bytes:
