@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from engine.codec import Compressor
-from engine.errors import IntegrityError, MissingObject, NotFound
+from engine.errors import IntegrityError, MissingObject, NotFound, ShortRead
 from engine.index import Index, Place, Segment, encode_segment
 from engine.keys import ID_BYTES, Keys
 from engine.pack import (
@@ -106,28 +106,33 @@ def cut_chunk(keys: Keys, slot: bytes, ident: bytes, place: Place) -> bytes:
 
 
 def read_range(storage: Storage, head: Head, offset: int, length: int) -> bytes:
-    """Read part of a pack. Raises MissingObject when the pack is gone."""
-    try:
-        return storage.get(head.key, offset=offset, length=length)
-    except NotFound as error:
-        raise MissingObject(f"{head.key} is gone") from error
+    """Read part of a pack. Raises MissingObject when the pack is gone, IntegrityError when it is cut short."""
+    return _read(storage, head.key, head.size, (offset, length))
 
 
 def read_footer(storage: Storage, keys: Keys, pack: PackRef) -> Sealed:
     """Return a pack's head and table from its own two ends. Raises IntegrityError, MissingObject."""
     key = pack_key(pack.kind, pack.name)
-    try:
-        header = storage.get(key, length=HEADER_BYTES)
-        tail_at = max(pack.size - _TAIL_BYTES, 0)
-        tail = storage.get(key, offset=tail_at, length=pack.size - tail_at)
-        offset, length = footer_range(pack.name, tail[-TRAILER_BYTES:], pack.size)
-        footer = (
-            tail[offset - tail_at :][:length] if offset >= tail_at else storage.get(key, offset=offset, length=length)
-        )
-    except NotFound as error:
-        raise MissingObject(f"{key} is gone") from error
+    header = _read(storage, key, pack.size, (0, HEADER_BYTES))
+    tail_at = max(pack.size - _TAIL_BYTES, 0)
+    tail = _read(storage, key, pack.size, (tail_at, pack.size - tail_at))
+    offset, length = footer_range(pack.name, tail[-TRAILER_BYTES:], pack.size)
+    inside = offset >= tail_at
+    footer = tail[offset - tail_at :][:length] if inside else _read(storage, key, pack.size, (offset, length))
     head = open_header(keys, pack.name, header, kind=pack.kind, size=pack.size)
     return Sealed(head, open_footer(keys, head, footer))
+
+
+def _read(storage: Storage, key: str, size: int, part: tuple[int, int]) -> bytes:
+    """Read (offset, length) of an object of `size` bytes; tell one that is cut short from an answer that is."""
+    try:
+        return storage.get(key, offset=part[0], length=part[1])
+    except NotFound as error:
+        raise MissingObject(f"{key} is gone") from error
+    except ShortRead as error:
+        if any(stored.key == key and stored.size < size for stored in storage.scan(key)):
+            raise IntegrityError(f"{key} is cut short") from error
+        raise
 
 
 def index_of_packs(storage: Storage, keys: Keys, packs: Iterable[PackRef]) -> list[Segment]:

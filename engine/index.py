@@ -18,6 +18,7 @@ The local cache holds the same bytes behind a keyed checksum, mapped into memory
 time: a file that fails its checksum is fetched again.
 """
 
+import contextlib
 import mmap
 import os
 import secrets
@@ -199,7 +200,8 @@ class Index:
         self.damaged: dict[str, IntegrityError] = {}
         self._forbidden: set[str] = set()
         if cache is not None:
-            cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with contextlib.suppress(OSError):  # without a folder there is no cache, which only costs time
+                cache.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     @property
     def segments(self) -> list[Segment]:
@@ -334,7 +336,8 @@ class Index:
             aside.write_bytes(self._check(plain) + plain)
             os.replace(aside, self._cache / name)
         except OSError:
-            aside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
 
 
 def load_segment(storage: Storage, keys: Keys, key: str) -> Segment:

@@ -200,7 +200,7 @@ class PackWriter:
             return
         self._gathered.append((chunk_id, len(self._gather), len(data)))
         self._gather += data
-        if len(self._gather) >= SLOT_BYTES:
+        if len(self._gather) >= SLOT_BYTES or len(self._gathered) >= CHUNKS_MAX:
             self.end_slot()
 
     def end_slot(self) -> None:
@@ -290,7 +290,7 @@ def footer_range(name: str, trailer: bytes, size: int) -> tuple[int, int]:
 def open_footer(keys: Keys, head: Head, data: bytes) -> Table:
     """Return the table of a pack from its encrypted footer. Raises IntegrityError."""
     body = Cipher(keys, head.kind, head.epoch, head.salt).decrypt(_FOOTER_SLOT, data)
-    plain = Compressor().unpack(body[1:], compressed=bool(body[0]), bytes_max=CHUNKS_MAX * 64)
+    plain = Compressor().unpack(body[1:], compressed=body[:1] != b"\0", bytes_max=CHUNKS_MAX * 64)
     return _parse_footer(plain, head)
 
 

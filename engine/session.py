@@ -16,6 +16,7 @@ from engine.storage.port import Storage
 
 PREFIX = "sessions/"
 PRUNE_PREFIX = "prune/"
+_ENDED = {"closed", "fence"}
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -59,10 +60,16 @@ class Session:
 
     @classmethod
     def open(cls, storage: Storage, keys: Keys, *, name: str, verb: str, now: dt.datetime) -> "Session":
-        """Announce the session, then read what is forbidden. Safe to call twice with one name."""
+        """Announce the session, then read what is forbidden. Safe to call twice with one name while it runs.
+
+        Raises SessionFenced for one that has ended: no prune waits for it any more, so nothing may rely on it.
+        """
         session = cls(storage, keys, name)
         key = session._key("open")
-        if not _exists(storage, key):
+        states = session._states()
+        if states & _ENDED:
+            raise SessionFenced(f"session {name} is over")
+        if "open" not in states:
             storage.put(key, keys.sign(key, msgspec.json.encode(Opened(name, verb, now))))
         session._read_forbidden()
         return session
@@ -71,8 +78,7 @@ class Session:
     def join(cls, storage: Storage, keys: Keys, name: str) -> "Session":
         """Enter an open session as one of its workers. Raises SessionFenced when it has ended."""
         session = cls(storage, keys, name)
-        states = {stored.key.rpartition("/")[2] for stored in storage.scan(f"{PREFIX}{name}/")}
-        if "open" not in states or states & {"closed", "fence"}:
+        if not session._is_running():
             raise SessionFenced(f"session {name} is over")
         session._read_forbidden()
         return session
@@ -83,15 +89,16 @@ class Session:
         self._storage.put(key, self._keys.sign(key, msgspec.json.encode(Beat(now))))
 
     def commit(self, root: bytes, *, series: str, point: str, now: dt.datetime) -> None:
-        """Make a point visible: root, look for a fence, commit, closed. `point` is a fresh id at every call.
+        """Make a point visible: root, look for a fence or an end, commit, closed. `point` is a fresh id at every call.
 
         Everything the root needs must be stored before. When this returns the point is durable. Raises SessionFenced
         (it will never be visible), CommitUnknown (it may be), or the storage's error (it will never be visible).
         """
         _put_once(self._storage, point_key(series, point, "root"), root)
-        if _exists(self._storage, self._key("fence")):
+        # Also ended is too late: a prune that no longer waits may have listed the roots before this one was there.
+        if not self._is_running():
             self.close("aborted", now)
-            raise SessionFenced(f"session {self.name} was taken for dead while it ran")
+            raise SessionFenced(f"session {self.name} was taken for dead, or ended, while it ran")
         commit = Commit(point, series, self.name, digest_name(root), now)
         self._committing = True
         try:
@@ -110,9 +117,16 @@ class Session:
             return
         key = self._key("closed")
         with contextlib.suppress(EngineError):
-            parts = {stored.key.rpartition("/")[2] for stored in self._storage.scan(self._key(""))}
-            if "open" in parts and "closed" not in parts:
+            states = self._states()
+            if "open" in states and "closed" not in states:
                 self._storage.put(key, self._keys.sign(key, msgspec.json.encode(Closed(outcome, now))))
+
+    def _states(self) -> set[str]:
+        return {stored.key.rpartition("/")[2] for stored in self._storage.scan(self._key(""))}
+
+    def _is_running(self) -> bool:
+        states = self._states()
+        return "open" in states and not states & _ENDED
 
     def _read_forbidden(self) -> None:
         for stored in self._storage.scan(PRUNE_PREFIX):
@@ -123,7 +137,7 @@ class Session:
                 self.forbidden.update(msgspec.json.decode(payload, type=Names).packs)
             except NotFound:
                 continue  # the prune ended between LIST and GET: what it deleted stands in its tombstones
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 raise IntegrityError(f"{stored.key} cannot be read: {error}") from error
 
     def _key(self, part: str) -> str:
@@ -141,7 +155,3 @@ def _put_once(storage: Storage, key: str, data: bytes) -> None:
         except EngineError:
             pass  # the first error tells more
         raise error
-
-
-def _exists(storage: Storage, key: str) -> bool:
-    return any(stored.key == key for stored in storage.scan(key))

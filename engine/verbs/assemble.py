@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+import msgspec
+
 from engine.entries import Entry
 from engine.index import encode_segment
 from engine.keys import ID_BYTES
@@ -44,7 +46,8 @@ class Listing:
         self._take(self._builder.flush())
         self._carried.add(len(self._blocks))
         self._needs.append({self._parent.packs[number] for number in block.packs})
-        self._blocks.append(block)
+        # A copy: the parent's root, which others still read, may hold this very object, and close() numbers packs anew.
+        self._blocks.append(msgspec.structs.replace(block))
 
     def close(self) -> tuple[list[Block], list[PackRef]]:
         """Store the last block and the segment; return the block table and the point's pack set."""

@@ -116,6 +116,8 @@ def plan(vault: Vault, job: BackupJob, progress: Progress, *, now: dt.datetime) 
     progress.phase("scan")
     latest = vault.latest(job.series)
     root = latest.root if latest else None
+    if root:
+        progress.total(entries=root.body.stats.entries)  # the best guess there is before the walk ends
     parent = Parent(vault, root, session.forbidden) if root and not job.deep else None
     cutter = _Cutter(root.body.point if root else "")
     for rows, problems in _blocks(job.source, vault.keys.chunker_seed):
@@ -140,6 +142,7 @@ def work(vault: Vault, job: BackupJob, unit: Unit, progress: Progress) -> Result
     if not unit.needs_work:
         progress.add(entries=len(unit.rows))
         return result
+    progress.phase("process")
     vault.join_session(job.session)
     vault.index.refresh()
     rows: list[Entry | None] = list(unit.rows)
@@ -147,6 +150,7 @@ def work(vault: Vault, job: BackupJob, unit: Unit, progress: Progress) -> Result
         for number in unit.todo:
             row = unit.rows[number]
             rows[number] = store.read_part(row, *unit.part) if unit.part else store.read(row)
+        progress.phase("upload")
         store.close()
         result.problems = unit.problems + store.problems
         result.bytes_read, result.bytes_new, result.bytes_stored = store.bytes_read, store.bytes_new, store.bytes_stored
@@ -154,8 +158,7 @@ def work(vault: Vault, job: BackupJob, unit: Unit, progress: Progress) -> Result
         progress.add(entries=len(unit.rows))
     result.stored = result.bytes_stored > 0
     result.entries_read = len(unit.todo) if not unit.part or unit.part[0] == 0 else 0
-    for carried in result.carried:
-        carried.before = sum(row is not None for row in rows[: carried.before])
+    result.carried = [Carried(sum(row is not None for row in rows[: c.before]), c.block) for c in unit.carried]
     result.rows = [row for row in rows if row is not None]
     return result
 
@@ -168,6 +171,7 @@ def finish(
     Run twice, it finds what the first run committed. Raises SessionFenced, CommitUnknown; on any error before the
     commit nothing is visible.
     """
+    check_series(job.series)
     done = _committed(vault, job)
     if done is not None:
         return done
@@ -175,6 +179,7 @@ def finish(
     try:
         gathered = _Gathered(vault, job)
         for result in results:
+            session = vault.join_session(job.session)  # before any look-up, so that no forbidden pack is answered
             gathered.take(result)
             progress.check()
         progress.phase("commit")

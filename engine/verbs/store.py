@@ -63,7 +63,12 @@ class Store:
         return self.read_part(entry, 0, None)
 
     def read_part(self, entry: Entry, offset: int, length: int | None) -> Entry | None:
-        """Return a large file, or `length` bytes of it from `offset`, with its extents; `size` is what was read."""
+        """Return a large file, or `length` bytes of it from `offset`, with its extents; `size` is what was read.
+
+        The last part goes on to the end that the file has now.
+        """
+        if length is not None and offset + length >= entry.size:
+            length = None
         for attempt in range(_TRIES):
             opened = self._source.open(entry)
             if isinstance(opened, Problem):
@@ -89,6 +94,7 @@ class Store:
 
     def flush(self) -> None:
         """Give the gathered small files their extents, storing the new ones."""
+        self._progress.add(bytes=self._batch_bytes)
         batch, self._batch, self._batch_bytes = self._batch, [], 0
         known = self._vault.index.known([small.ident[:ID_BYTES] for small in batch]).tolist() if batch else []
         for (entry, data, ident), held in zip(batch, known, strict=True):
