@@ -9,7 +9,6 @@ is left of them after GRACE_S is killed. A worker whose parent is gone ends by i
 """
 
 import contextlib
-import ctypes
 import datetime as dt
 import importlib
 import os
@@ -48,8 +47,6 @@ POLL_S = 0.02
 WAIT_S = 0.2
 LOOK_AHEAD = 3
 COUNTERS = 3
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_THRESHOLD = -3
 
 Job = TypeVar("Job", contravariant=True)
 Unit = TypeVar("Unit")
@@ -137,7 +134,6 @@ def run(
     """
     if workers < 1:
         raise ValueError(f"{workers} workers can't do anything: give at least 1")
-    tune_malloc()
     vault = opener.vault
     watch = _Watch(progress, lambda now: _beat(vault, job, now), clock)
     units = _begun(verb.plan(vault, job, watch, now=clock()), lambda: _abort(vault, job, clock()))
@@ -150,17 +146,6 @@ def run(
 
     with _Spread(inline, lambda: _Pool(opener, verb.__name__, job, workers), watch, workers * LOOK_AHEAD) as spread:
         return verb.finish(vault, job, spread.results(units), watch, clock=clock)
-
-
-def tune_malloc() -> None:
-    """Let freed buffers of some MiB be used again instead of going back to the system (glibc only).
-
-    Without it every slot and pack costs its page faults anew.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 64 << 20)
-        mallopt(_M_TRIM_THRESHOLD, 256 << 20)
 
 
 def _begun(units: Iterator[Unit], abort: Callable[[], None]) -> Iterator[Unit]:
@@ -446,7 +431,6 @@ def _worker(pipe: "Connection[Any, Any]", inherited: "list[Connection[Any, Any]]
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for other in inherited:
         other.close()
-    tune_malloc()
     inbox: SimpleQueue[tuple[int, bytes] | None] = SimpleQueue()
     outbox: SimpleQueue[object] = SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, inbox), daemon=True).start()

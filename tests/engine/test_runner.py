@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ def opener(tmp_path: Path) -> VaultOpener:
 def spread(opener: VaultOpener) -> Callable[..., toy_verb.Outcome]:
     """Run the toy verb on two workers."""
 
-    def call(*, workers: int = 2, progress: Silent | None = None, **fields: object) -> toy_verb.Outcome:
+    def call(*, workers: int = 2, progress: Silent | None = None, **fields: Any) -> toy_verb.Outcome:
         job = ToyJob(**fields)
         return run(opener, toy_verb, job, workers=workers, progress=progress or Silent(), clock=now)
 
