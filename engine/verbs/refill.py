@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 from engine.codec import Compressor
-from engine.entries import Entry, Problem
+from engine.entries import Entry, Extent, Problem
 from engine.errors import IntegrityError, MissingObject, UnsafePath
 from engine.fetch import Fetcher, cut_chunk, open_slot, read_range
 from engine.index import Place
@@ -72,7 +72,9 @@ class Refill:
         done: list[Entry] = []
         try:
             for filling in fillings:
-                if not filling.left:
+                if filling.entry.size != sum(extent.length for extent in filling.entry.extents):
+                    self._fail(filling, "damaged", "its listing contradicts itself")
+                elif not filling.left:
                     self._settle(filling, self._write_empty(filling), done)
             with ThreadPoolExecutor(_AHEAD, "read") as executor:
                 for part, stored in self._read_ahead(executor, self._ranges(fillings)):
@@ -87,16 +89,18 @@ class Refill:
     def _ranges(self, fillings: list[_Filling]) -> list[_Range]:
         """Return what to read, ordered by pack and offset, neighbours merged."""
         uses: list[_Use] = []
-        wanted: list[tuple[int, int, bytes]] = []
+        wanted: list[tuple[int, int, Extent]] = []
         for number, filling in enumerate(fillings):
             offset = 0
             for extent in filling.entry.extents:
-                if extent.id:
-                    wanted.append((number, offset, extent.id))
+                if extent.id and not filling.failed:
+                    wanted.append((number, offset, extent))
                 offset += extent.length
-        for (number, offset, ident), place in zip(wanted, self._places(wanted, fillings), strict=True):
-            if place is not None:
-                uses.append(_Use(number, offset, ident, place))
+        for (number, offset, extent), place in zip(wanted, self._places(wanted, fillings), strict=True):
+            if place is not None and place.length != extent.length:
+                self._fail(fillings[number], "damaged", "its listing contradicts itself")
+            elif place is not None:
+                uses.append(_Use(number, offset, extent.id, place))
         uses.sort(key=lambda use: (use.place.head.name, use.place.slot_at, use.place.offset))
         ranges: list[_Range] = []
         for use in uses:
@@ -115,16 +119,16 @@ class Refill:
                 ranges.append(_Range(place.head, place.slot_at, place.slot_stored, [use]))
         return ranges
 
-    def _places(self, wanted: list[tuple[int, int, bytes]], fillings: list[_Filling]) -> list[Place | None]:
+    def _places(self, wanted: list[tuple[int, int, Extent]], fillings: list[_Filling]) -> list[Place | None]:
         """Return where the chunks lie; a file with a chunk that is nowhere becomes a problem."""
-        ids = [ident for _, _, ident in wanted]
+        ids = [extent.id for _, _, extent in wanted]
         try:
             return list(self._fetcher.places(ids))
         except MissingObject:
             found: list[Place | None] = []
-            for number, _, ident in wanted:
+            for number, _, extent in wanted:
                 try:
-                    found.append(self._fetcher.places([ident])[0])
+                    found.append(self._fetcher.places([extent.id])[0])
                 except MissingObject as error:
                     found.append(None)
                     self._fail(fillings[number], "damaged", str(error))

@@ -18,6 +18,7 @@ from engine.verbs.refill import Refill
 
 UNIT_BYTES = 64 << 20
 UNIT_FILES = 4_000
+UNIT_SPARSE = 200  # files with holes are written aside, each open until its last chunk came
 SKIP, OVERWRITE = "skip", "overwrite"
 
 
@@ -165,14 +166,14 @@ class _Planner:
 
     def _start(self) -> None:
         self._unit = Unit(self._number, [], [], [], [], [])
-        self._bytes = 0
+        self._bytes = self._sparse = 0
         self._number += 1
 
     @property
     def full(self) -> bool:
         unit = self._unit
         rows = len(unit.files) + len(unit.others) + len(unit.after) + len(unit.skipped)
-        return self._bytes >= UNIT_BYTES or rows >= UNIT_FILES
+        return self._bytes >= UNIT_BYTES or rows >= UNIT_FILES or self._sparse >= UNIT_SPARSE
 
     def cut(self) -> Unit:
         unit = self._unit
@@ -220,6 +221,7 @@ class _Planner:
         if entry.kind == Kind.FILE:
             self._unit.files.append(entry)
             self._bytes += entry.size
+            self._sparse += any(not extent.id for extent in entry.extents)
         else:
             self._unit.others.append(entry)
 
