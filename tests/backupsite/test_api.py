@@ -27,7 +27,6 @@ from tests.support.people import (
     make_vault,
     online,
 )
-from vaults import repositories
 
 pytestmark = pytest.mark.django_db
 LISTS = ("accounts", "vaults", "recovery-points", "sources", "policies", "plans", "jobs")
@@ -270,4 +269,3 @@ def test_a_vault_that_cannot_be_opened_is_an_error_of_the_vault_and_not_of_the_p
     (tmp_path / "store" / site.vault.prefix / "vault.json").write_bytes(b"garbage")
     answer = owner.get(f"/api/v1/recovery-points/{point.pk}/entries/")
     assert (answer.status_code, error_code(answer)) == (502, "vault_damaged")
-    assert repositories.storage(site.vault)

@@ -153,10 +153,10 @@ def test_cleaning_waits_for_a_store_that_is_away(site, clock, tmp_path):
 def test_the_catalogue_can_be_rebuilt_from_the_vault_alone(site, clock):
     point = local.do(backup(site, clock), clock=clock).point
     assert point is not None
-    lost = RecoveryPoint.objects.values().get()
+    lost = dict(RecoveryPoint.objects.values().get())
     RecoveryPoint.objects.all().delete()
     assert catalogue.rebuild(site.vault, now=T0).points_added == 1
-    found = RecoveryPoint.objects.values().get()
+    found = dict(RecoveryPoint.objects.values().get())
     same = set(lost) - {"id", "created_at", "expires_at", "source_name"}
     assert {name: found[name] for name in same} == {name: lost[name] for name in same}
     again = catalogue.rebuild(site.vault, now=T0)

@@ -61,7 +61,8 @@ def test_an_entry_tells_what_ls_would(browse, site):
 
 
 def test_a_long_folder_comes_in_pages(browse, site):
-    seen, cursor = [], ""
+    seen: list[str] = []
+    cursor: str | None = ""
     while cursor is not None:
         page = browse("entries", path=str(site.files), limit=2, cursor=cursor)
         assert len(names(page)) <= 2
