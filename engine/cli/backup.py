@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from engine.cli.display import Display
 from engine.cli.opening import checking_input, clock, opener, workers
 from engine.cli.options import BackupOptions
-from engine.cli.output import COMPLETE, PARTIAL, Answer, plain, problem_fields, problem_lines, size
+from engine.cli.output import COMPLETE, PARTIAL, Answer, plain, problem_fields, problem_lines, shown, size
 from engine.cli.stopping import Stopping
 from engine.ids import new_ulid
 from engine.patterns import Selection
@@ -96,7 +96,11 @@ def _answer(outcome: Outcome, job: BackupJob, duration_s: float, warnings: list[
     }
     if outcome.mounts:
         verb = "were left out" if job.source.one_file_system else "are part of the backup"
-        warnings = [*warnings, f"note: other file systems inside {verb}:", *(f"  {one}" for one in outcome.mounts)]
+        warnings = [
+            *warnings,
+            f"note: other file systems inside {verb}:",
+            *(f"  {shown(os.fsencode(one))}" for one in outcome.mounts),
+        ]
     lost = f"PARTIALLY COMPLETE: some content could not be saved, {outcome.problems_total} problems are listed above"
     text = [
         f"{stats.entries_read:,} new or changed of {stats.entries:,} entries "

@@ -4,6 +4,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from engine.cli.output import size
 from engine.cli.stopping import Stopping
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Display:
         if self._bar is None:
             self._bar = _bar()
         total = max(self._total, self._entries) if self._total else None
-        fields = {"phase": self._phase, "read": self._bytes}
+        fields = {"phase": self._phase, "read": size(self._bytes)}
         self._bar.update(self._bar.task_ids[0], completed=self._entries, total=total, **fields)  # type: ignore[arg-type] # rich's own fields are no others
         self._bar.refresh()
 
@@ -71,10 +72,10 @@ def _bar() -> "Bar":
         TextColumn("{task.fields[phase]}"),
         BarColumn(),
         TextColumn("{task.completed:,} entries"),
-        TextColumn("{task.fields[read]:,} bytes"),
+        TextColumn("{task.fields[read]}"),
         TimeElapsedColumn(),
     )
     bar = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
-    bar.add_task("", total=None, phase="", read=0)
+    bar.add_task("", total=None, phase="", read="")
     bar.start()
     return bar

@@ -21,8 +21,8 @@ _TYPES = {
 }
 
 
-def find_point(options: Opening, vault: Vault, *, point: str, series: str) -> PointName:
-    """Return the point that was meant. Raises PointMissing, UsageError_."""
+def find_point(vault: Vault, *, point: str, series: str) -> PointName:
+    """Return the point that was meant. Raises PointMissing, WrongUsage."""
     if series:
         with checking_input():
             check_series(series)
@@ -32,7 +32,7 @@ def find_point(options: Opening, vault: Vault, *, point: str, series: str) -> Po
 def open_point(options: Opening, *, point: str, series: str) -> Browser:
     """Open the vault and the point that was meant."""
     vault = opener(options).vault
-    return Browser.open(vault, find_point(options, vault, point=point, series=series))
+    return Browser.open(vault, find_point(vault, point=point, series=series))
 
 
 def entry_line(entry: Entry) -> str:

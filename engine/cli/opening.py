@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.cli.options import Common, Opening
-from engine.cli.output import UsageError_
+from engine.cli.output import WrongUsage
 from engine.errors import BadKeyFile
 from engine.patterns import BadPattern
 from engine.runner import VaultOpener, usable_cores
@@ -30,17 +30,17 @@ def checking_input() -> Iterator[None]:
     try:
         yield
     except (ValueError, BadPattern) as error:
-        raise UsageError_(str(error)) from error
+        raise WrongUsage(str(error)) from error
 
 
 def location(options: Common) -> Location:
-    """Return the vault's address. Raises UsageError_."""
+    """Return the vault's address. Raises WrongUsage."""
     url = options.vault
     is_s3 = url.startswith("s3://")
     if not is_s3 and "://" not in url:
         url = os.path.abspath(url)
     if is_s3 and not options.endpoint:
-        raise UsageError_(f"{url} needs an endpoint: set BACKUPSITE_S3_ENDPOINT to http(s)://host:port")
+        raise WrongUsage(f"{url} needs an endpoint: set BACKUPSITE_S3_ENDPOINT to http(s)://host:port")
     # AWS_CA_BUNDLE is set for a whole machine: it must not get in the way of a store without TLS.
     ca_file = options.ca_file if options.tls_verify and not options.endpoint.startswith("http://") else ""
     s3 = {
@@ -53,20 +53,20 @@ def location(options: Common) -> Location:
 
 
 def opener(options: Opening) -> VaultOpener:
-    """Return what opens the vault, here and in workers. Raises UsageError_, BadKeyFile."""
+    """Return what opens the vault, here and in workers. Raises WrongUsage, BadKeyFile."""
     cache = "" if options.no_cache else str(_cache(options))
     place = location(options)
     if options.recovery_key:
         return VaultOpener(location=place, key=_recovery_key(options.recovery_key), is_recovery_key=True, cache=cache)
     if options.key_file is None:
-        raise UsageError_(_NO_KEY)
+        raise WrongUsage(_NO_KEY)
     return VaultOpener(location=place, key=read_key(options.key_file), cache=cache)
 
 
 def key_file(options: Common) -> Path:
-    """Return the key file's path. Raises UsageError_ when none was given."""
+    """Return the key file's path. Raises WrongUsage when none was given."""
     if options.key_file is None:
-        raise UsageError_("no key file: give --key-file FILE or set BACKUPSITE_KEY_FILE; it is made if it isn't there")
+        raise WrongUsage("no key file: give --key-file FILE or set BACKUPSITE_KEY_FILE; it is made if it isn't there")
     return options.key_file
 
 
@@ -83,9 +83,9 @@ def read_key(path: Path) -> str:
 
 
 def workers(given: int | None) -> int:
-    """Return how many processes to use. Raises UsageError_."""
+    """Return how many processes to use. Raises WrongUsage."""
     if given is not None and given < 1:
-        raise UsageError_(f"--workers {given} can't do anything: give at least 1")
+        raise WrongUsage(f"--workers {given} can't do anything: give at least 1")
     return given or usable_cores()
 
 

@@ -15,7 +15,7 @@ _SHOWN = 20
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
-class UsageError_(Exception):
+class WrongUsage(Exception):
     """The command line itself is wrong: exit 2."""
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import io
 import os
 import re
 import sys
@@ -13,7 +14,7 @@ from typing import Any, get_type_hints
 import typer
 
 from engine.cli import options
-from engine.cli.output import FAILED, USAGE, Answer, UsageError_, show, warn, write_json
+from engine.cli.output import FAILED, USAGE, Answer, WrongUsage, show, warn, write_json
 from engine.errors import EngineError
 
 _COMMANDS: dict[str, tuple[type[Any], str]] = {
@@ -32,6 +33,9 @@ _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 def main() -> int:
     """Run the command line of this process and return its exit code."""
     as_json = "--json" in sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # no name may end a listing that the terminal can't show
     try:
         code = _app()(prog_name="python -m engine", standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -52,7 +56,7 @@ def run(module: str, given: Any) -> int:
         answer: Answer = importlib.import_module(module).run(given)
         show(answer, as_json=given.json, quiet=given.quiet)
         return answer.code
-    except UsageError_ as error:
+    except WrongUsage as error:
         return _fail("usage", str(error), as_json=given.json, code=USAGE)
     except EngineError as error:
         return _fail(_code(error), str(error), as_json=given.json)

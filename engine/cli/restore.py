@@ -14,7 +14,7 @@ from engine.cli.output import (
     COMPLETE,
     PARTIAL,
     Answer,
-    UsageError_,
+    WrongUsage,
     path_fields,
     problem_fields,
     problem_lines,
@@ -42,7 +42,7 @@ def run(options: RestoreOptions) -> Answer:
         Selection(options.include, options.exclude)
     target.check()
     vault = opener(options)
-    name = find_point(options, vault.vault, point=options.point, series=options.series)
+    name = find_point(vault.vault, point=options.point, series=options.series)
     now = clock()
     job = RestoreJob(
         session=new_ulid(now),
@@ -67,7 +67,7 @@ def run(options: RestoreOptions) -> Answer:
 
 def _target(options: RestoreOptions) -> FilesTarget:
     if options.original == (options.to is not None):
-        raise UsageError_("say where to: either --to DIR, or --original for the place it came from")
+        raise WrongUsage("say where to: either --to DIR, or --original for the place it came from")
     return FilesTarget(root=os.fsencode(os.path.abspath(options.to or "/")))
 
 

@@ -1,9 +1,9 @@
 """Ctrl-C and SIGTERM: the first asks the work to stop, the second one ends the program at once."""
 
+import os
 import signal
 from types import FrameType
 
-from engine.cli.output import warn
 from engine.errors import Canceled
 
 
@@ -32,4 +32,5 @@ class Stopping:
         self.asked = True
         # A second one takes the usual way; workers notice that the parent is gone and end.
         signal.signal(number, signal.SIG_DFL)
-        warn("stopping; once more ends it at once")
+        # Not through sys.stderr: the signal may have come in the middle of a write to it.
+        os.write(2, b"stopping; once more ends it at once\n")
