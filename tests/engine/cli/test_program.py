@@ -90,3 +90,26 @@ def test_a_reader_that_goes_away_ends_it_quietly(cli: Cli, tmp_path: Path) -> No
         running.stdout.close()
         assert running.stderr.read() == b""
     assert running.returncode == 1
+
+
+DEAF = """
+import time
+from engine.cli.stopping import Stopping
+with Stopping():
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_signal_ends_what_does_not_heed_the_first() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", DEAF], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as deaf:
+        assert deaf.stdout is not None
+        assert deaf.stderr is not None
+        assert deaf.stdout.readline() == b"ready\n"
+        deaf.send_signal(signal.SIGINT)
+        assert deaf.stderr.readline() == b"stopping; once more ends it at once\n"
+        assert deaf.poll() is None
+        deaf.send_signal(signal.SIGINT)
+    assert deaf.returncode == -signal.SIGINT
