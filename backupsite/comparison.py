@@ -43,6 +43,7 @@ def compare(source: Path, restored: Path, *, since: dt.datetime) -> Comparison:
 
     What changed in the source after `since` may differ; it is counted and not compared.
     """
+    filecmp.clear_cache()  # it would trust an earlier look at files of the same size and time
     found = Comparison()
     pairs = [(source, restored)]
     for folder, folders, files in os.walk(restored):

@@ -28,6 +28,7 @@ class Command(BaseCommand):
             f"host.{settings.HOST_NAME}",
             *(region.queue for region in Region.objects.all()),
         ]
+        app.conf.serve_every_region = not options["queue"]  # regions made later are taken up while it runs
         connection.close()  # the worker's processes open their own
         app.worker_main(
             [
