@@ -318,6 +318,7 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
 # --- Language, time, logs -----------------------------------------------------------------------------------------
 
 LANGUAGE_CODE = "en"
+FORMAT_MODULE_PATH = ["backupsite.formats"]
 USE_I18N = True
 USE_TZ = True
 TIME_ZONE = "UTC"
