@@ -33,18 +33,18 @@ class CommandLine:
             **environment,
         }
 
-    def start(self, verb: str, *arguments: str, **environment: str) -> "subprocess.Popen[bytes]":
+    def start(self, verb: str, *arguments: str, environment: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "engine", verb, self.vault, *arguments, "--json"]
         return subprocess.Popen(
             command,
-            env={**self._environment, **environment},
+            env={**self._environment, **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
 
-    def run(self, verb: str, *arguments: str, expect: int = 0, **environment: str) -> Any:
-        process = self.start(verb, *arguments, **environment)
+    def run(self, verb: str, *arguments: str, expect: int = 0, environment: dict[str, str] | None = None) -> Any:
+        process = self.start(verb, *arguments, environment=environment)
         out, err = process.communicate(timeout=200)
         assert process.returncode == expect, (process.returncode, out[-2000:], err[-2000:])
         return json.loads(out)
@@ -111,11 +111,11 @@ def test_with_the_bucket_and_the_recovery_key_alone_everything_is_there(
     shutil.rmtree(tmp_path / "cache")
     on_s3.run("points", expect=1)
     with_key = {"BACKUPSITE_RECOVERY_KEY": str(key)}
-    assert len(on_s3.run("points", **with_key)["points"]) == 1
-    on_s3.run("rebuild", **with_key)
+    assert len(on_s3.run("points", environment=with_key)["points"]) == 1
+    on_s3.run("rebuild", environment=with_key)
     target = tmp_path / "target"
     target.mkdir()
-    on_s3.run("restore", "latest", "--to", str(target), **with_key)
+    on_s3.run("restore", "latest", "--to", str(target), environment=with_key)
     assert difference(snapshot(source), snapshot(target / str(source).lstrip("/"))) == []
 
 
