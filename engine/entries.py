@@ -4,6 +4,9 @@ import enum
 
 import msgspec
 
+# The times that a listing can hold, 1896 to 2481; a source brings others to the nearer end.
+TIME_MIN_NS, TIME_MAX_NS = -(1 << 61), (1 << 64) - (1 << 61) - 1
+
 
 class Kind(enum.IntEnum):
     """What an entry is. Stored as one byte: never renumber."""

@@ -5,7 +5,8 @@ A block is four column groups, each a chunk of its own in a meta pack, all of on
 
 names     rows u32 | kind u8 per row | paths, joined by a zero byte
 statics   mode u16, uid u32, gid u32, shuffled | msgpack {users, groups, targets, xattrs, rdevs}, rows as keys
-volatile  size i64, mtime i64, ctime i64, inode u64, device u32, links u32, shuffled
+volatile  size i64, mtime i64, ctime i64, inode u64, device u32, links u32, shuffled; a time is kept modulo 2^64 and
+          lies between -2^61 (1896) and 2^64 - 2^61 (2481), for file systems that go beyond 2262
 extents   count u32 per row | ids, 16 bytes each (zero = hole) | length u64 each, shuffled
 
 A block ends after a path whose keyed checksum ends in twelve zero bits, once it has BLOCK_ROWS_MIN rows, or at
@@ -19,7 +20,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from engine.entries import Entry, Extent, Kind
+from engine.entries import TIME_MIN_NS, Entry, Extent, Kind
 from engine.errors import IntegrityError
 
 BLOCK_ROWS_MIN, BLOCK_ROWS_MAX = 1024, 16384
@@ -174,7 +175,13 @@ def _runs(data: bytes, rows: int) -> list[list[Extent]]:
 
 
 def _shuffle(values: Iterable[int], kind: str) -> bytes:
-    column = np.array(values if isinstance(values, list) else list(values), dtype=kind)
+    rows = values if isinstance(values, list) else list(values)
+    try:
+        column = np.array(rows, dtype=kind)
+    except OverflowError:
+        if kind != "<i8":
+            raise
+        column = np.array([value & 0xFFFF_FFFF_FFFF_FFFF for value in rows], dtype="<u8")
     return column.view(np.uint8).reshape(-1, column.itemsize).T.tobytes()
 
 
@@ -183,7 +190,10 @@ def _columns(data: bytes, kinds: tuple[str, ...], rows: int) -> tuple[list[list[
     for kind in kinds:
         width = np.dtype(kind).itemsize
         flat = np.frombuffer(data, np.uint8, rows * width, at).reshape(width, rows)
-        columns.append(np.ascontiguousarray(flat.T).view(kind).reshape(-1).tolist())
+        column = np.ascontiguousarray(flat.T).view(kind).reshape(-1).tolist()
+        if kind == "<i8" and rows and min(column) < TIME_MIN_NS:
+            column = [value + (1 << 64) if value < TIME_MIN_NS else value for value in column]
+        columns.append(column)
         at += rows * width
     return columns, at
 

@@ -5,7 +5,7 @@ import os
 import pwd
 import stat
 
-from engine.entries import Entry, Kind
+from engine.entries import TIME_MAX_NS, TIME_MIN_NS, Entry, Kind
 
 KINDS = {
     stat.S_IFREG: Kind.FILE.value,
@@ -59,6 +59,9 @@ class Attributes:
             return None
         uid = status.st_uid
         gid = status.st_gid
+        mtime_ns = status.st_mtime_ns
+        if not TIME_MIN_NS <= mtime_ns <= TIME_MAX_NS:
+            mtime_ns = min(max(mtime_ns, TIME_MIN_NS), TIME_MAX_NS)
         # Positional, and numbers of devices alone: this line runs once for each of millions of entries.
         return Entry(
             path,
@@ -69,7 +72,7 @@ class Attributes:
             self.users[uid],
             self.groups[gid],
             status.st_size if kind == 0 else 0,
-            status.st_mtime_ns,
+            mtime_ns,
             status.st_ctime_ns,
             status.st_ino,
             device,

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from engine import listing as listings
-from engine.entries import Entry, Kind, Problem
+from engine.entries import TIME_MAX_NS, TIME_MIN_NS, Entry, Kind, Problem
 from engine.errors import Canceled, SessionFenced, SourceError, SourceMissing
 from engine.ids import new_ulid
 from engine.listing import Block
@@ -469,3 +469,13 @@ def test_a_session_that_ended_is_not_entered_again(bench: Bench, home: Path):
     with pytest.raises(SessionFenced, match="is over"):
         run_backup(bench, job)
     assert bench.open().points() == []
+
+
+@pytest.mark.parametrize("when_s", [-(1 << 31), (1 << 31) - 1, 9_300_000_000, 15_032_385_535, 1 << 40, -(1 << 40)])
+def test_a_file_with_a_strange_time_is_backed_up_like_any_other(bench: Bench, home: Path, when_s: int):
+    file = home / "a/one"
+    os.utime(file, (when_s, when_s))
+    kept = file.stat().st_mtime_ns  # as far as this file system goes
+    assert backed_up(bench, home).state == "complete"
+    entry = next(entry for entry in listing(bench.open(), "latest") if entry.path == inside(file))
+    assert entry.mtime_ns == min(max(kept, TIME_MIN_NS), TIME_MAX_NS)
