@@ -132,7 +132,7 @@ def plan(vault: Vault, job: BackupJob, progress: Progress, *, now: dt.datetime) 
             for row, is_kept in zip(rows, kept, strict=True):
                 yield from cutter.add(row, todo=not is_kept)
     mounts = mounts_inside(job.source.roots)
-    scan = Scan(int(now.timestamp() * 1e9), [os.fsdecode(mount.path) for mount in mounts])
+    scan = Scan(int(now.timestamp() * 1e9), [_shown(mount.path) for mount in mounts])
     yield cutter.last(scan)
 
 
@@ -299,7 +299,10 @@ class _Gathered:
             parent=self._parent.body.point if self._parent else "",
             previous=self._parent.digest if self._parent else b"", problems=self._problems,
             problems_total=self._problems_total, mounts=scan.mounts,
-            options={"include": list(self._job.source.include), "exclude": list(self._job.source.exclude)},
+            options={
+                "include": [_shown(pattern) for pattern in self._job.source.include],
+                "exclude": [_shown(pattern) for pattern in self._job.source.exclude],
+            },
         )  # fmt: skip
 
     def _count(self, result: Result) -> None:
@@ -355,6 +358,11 @@ class _Gathered:
         self._stats.files += block.files
         self._stats.bytes += block.bytes
         self._listing.carry(block)
+
+
+def _shown(name: str | bytes) -> str:
+    """Return a name for people; what is not UTF-8 becomes `\\xNN`, because a root can't hold anything else."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _blocks(source: FilesSource, seed: int) -> Iterator[tuple[list[Entry], list[Problem]]]:
