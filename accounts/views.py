@@ -7,6 +7,7 @@ from django.contrib.auth import authenticate
 from django.db import models
 from django.utils import timezone
 from drf_spectacular.utils import extend_schema
+from knox.auth import TokenAuthentication
 from knox.models import AuthToken
 from rest_framework import exceptions, mixins, status, viewsets
 from rest_framework.decorators import action
@@ -15,7 +16,6 @@ from rest_framework.permissions import AllowAny, BasePermission, IsAuthenticated
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
-from rest_framework.throttling import AnonRateThrottle
 
 from accounts import services
 from accounts.models import Account, Event, Member, User
@@ -187,8 +187,7 @@ class TokenView(viewsets.GenericViewSet[AuthToken]):
         detail=False,
         methods=["post"],
         permission_classes=[AllowAny],
-        authentication_classes=[],
-        throttle_classes=[AnonRateThrottle],
+        authentication_classes=[TokenAuthentication],  # answers 401 with the scheme to use
     )
     def login(self, request: Request) -> Response:
         """Exchange a user name and a password for a token."""

@@ -42,23 +42,11 @@ class _Presence:
             return
         self._next = now.timestamp() + SEEN_EVERY_S
         try:
-            if app.conf.get("serve_every_region"):
-                self._serve_new_regions()
-            presence.seen(self.consumer.hostname, self._queues(), now=now)
+            presence.seen(self.consumer.hostname, [q.name for q in self.consumer.task_consumer.queues], now=now)
         except DatabaseError:
             pass  # the next heartbeat tells it; until then the host counts as seen a little longer ago
         finally:
             connection.close()
-
-    def _queues(self) -> list[str]:
-        return [queue.name for queue in self.consumer.task_consumer.queues]
-
-    def _serve_new_regions(self) -> None:
-        from vaults.models import Region  # as above
-
-        for region in Region.objects.all():
-            if region.queue not in self._queues():
-                self.consumer.call_soon(self.consumer.add_task_queue, region.queue)
 
 
 _presence = _Presence()

@@ -213,6 +213,10 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
 else:
     DATABASES["default"]["CONN_MAX_AGE"] = 60  # seconds
     DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
+# Request counts. Shared by all web processes; the embedded default has one and counts in its memory.
+CACHES: dict[str, Any] = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+if not EMBEDDED and (cache_url := env.str("CACHE_URL", default=env.str("BROKER_URL", default=""))):
+    CACHES["default"] = {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": cache_url}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # --- Celery: the message is a doorbell, the row is the truth ----------------------------------------------------
@@ -274,8 +278,8 @@ REST_FRAMEWORK = {
         "user": env.str("BACKUPSITE_RATE_USER", default="1200/min"),
     },
     "DEFAULT_THROTTLE_CLASSES": [
-        "rest_framework.throttling.AnonRateThrottle",
-        "rest_framework.throttling.UserRateThrottle",
+        "backupsite.throttles.AddressThrottle",
+        "backupsite.throttles.PersonThrottle",
     ],
     "EXCEPTION_HANDLER": "drf_standardized_errors.handler.exception_handler",
     "UNAUTHENTICATED_USER": "django.contrib.auth.models.AnonymousUser",
