@@ -3,13 +3,14 @@
 import datetime as dt
 import itertools
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 
 from engine.codec import Compressor
 from engine.entries import Entry, Kind
 from engine.errors import FormatError, IntegrityError, MissingObject, NotFound
-from engine.fetch import Fetcher, open_slot, read_footer
+from engine.fetch import index_of_packs, open_slot, read_footer
 from engine.ids import digest_name
 from engine.index import PREFIX as SEGMENTS
 from engine.index import Index, Place, Segment, load_segment, wide_ids
@@ -145,30 +146,27 @@ class Blocks:
         """Look every chunk up in the index, limited to the block's packs; then those in no segment in the footers."""
         extents = [(row.path, extent) for row in rows for extent in row.extents if extent.id]
         ids = [extent.id for _, extent in extents] + own
-        lengths = np.array([extent.length for _, extent in extents], np.uint64)
-        index, within = self._vault.index, {pack.name for pack in packs}
-        found = index.find(ids, within=within)
-        bad = found.segment[: len(extents)] < 0
-        for at in np.unique(found.segment[: len(extents)][~bad]).tolist():
-            here = np.flatnonzero(found.segment[: len(extents)] == at)
-            column = index.segments[at].columns["length"]
-            bad[here] = column[found.row[here]].astype(np.uint64) != lengths[here]
-        if not bad.any() and not (found.segment[len(extents) :] < 0).any():
+        lengths = np.array([extent.length for _, extent in extents] + [-1] * len(own), np.int64)
+        within = {pack.name for pack in packs}
+        unlisted = _unresolved(self._vault.index, ids, lengths, within)
+        if not unlisted.any():
             return []
-        footers = Fetcher(
-            self._vault.storage, self._vault.keys, Index(self._vault.storage, self._vault.keys, None), packs
-        )
-        lost = [
-            path for i, (path, extent) in enumerate(extents) if bad[i] and not _holds(footers, extent.id, extent.length)
-        ]
-        lost_own = [ident for ident in own if not _holds(footers, ident, None)]
-        if not lost and not lost_own:
-            count = int(bad.sum() + (found.segment[len(extents) :] < 0).sum())
-            return [self._finding(number, "index", f"{count} chunks of a listing block are in no readable segment")]
-        detail = f"{len(lost) + len(lost_own)} chunks are in none of the packs that the root names for the block"
+        lost = _unresolved(self._footers, ids, lengths, within)
+        if not lost.any():
+            detail = f"{int(unlisted.sum())} chunks of a listing block are in no readable segment"
+            return [self._finding(number, "index", detail)]
+        detail = f"{int(lost.sum())} chunks are in none of the packs that the root names for the block"
         finding = self._finding(number, "listing", detail)
-        finding.count(dict.fromkeys(lost))
+        finding.count(dict.fromkeys(path for (path, _), gone in zip(extents, lost.tolist(), strict=False) if gone))
         return [finding]
+
+    @cached_property
+    def _footers(self) -> Index:
+        """Return an index of the point's packs made of their footers alone."""
+        storage, keys = self._vault.storage, self._vault.keys
+        index = Index(storage, keys, None)
+        index.adopt(index_of_packs(storage, keys, self._root.packs))
+        return index
 
     def _finding(self, number: int, damage: str, detail: str) -> Finding:
         key = point_key(*self._name, "root")
@@ -176,12 +174,15 @@ class Blocks:
         return Finding(object=key, damage=damage, detail=detail, blocks=[block_key(self._root, number)])
 
 
-def _holds(footers: Fetcher, ident: bytes, length: int | None) -> bool:
-    try:
-        place = footers.places([ident])[0]
-    except MissingObject:
-        return False
-    return length is None or place.length == length
+def _unresolved(index: Index, ids: list[bytes], lengths: np.ndarray, within: set[str]) -> np.ndarray:
+    """Return which chunks are in none of the packs `within`, or have another length there (-1: any length will do)."""
+    found = index.find(ids, within=within)
+    bad = found.segment < 0
+    for number in np.unique(found.segment[~bad]).tolist():
+        here = np.flatnonzero(found.segment == number)
+        listed = index.segments[number].columns["length"][found.row[here]].astype(np.int64)
+        bad[here] = (lengths[here] >= 0) & (listed != lengths[here])
+    return bad
 
 
 class Packs:
