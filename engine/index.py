@@ -96,6 +96,8 @@ class Segment:
         for column, kind in _COLUMNS:
             self.columns[column] = np.frombuffer(data, kind, rows, at)
             at += self.columns[column].nbytes
+        if rows and int(self.columns["pack"].max()) >= packs:
+            raise IntegrityError(f"index segment {name} has a row whose pack it does not list")
         self.heads = [self._head(i) for i in range(packs)]
         self.usable = np.ones(packs, bool)
 

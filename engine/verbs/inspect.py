@@ -97,8 +97,6 @@ def _contradiction(segment: Segment) -> str:
     if not segment.rows:
         return ""
     c = {name: column.astype(np.uint64) for name, column in segment.columns.items()}
-    if int(c["pack"].max()) >= len(segment.heads):
-        return "a row names a pack that the segment does not list"
     high, low = c["high"], c["low"]
     if ((high[1:] < high[:-1]) | ((high[1:] == high[:-1]) & (low[1:] < low[:-1]))).any():
         return "its rows are out of order"

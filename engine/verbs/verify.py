@@ -180,6 +180,7 @@ class _Planner:
         self._found: list[Finding] = []
         self._census = Census()
         self._packs: dict[str, PackRef] = {}
+        self._cut: set[str] = set()
         self._seen: set[bytes] = set()
         self._number = 0
         self._all = not job.points
@@ -210,20 +211,20 @@ class _Planner:
         """LIST the bucket after the roots, so that all a root needs must be in it; yield what is to be read."""
         scrubbed: list[Stored] = []
         segments: list[Stored] = []
-        present: set[str] = set()
+        whole: set[str] = set()
         for stored in self._vault.storage.scan(""):
             self._progress.check()
             self._census.unknown += not stored.key.startswith(_KNOWN)
             if pack := pack_name(stored.key):
-                self._list_pack(pack, stored, present)
+                self._list_pack(pack, stored, whole)
             if stored.key.startswith(SEGMENTS):
                 segments.append(stored)
             if self._job.level == "scrub" and sha_name(stored.key) and self._wanted(stored.key):
                 scrubbed.append(stored)
         self._census.packs = len(self._packs)
-        for name in self._packs.keys() - present:
+        for name in self._packs.keys() - whole - self._cut:
             self._note_pack(name, "missing", "it is not in the bucket")
-        good = [pack for name, pack in self._packs.items() if name in present]
+        good = [pack for name, pack in self._packs.items() if name in whole]
         yield self._unit(found=self._found, census=self._census)
         yield from self._reads(good, scrubbed, segments)
 
@@ -269,15 +270,16 @@ class _Planner:
         for at in range(0, len(todo), UNIT_BLOCKS):
             yield self._unit(series=name.series, point=name.point, blocks=todo[at : at + UNIT_BLOCKS])
 
-    def _list_pack(self, name: str, stored: Stored, present: set[str]) -> None:
+    def _list_pack(self, name: str, stored: Stored, whole: set[str]) -> None:
         pack = self._packs.get(name)
         if pack is None or pack_key(pack.kind, pack.name) != stored.key:
             self._census.unreferenced += self._all
             self._census.unreferenced_bytes += stored.size * self._all
+        elif pack.size == stored.size:
+            whole.add(name)
         else:
-            present.add(name)
-            if pack.size != stored.size:
-                self._note_pack(name, "size", f"it has {stored.size} bytes instead of {pack.size}")
+            self._cut.add(name)
+            self._note_pack(name, "size", f"it has {stored.size} bytes instead of {pack.size}")
 
     def _note_pack(self, name: str, damage: str, detail: str) -> None:
         pack = self._packs[name]

@@ -1,22 +1,28 @@
 """Verify finds what is wrong, says what it affects, and never stops at the first damage."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from engine.codec import Purpose, seal, unseal
-from engine.errors import FormatError, PointMissing
+from engine.errors import Canceled, FormatError, PointMissing
 from engine.ids import digest_name, new_ulid
-from engine.pack import META
+from engine.index import encode_segment
+from engine.listing import extents_group, names_group, statics_group, volatile_group
+from engine.pack import META, PackWriter, pack_key
+from engine.point import Body, Commit, PackRef, encode_commit, encode_root, point_key
 from engine.progress import Silent
 from engine.session import Session
 from engine.storage import Memory
+from engine.vault import read_block
 from engine.verbs import verify
 from engine.verbs.inspect import scrub
 from tests.support.vaults import Bench, contents, flip, on_disk, replace, verified, write_files
 
 LEVELS = ("inventory", "structure", "footers", "scrub", "content")
+GROUPS = (names_group, statics_group, volatile_group, extents_group)
 READING = ("structure", "footers", "content")
 
 
@@ -256,3 +262,153 @@ def test_a_prune_waits_for_a_verification(filled: Bench):
     units = verify.plan(filled.open(), job, Silent(), now=filled.clock())
     next(units)
     Session.join(filled.storage, filled.open().keys, job.session)  # raises unless it is open
+
+
+def rewrite(bench: Bench, edit: Callable[[Body, list[PackRef]], object]) -> None:
+    """Change the newest root behind its seal and commit it again, as a faulty program would."""
+    vault = bench.open()
+    name = vault.find("latest")
+    root = vault.root(name)
+    edit(root.body, root.packs)
+    data = encode_root(vault.keys, root.body, root.packs)
+    replace(bench, point_key(*name, "root"), data)
+    commit = Commit(name.point, name.series, root.body.session, digest_name(data), bench.clock())
+    replace(bench, point_key(*name, "commit"), encode_commit(vault.keys, commit))
+
+
+def test_a_block_that_does_not_name_all_its_packs_is_found(filled: Bench):
+    def edit(body: Body, packs: list[PackRef]) -> None:
+        body.blocks[0].packs = [number for number in body.blocks[0].packs if packs[number].kind == META]
+
+    rewrite(filled, edit)
+    (finding,) = verified(filled, "structure").findings
+    assert finding.damage == "listing"
+    assert "none of the packs" in finding.detail
+    assert finding.files == 4
+
+
+def test_a_pack_that_the_index_knows_but_the_root_does_not_name_is_not_enough(filled: Bench):
+    def edit(body: Body, packs: list[PackRef]) -> None:
+        packs[:] = [pack for pack in packs if pack.kind == META]
+        body.blocks[0].packs = list(range(len(packs)))
+
+    rewrite(filled, edit)
+    assert [f.damage for f in verified(filled, "structure").findings] == ["listing"]
+
+
+def test_a_listing_out_of_order_is_found(filled: Bench):
+    vault = filled.open()
+    root = vault.root(vault.find("latest"))
+    rows = read_block(vault.fetcher(root), root.body.blocks[0])
+    rows[-1], rows[-2] = rows[-2], rows[-1]
+    groups = {vault.keys.chunk_id(g): g for g in (f(rows) for f in GROUPS)}
+    writer = PackWriter(vault.keys, META, vault.storage.put)
+    for ident, data in groups.items():
+        writer.add(ident, data)
+    sealed = writer.close()
+    vault.index.add(encode_segment(sealed)[0])
+
+    def edit(body: Body, packs: list[PackRef]) -> None:
+        packs.append(PackRef(sealed[0].head.name, META, sealed[0].head.size))
+        body.blocks[0].groups = list(groups)
+        body.blocks[0].packs.append(len(packs) - 1)
+
+    rewrite(filled, edit)
+    (finding,) = verified(filled, "structure").findings
+    assert (finding.damage, len(finding.points)) == ("listing", 1)
+    assert "out of order" in finding.detail
+
+
+def test_a_canceled_verification_closes_its_session(filled: Bench):
+    job = verify.VerifyJob(session=new_ulid(filled.clock()), level="content", started_at=filled.clock())
+    progress, vault = Silent(), filled.open()
+    units = list(verify.plan(vault, job, progress, now=filled.clock()))
+    progress.cancel()
+    with pytest.raises(Canceled):
+        verify.finish(
+            vault, job, (verify.work(vault, job, unit, progress) for unit in units), progress, clock=filled.clock
+        )
+    assert b'"aborted"' in filled.storage.get(f"sessions/{job.session}/closed")
+
+
+def test_progress_counts_every_object_that_was_promised(filled: Bench):
+    class Counting(Silent):
+        promised = done = 0
+
+        def total(self, *, entries: int = 0, bytes: int = 0) -> None:
+            self.promised = entries
+
+        def add(self, *, entries: int = 0, bytes: int = 0, bytes_stored: int = 0) -> None:
+            self.done += entries
+
+    job = verify.VerifyJob(session=new_ulid(filled.clock()), level="content", started_at=filled.clock())
+    progress, vault = Counting(), filled.open()
+    for unit in verify.plan(vault, job, progress, now=filled.clock()):
+        verify.work(vault, job, unit, progress)
+    assert progress.done == progress.promised > 0
+
+
+def test_work_is_cut_into_units_by_size_and_number(filled: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(verify, "UNIT_BYTES", 70_000)
+    job = verify.VerifyJob(session=new_ulid(filled.clock()), level="content", started_at=filled.clock())
+    units = list(verify.plan(filled.open(), job, Silent(), now=filled.clock()))
+    assert [len(unit.packs) for unit in units if unit.packs] == [1, 1, 1, 1]
+    assert [unit.number for unit in units] == list(range(len(units)))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("kind", ["packs/", "meta/"])
+@pytest.mark.parametrize("left", [0, 100, 300, 65_504])
+def test_an_object_cut_short_at_any_place_never_ends_the_run(filled: Bench, level: verify.Level, kind: str, left: int):
+    key = keys_of(filled, kind)[0]
+    replace(filled, key, filled.storage.get(key)[:left])
+    outcome = verified(filled, level)
+    assert outcome.state == "failed"
+    assert "size" in {f.damage for f in outcome.findings if f.object == key}
+
+
+@pytest.mark.parametrize("level", ["footers", "scrub", "content"])
+def test_a_damaged_version_number_is_damage_and_no_newer_format(filled: Bench, level: verify.Level):
+    key = biggest_pack(filled)
+    flip(filled, key, 4)
+    assert [(f.object, f.damage) for f in verified(filled, level).findings] == [(key, "damaged")]
+
+
+@pytest.mark.parametrize("level", ["footers", "content"])
+def test_a_pack_of_a_newer_format_is_refused(filled: Bench, level: verify.Level):
+    """The newer pack has its right name, as a newer program would store it."""
+    vault = filled.open()
+    old = vault.root(vault.find("latest")).packs[0]
+    data = bytearray(filled.storage.get(pack_key(old.kind, old.name)))
+    data[4] = 2
+    newer = PackRef(digest_name(data), old.kind, old.size)
+    filled.storage.put(pack_key(newer.kind, newer.name), bytes(data))
+    rewrite(filled, lambda body, packs: packs.append(newer))
+    with pytest.raises(FormatError, match="format 2"):
+        verified(filled, level)
+
+
+@pytest.mark.parametrize(
+    ("column", "damage", "says"),
+    [
+        ("high", "contradiction", "out of order"),
+        ("at", "contradiction", "outside"),
+        ("pack", "index", "whose pack it does not list"),
+    ],
+)
+def test_a_segment_that_cannot_be_right_is_found_by_structure(filled: Bench, column: str, damage: str, says: str):
+    vault = filled.open()
+    segment = max(vault.index.segments, key=lambda one: one.rows)
+    plain = bytearray(plain_segment(filled, segment.name))
+    widths = {"high": 8, "low": 8, "pack": 4, "at": 4}
+    at = len(plain) - 38 * segment.rows
+    for name, width in widths.items():
+        if name == column:
+            plain[at : at + width] = b"\xff" * width
+        at += width * segment.rows
+    data = seal(vault.keys, Purpose.SEGMENT, bytes(plain), context=b"index")
+    filled.storage.put(f"index/0/{digest_name(data)}", data)
+    findings = [f for f in verified(filled, "structure").findings if f.object.endswith(digest_name(data))]
+    assert [f.damage for f in findings] == [damage]
+    assert says in findings[0].detail
+    assert "run rebuild" in findings[0].advice
