@@ -39,6 +39,13 @@ def actor_of(request: HttpRequest) -> services.Actor:
     return services.Actor(user=request.user, address=request.META.get("REMOTE_ADDR") or None)
 
 
+def leave_dialog(request: HttpRequest, url: str) -> HttpResponse:
+    """Go to `url` after a button's dialog: dialogs post in the background, where a plain redirect would go unseen."""
+    if request.headers.get("HX-Request"):
+        return HttpResponse(headers={"HX-Redirect": url})
+    return HttpResponseRedirect(url)
+
+
 def human_bytes(count: float) -> str:
     """Return a size as people read it, with binary units."""
     for unit in UNITS:

@@ -4,12 +4,12 @@ from typing import Any, ClassVar
 
 from django.contrib import admin, messages
 from django.db import transaction
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
 
-from accounts.console import ReadOnlyAdmin, ReadOnlyInline, action, actor_of, display, human_bytes, lines
+from accounts.console import ReadOnlyAdmin, ReadOnlyInline, action, actor_of, display, human_bytes, leave_dialog, lines
 from jobs import doorbell, services
 from jobs.forms import RestoreForm, VerifyForm
 from jobs.models import Job, JobEvent, Step, Worker
@@ -33,10 +33,10 @@ PROBLEMS_ON_PAGE = 50
 def started(request: HttpRequest, job: Job | None, back: str) -> HttpResponse:
     """Go to the job that was started, or back to where the refusal is shown."""
     if job is None:
-        return HttpResponseRedirect(back)
+        return leave_dialog(request, back)
     doorbell.ring(services.first_step(job), now=timezone.now())
     messages.success(request, "The job is on its way.")
-    return HttpResponseRedirect(reverse("admin:jobs_job_change", args=[job.pk]))
+    return leave_dialog(request, reverse("admin:jobs_job_change", args=[job.pk]))
 
 
 class EventInline(ReadOnlyInline):
@@ -132,7 +132,7 @@ class JobAdmin(ReadOnlyAdmin):
         )
         if call:
             messages.success(request, f"{call.get_state_display()}.")
-        return HttpResponseRedirect(reverse("admin:jobs_job_change", args=[object_id]))
+        return leave_dialog(request, reverse("admin:jobs_job_change", args=[object_id]))
 
 
 @admin.register(Worker)

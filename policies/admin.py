@@ -4,12 +4,12 @@ from typing import Any, ClassVar
 
 from django import forms
 from django.contrib import admin, messages
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils import timezone
 from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldBooleanSwitchWidget
 
-from accounts.console import ServiceAdmin, action, actor_of, display, lines
+from accounts.console import ServiceAdmin, action, actor_of, display, leave_dialog, lines
 from policies import services
 from policies.models import Plan, Policy, Source
 
@@ -176,4 +176,4 @@ class PlanAdmin(RemovableAdmin):
         plan = Plan.objects.select_related("account", "source", "policy", "vault").get(pk=object_id)
         if self.tell_refusals(request, lambda: service(plan, actor=actor_of(request), now=timezone.now())):
             messages.success(request, done)
-        return HttpResponseRedirect(reverse("admin:policies_plan_change", args=[object_id]))
+        return leave_dialog(request, reverse("admin:policies_plan_change", args=[object_id]))

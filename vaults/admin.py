@@ -6,14 +6,14 @@ from django import forms
 from django.contrib import admin, messages
 from django.db.models import Count, QuerySet, Sum
 from django.db.models.functions import Coalesce
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
 from unfold.widgets import UnfoldAdminPasswordWidget
 
-from accounts.console import ReadOnlyAdmin, ServiceAdmin, action, actor_of, display, human_bytes, lines
+from accounts.console import ReadOnlyAdmin, ServiceAdmin, action, actor_of, display, human_bytes, leave_dialog, lines
 from vaults import services
 from vaults.models import RecoveryPoint, Region, Vault
 
@@ -97,7 +97,7 @@ class RegionAdmin(ServiceAdmin):
             messages.error(request, region.probe_error)
         else:
             messages.success(request, "The store can hold vaults.")
-        return HttpResponseRedirect(reverse("admin:vaults_region_change", args=[object_id]))
+        return leave_dialog(request, reverse("admin:vaults_region_change", args=[object_id]))
 
 
 @admin.register(Vault)

@@ -1,0 +1,88 @@
+"""The console in a real browser: it works under its own content policy and asks nobody else for anything."""
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from accounts.models import User
+from accounts.services import SERVICE
+from jobs import local, services
+from tests.support.control import Clock, Site, make_site
+from tests.support.people import PASSWORD
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed"),
+]
+
+
+@pytest.fixture
+def site(tmp_path) -> Site:
+    """One backup and an administrator, made before the browser starts: its event loop forbids the database."""
+    site = make_site(tmp_path)
+    clock = Clock()
+    local.do(services.request_backup(site.plan, actor=SERVICE, now=clock()), clock=clock)
+    User.objects.create_superuser("root", password=PASSWORD)
+    return site
+
+
+@pytest.fixture
+def page(site, live_server) -> Iterator[Page]:
+    """A page whose requests to anywhere else and whose errors fail the test."""
+    wrong: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        page = browser.new_context(viewport={"width": 1400, "height": 900}, base_url=live_server.url).new_page()
+        page.on(
+            "request",
+            lambda request: (
+                None if request.url.startswith((live_server.url, "data:", "blob:")) else wrong.append(request.url)
+            ),
+        )
+        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        yield page
+        browser.close()
+    assert wrong == []
+
+
+def test_a_person_logs_in_looks_around_and_starts_a_backup(page):
+    page.goto("/admin/")
+    page.fill("#id_username", "root")
+    page.fill("#id_password", PASSWORD)
+    page.click("button[type=submit]")
+    page.wait_for_selector("text=Protected sources")
+    assert page.locator("canvas.chart").count() == 1
+    for link, title in (
+        ("Jobs", "job"),
+        ("Recovery points", "recovery point"),
+        ("Sources", "source"),
+        ("Policies", "policy"),
+        ("Plans", "plan"),
+        ("Vaults", "vault"),
+        ("Regions", "region"),
+        ("Audit trail", "event"),
+    ):
+        page.locator(f"a:has(span:text-is('{link}'))").first.click()
+        page.wait_for_load_state("networkidle")
+        assert title in page.title()
+    page.goto("/admin/policies/plan/")
+    page.locator("table tbody a").first.click()
+    page.get_by_text("Back up now").locator("visible=true").first.click()
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_selector("text=The job is on its way.")
+    page.goto("/api/v1/docs/")
+    page.wait_for_selector("text=/api/v1/jobs/")
