@@ -1,15 +1,21 @@
 """The engine's Progress port over a step's row: counters in, lease renewed, the order to stop out."""
 
 import datetime as dt
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from django.conf import settings
+from django.db import DatabaseError, connection
 
 from jobs import steps
 from jobs.models import Step
 from jobs.steps import Counters
 
 BEAT_EVERY = dt.timedelta(seconds=60)
+# A worker that reported nothing for so long is stuck: its lease is let run out.
+SILENT_S_MAX = 900
 
 
 class StepProgress:
@@ -25,6 +31,7 @@ class StepProgress:
         self._expected = (0, 0)
         self._beat: Callable[[dt.datetime], None] | None = None
         self._next_beat = clock()
+        self._heard = time.monotonic()
 
     def keep_alive(self, beat: Callable[[dt.datetime], None]) -> None:
         """Call `beat` about every BEAT_EVERY from now on: it shows the vault that the engine's session lives."""
@@ -42,6 +49,7 @@ class StepProgress:
         self._counters.bytes_stored += bytes_stored
 
     def check(self) -> None:
+        self._heard = time.monotonic()
         if self._clock() >= self._next:
             self.flush()
 
@@ -55,3 +63,31 @@ class StepProgress:
         steps.heartbeat(self._step, self._counters, phase=self._phase, now=now)
         if any(self._expected):
             steps.estimate(self._step, entries=self._expected[0], bytes=self._expected[1])
+
+    @contextmanager
+    def lease_kept(self) -> Iterator[None]:
+        """Renew the lease from a thread inside the block: one upload or one retry may take longer than a lease.
+
+        Stops for a step that another worker took over, and for one that reported nothing for SILENT_S_MAX.
+        """
+        done = threading.Event()
+        keeper = threading.Thread(target=self._keep_lease, args=(done,), name="lease", daemon=True)
+        keeper.start()
+        try:
+            yield
+        finally:
+            done.set()
+            keeper.join()
+
+    def _keep_lease(self, done: threading.Event) -> None:
+        while not done.wait(settings.STEP_LEASE_S / 3):
+            if time.monotonic() - self._heard > SILENT_S_MAX:
+                return
+            try:
+                steps.renew(self._step, now=self._clock())
+            except steps.Fenced:
+                return  # the work hears it at its next check
+            except DatabaseError:
+                continue
+            finally:
+                connection.close()

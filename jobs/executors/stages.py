@@ -61,7 +61,8 @@ def _attempt(executor: AnyExecutor, step: Step, clock: Clock) -> None:
     progress = StepProgress(step, clock=clock)
     stage = {Stage.PLAN: _plan, Stage.WORK: _work, Stage.FINISH: _finish}[Stage(step.stage)]
     try:
-        stage(executor, step, progress, clock)
+        with progress.lease_kept():
+            stage(executor, step, progress, clock)
     except (steps.Fenced, DatabaseError):
         raise  # without the database nothing can be written down: the lease runs out and the step is claimed anew
     except Canceled:

@@ -89,6 +89,7 @@ def test_a_late_worker_is_fenced_from_every_write(job):
     claim(late, "w2", LEASE_OVER)
     for write in (
         lambda: steps.heartbeat(late, Counters(1, 1, 1), phase="process", now=LEASE_OVER),
+        lambda: steps.renew(late, now=LEASE_OVER),
         lambda: steps.end_work(late, now=LEASE_OVER),
         lambda: steps.fail(late, error="x", code="x", transient=False, now=LEASE_OVER),
         lambda: steps.cancel(late, now=LEASE_OVER),

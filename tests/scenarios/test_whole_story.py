@@ -78,16 +78,17 @@ def tell(installation: Installation, source: Path, scratch: Path, *, region: str
 
 def look_into(installation: Installation, point: str, source: Path) -> None:
     """Browse every page of the top folder, and read one file out of the point."""
-    names, cursor = [], ""
+    names: list[str] = []
+    cursor: str | None = ""
     while cursor is not None:
-        where = {"path": str(source), "limit": 2, "cursor": cursor}
-        page = installation.api.get(f"recovery-points/{point}/entries/", **where)
+        inside = f"recovery-points/{point}/entries/"
+        page = installation.api.get(inside, path=str(source), limit=2, cursor=cursor)
         names += [entry["name"] for entry in page["entries"]]
         cursor = page["next"]
     assert sorted(names) == sorted(path.name for path in source.iterdir())
-    inside = f"recovery-points/{point}/file/"
-    assert installation.api.read(inside, path=str(source / "large")) == (source / "large").read_bytes()
-    assert installation.api.read(inside, path=str(next(source.glob("caf*")))) == b"not only ASCII"
+    file = f"recovery-points/{point}/file/"
+    assert installation.api.read(file, path=str(source / "large")) == (source / "large").read_bytes()
+    assert installation.api.read(file, path=str(next(source.glob("caf*")))) == b"not only ASCII"
 
 
 def restored(installation: Installation, point: str, source: Path, folder: Path, expected: dict[bytes, Any]) -> None:

@@ -16,7 +16,7 @@ from vaults.models import Region
 LOOK_EVERY_S = 5
 
 
-class NewRegions(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no types
+class NewRegions(bootsteps.StartStopStep):
     """Serves regions that are made while the worker runs, a few seconds later. Runs in the worker's main process."""
 
     requires = (Tasks,)
@@ -27,7 +27,7 @@ class NewRegions(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has n
     def stop(self, consumer: Consumer) -> None:
         self._timer.cancel()
 
-    def _look(self, consumer: Consumer) -> None:
+    def _look(self, consumer: Any) -> None:
         try:
             for queue in _region_queues():
                 if not consumer.task_consumer.consuming_from(queue):
