@@ -328,10 +328,10 @@ class _Gathered:
         if not result.rows:
             self._part = None
         elif first:
-            self._part = result.rows[0]
+            self._part = msgspec.structs.replace(result.rows[0], extents=list(result.rows[0].extents))
         elif self._part is not None:
             row = result.rows[0]
-            self._part.extents = self._part.extents + row.extents
+            self._part.extents += row.extents
             self._part.size += row.size
             if (row.mtime_ns, row.ctime_ns) != (self._part.mtime_ns, self._part.ctime_ns):
                 self._count(
