@@ -179,8 +179,13 @@ class TokenView(viewsets.GenericViewSet[AuthToken]):
     @extend_schema(request=None, responses={204: None})
     def destroy(self, request: Request, token_key: str) -> Response:
         """Revoke a token of the caller at once."""
-        self.get_object().delete()
+        self._revoke(request, self.get_object())
         return Response(status=status.HTTP_204_NO_CONTENT)
+
+    def _revoke(self, request: Request, token: AuthToken) -> None:
+        token.delete()
+        user = user_of(request)
+        services.record(actor_of(request), "token.revoke", user, account=None, now=timezone.now(), key=token.token_key)
 
     @extend_schema(request=LoginSerializer, responses={201: NewTokenSerializer}, auth=[])
     @action(
@@ -199,6 +204,8 @@ class TokenView(viewsets.GenericViewSet[AuthToken]):
         if user is None:
             raise exceptions.AuthenticationFailed("The user name or the password is wrong.")
         token, text = AuthToken.objects.create(user=user, expiry=wanted.validated_data.get("expires_in"))
+        request.user = user
+        services.record(actor_of(request), "token.create", user, account=None, now=timezone.now(), key=token.token_key)
         return Response(
             NewTokenSerializer({"token": text, "token_key": token.token_key, "expiry": token.expiry}).data,
             status=status.HTTP_201_CREATED,
@@ -210,5 +217,5 @@ class TokenView(viewsets.GenericViewSet[AuthToken]):
         """Revoke the token that this request was made with."""
         if not isinstance(request.auth, AuthToken):
             raise exceptions.ValidationError("This request was not made with a token.")
-        request.auth.delete()
+        self._revoke(request, request.auth)
         return Response(status=status.HTTP_204_NO_CONTENT)

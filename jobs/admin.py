@@ -73,7 +73,7 @@ class JobAdmin(ReadOnlyAdmin):
     inlines = [EventInline, StepInline]
     fieldsets = [
         (None, {"fields": ["kind", "status", "about", "vault", "point", "trigger", "requested_by", "error_shown"]}),
-        ("Progress", {"fields": ["progress", "amount", "stored", "problems_count", "problems"]}),
+        ("Progress", {"fields": ["progress", "amount", "stored", "problems_count", "problems", "mounts"]}),
         ("Time", {"fields": ["created_at", "scheduled_for", "started_at", "ended_at", "duration"]}),
     ]
 
@@ -113,6 +113,10 @@ class JobAdmin(ReadOnlyAdmin):
     def problems(self, job: Job) -> str:
         found = job.report.get("problems", [])[:PROBLEMS_ON_PAGE]
         return lines([f"{one['path']}: {one['reason']} {one['detail']}".strip() for one in found])
+
+    @display(description="Other file systems inside")
+    def mounts(self, job: Job) -> str:
+        return lines(job.report.get("mounts", []))
 
     @action(
         description="Cancel",

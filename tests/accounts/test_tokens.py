@@ -5,6 +5,7 @@ from django.conf import settings
 from knox.models import AuthToken
 from rest_framework.test import APIClient
 
+from accounts.models import Event
 from tests.support.people import PASSWORD, make_user
 
 pytestmark = pytest.mark.django_db
@@ -51,6 +52,7 @@ def test_a_wrong_password_gives_nothing_and_too_many_lock_the_name(user):
 def test_logging_out_revokes_the_token_at_once(user):
     client = with_token(login().json()["token"])
     assert client.post("/api/v1/tokens/logout/").status_code == 204
+    assert set(Event.objects.values_list("action", "user_name")) == {("token.create", "ann"), ("token.revoke", "ann")}
     assert client.get("/api/v1/accounts/").status_code == 401
 
 
