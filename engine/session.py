@@ -75,12 +75,18 @@ class Session:
         return session
 
     @classmethod
-    def join(cls, storage: Storage, keys: Keys, name: str) -> "Session":
-        """Enter an open session as one of its workers. Raises SessionFenced when it has ended."""
+    def join(cls, storage: Storage, keys: Keys, name: str, *, forbidden: set[str] | None = None) -> "Session":
+        """Enter an open session as one of its workers. Raises SessionFenced when it has ended.
+
+        `forbidden` is what was forbidden when it opened; without it, what is now, which is never less.
+        """
         session = cls(storage, keys, name)
         if not session._is_running():
             raise SessionFenced(f"session {name} is over")
-        session._read_forbidden()
+        if forbidden is None:
+            session._read_forbidden()
+        else:
+            session.forbidden = set(forbidden)
         return session
 
     def beat(self, now: dt.datetime) -> None:

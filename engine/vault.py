@@ -136,11 +136,14 @@ class Vault:
         _know(self.info.features, "write")
         return self._bind(Session.open(self.storage, self.keys, name=name, verb=verb, now=now))
 
-    def join_session(self, name: str) -> Session:
-        """Join a session as a worker; joining the same one again costs nothing. Raises SessionFenced."""
+    def join_session(self, name: str, *, forbidden: set[str] | None = None) -> Session:
+        """Join a session as a worker; joining the same one again costs nothing. Raises SessionFenced.
+
+        `forbidden` is what was forbidden when it opened, for who knows; else what is now, which is more.
+        """
         if self._session is not None and self._session.name == name:
             return self._session
-        return self._bind(Session.join(self.storage, self.keys, name))
+        return self._bind(Session.join(self.storage, self.keys, name, forbidden=forbidden))
 
     def _bind(self, session: Session) -> Session:
         self._session = session

@@ -58,7 +58,8 @@ class Scan(msgspec.Struct):
 class Unit(msgspec.Struct):
     """A run of the listing. `todo` are the rows to read; `parent` the point that carried blocks are from, or empty.
 
-    With `part` (offset, length) it is a part of one big file.
+    With `part` (offset, length) it is a part of one big file. `forbidden` are the packs that were forbidden when the
+    session opened; they travel with the first unit.
     """
 
     number: int
@@ -69,6 +70,7 @@ class Unit(msgspec.Struct):
     problems: list[Problem]
     part: tuple[int, int] | None = None
     scan: Scan | None = None
+    forbidden: list[str] = []
 
     @property
     def needs_work(self) -> bool:
@@ -91,6 +93,7 @@ class Result(msgspec.Struct):
     bytes_read: int = 0
     bytes_new: int = 0
     bytes_stored: int = 0
+    forbidden: list[str] = []
 
 
 class Outcome(msgspec.Struct):
@@ -119,7 +122,7 @@ def plan(vault: Vault, job: BackupJob, progress: Progress, *, now: dt.datetime) 
     if root:
         progress.total(entries=root.body.stats.entries)  # the best guess there is before the walk ends
     parent = Parent(vault, root, session.forbidden) if root and not job.deep else None
-    cutter = _Cutter(root.body.point if root else "")
+    cutter = _Cutter(root.body.point if root else "", session.forbidden)
     for rows, problems in _blocks(job.source, vault.keys.chunker_seed):
         progress.check()
         cutter.problems.extend(problems)
@@ -139,6 +142,7 @@ def plan(vault: Vault, job: BackupJob, progress: Progress, *, now: dt.datetime) 
 def work(vault: Vault, job: BackupJob, unit: Unit, progress: Progress) -> Result:
     """Read the unit's changed entries and store what is new. Safe to run twice; uses one core."""
     result = Result(unit.number, unit.parent, unit.rows, unit.carried, unit.problems, unit.part, unit.scan)
+    result.forbidden = unit.forbidden
     if not unit.needs_work:
         progress.add(entries=len(unit.rows))
         return result
@@ -179,7 +183,10 @@ def finish(
     try:
         gathered = _Gathered(vault, job)
         for result in results:
-            session = vault.join_session(job.session)  # before any look-up, so that no forbidden pack is answered
+            # Before any look-up, so that no forbidden pack is answered. What a prune condemned since the session
+            # opened, its own packs perhaps, may be relied on: that prune waits, and finds them in the root.
+            if session is None:
+                session = vault.join_session(job.session, forbidden=set(result.forbidden))
             gathered.take(result)
             progress.check()
         progress.phase("commit")
@@ -195,9 +202,10 @@ def finish(
 class _Cutter:
     """Cuts the stream of rows and carried blocks into units."""
 
-    def __init__(self, parent: str) -> None:
+    def __init__(self, parent: str, forbidden: set[str]) -> None:
         self._number = 0
         self._parent = parent
+        self._forbidden = sorted(forbidden)
         self.problems: list[Problem] = []
         self._start()
 
@@ -233,6 +241,7 @@ class _Cutter:
     def _cut(self, *, part: tuple[int, int] | None = None, scan: Scan | None = None) -> Unit:
         rows, todo = self._rows, self._todo
         unit = Unit(self._number, self._parent, rows, todo, self._carried, self.problems, part, scan)
+        unit.forbidden, self._forbidden = self._forbidden, []
         self._number += 1
         self.problems = []
         self._start()

@@ -340,3 +340,22 @@ def test_nothing_readable_stands_in_the_bucket(bench: Bench, tmp_path: Path):
     sizes = {len(data) % (64 << 10) for key, data in bench.objects().items() if key.startswith(("packs/", "meta/"))}
     assert sizes == {0}
     assert all(len(data) > HEADER_BYTES for data in bench.objects().values() if data.startswith(b"BSPK"))
+
+
+def test_a_backup_relies_on_what_a_prune_condemns_while_it_runs_its_own_packs_included(bench: Bench, home: Path):
+    """The prune waits for the session and then finds the packs in its root, so they stay."""
+    backed_up(bench, home)
+    (home / "a/one").write_bytes(b"new")
+    job = backup_job(bench, files_source([str(home)], host="host"))
+    planner = bench.open()
+    units = [travelled(unit) for unit in backup.plan(planner, job, Stopping(), now=bench.clock())]
+    results = [travelled(backup.work(bench.open(), job, unit, Stopping())) for unit in units]
+    everything = [stored.key.rpartition("/")[2] for top in ("packs/", "meta/") for stored in bench.storage.scan(top)]
+    put_by_hand(bench, "prune/01/condemned", {"packs": everything})
+    backup.work(bench.open(), job, units[0], Stopping())  # a worker that joins late may store more, never less
+    outcome = backup.finish(bench.open(), job, results, Stopping(), clock=bench.clock)
+    assert outcome.state == "complete"
+    vault = bench.open()
+    needed = {pack.name for pack in vault.root(vault.find(outcome.point)).packs}
+    assert needed & set(everything)
+    assert contents(vault, vault.find(outcome.point), below=home) == on_disk(home)
