@@ -25,6 +25,7 @@ EngineError
     - TargetMissing      the folder to restore into does not exist (C27)
     - UnsafePath         a stored path would leave the target
   + Canceled             a person stopped it
+    - Superseded         another worker has taken this work over: leave alone what is shared with it
 """
 
 import datetime as dt
@@ -168,3 +169,7 @@ class UnsafePath(TargetError):
 
 class Canceled(EngineError):
     """A person asked to stop; nothing was committed."""
+
+
+class Superseded(Canceled):
+    """Another worker has taken this work over and shares its session: end without closing it."""

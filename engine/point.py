@@ -62,7 +62,8 @@ class Body(msgspec.Struct, omit_defaults=True):
     """The sealed part of a root: enough to recreate the catalogue's row.
 
     `scan_ns` is the source's clock when the walk began; times are the service's. `problems` holds at most
-    PROBLEMS_KEPT, `problems_total` counts all.
+    PROBLEMS_KEPT, `problems_total` counts all. `name` is the source's; `retention_days` counts from `ended_at`, 0 keeps
+    the point until somebody deletes it.
     """
 
     vault_id: bytes
@@ -80,6 +81,8 @@ class Body(msgspec.Struct, omit_defaults=True):
     stats: Stats
     blocks: list[Block]
     deep: bool = False
+    name: str = ""
+    retention_days: int = 0
     complete: bool = True
     parent: str = ""
     previous: bytes = b""

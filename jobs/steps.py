@@ -12,7 +12,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import F, Q
 
-from engine.errors import Canceled
+from engine.errors import Canceled, Superseded
 from jobs.models import Job, JobEvent, Step
 from jobs.states import ACTIVE, ATTEMPTS_MAX, STEP_OPEN, JobState, Stage, StepState, before
 
@@ -23,7 +23,7 @@ class NotClaimable(Exception):
     """Somebody else has the step, or it no longer waits: this doorbell rang for nothing."""
 
 
-class Fenced(Canceled):
+class Fenced(Superseded):
     """The worker no longer owns the step; whatever it still does counts for nothing."""
 
 

@@ -22,11 +22,13 @@ class Rebuilt:
     damaged: list[str]
 
 
-def register(
-    vault: Vault, body: Body, *, now: dt.datetime, source_name: str = "", expires_at: dt.datetime | None = None
-) -> RecoveryPoint:
-    """Store the row of a committed point. Safe to call twice; name and expiry are set by the first call alone."""
+def register(vault: Vault, body: Body, *, now: dt.datetime) -> RecoveryPoint:
+    """Store the row of a committed point. Safe to call twice; name and expiry are set by the first call alone.
+
+    Retention counts from completion, by the service's clock.
+    """
     stats = body.stats
+    expires_at = body.ended_at + dt.timedelta(days=body.retention_days) if body.retention_days else None
     values = {
         "source_kind": body.kind,
         "host": body.host,
@@ -45,7 +47,7 @@ def register(
         series=body.series,
         point_id=body.point,
         defaults=values,
-        create_defaults=values | {"created_at": now, "source_name": source_name, "expires_at": expires_at},
+        create_defaults=values | {"created_at": now, "source_name": body.name, "expires_at": expires_at},
     )
     return point
 
@@ -54,7 +56,6 @@ def rebuild(vault: Vault, *, now: dt.datetime) -> Rebuilt:
     """Make the rows of a vault equal to its points. Safe to call twice; a damaged point keeps the row it has."""
     opened = repositories.open_vault(vault)
     known = {PointName(*key): pk for *key, pk in vault.points.values_list("series", "point_id", "pk")}
-    names: dict[str, str] = dict(vault.points.order_by("completed_at").values_list("series", "source_name"))
     result = Rebuilt(0, 0, 0, [])
     seen = set()
     for listed in opened.catalogue():
@@ -64,7 +65,7 @@ def rebuild(vault: Vault, *, now: dt.datetime) -> Rebuilt:
             result.damaged.append(f"{listed.name.series}/{listed.name.point}: {listed.error}")
             continue
         result.points_added += listed.name not in known
-        register(vault, listed.root.body, now=now, source_name=names.get(listed.name.series, ""))
+        register(vault, listed.root.body, now=now)
     gone = [pk for name, pk in known.items() if name not in seen]
     with transaction.atomic():
         result.points_gone = RecoveryPoint.objects.filter(pk__in=gone).delete()[0]

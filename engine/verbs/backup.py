@@ -9,7 +9,7 @@ import msgspec
 import engine
 from engine.chunker import PART_BYTES
 from engine.entries import Entry, Kind, Problem
-from engine.errors import EngineError
+from engine.errors import EngineError, Superseded
 from engine.ids import new_ulid
 from engine.listing import Block, Splitter
 from engine.point import PROBLEMS_KEPT, Body, Root, Stats, encode_root
@@ -31,7 +31,9 @@ UNIT_BLOCKS = 2_000
 class BackupJob(msgspec.Struct, frozen=True, kw_only=True):
     """What to back up, and as what. `session` is a fresh ULID for every run; a retried run keeps it.
 
-    `deep` reads everything again instead of trusting sizes and times; the vault still takes only what it does not hold.
+    `name` is what people call the source; `retention_days` counts from completion, 0 keeps the point until somebody
+    deletes it: both are kept with the point. `deep` reads everything again instead of trusting sizes and times; the
+    vault still takes only what it does not hold.
     """
 
     session: str
@@ -39,6 +41,8 @@ class BackupJob(msgspec.Struct, frozen=True, kw_only=True):
     source: FilesSource
     started_at: dt.datetime
     deep: bool = False
+    name: str = ""
+    retention_days: int = 0
 
 
 class Carried(msgspec.Struct, array_like=True):
@@ -192,6 +196,8 @@ def finish(
         progress.phase("commit")
         session = vault.join_session(job.session)
         return gathered.commit(session, clock())
+    except Superseded:
+        raise
     except BaseException:
         if session is None:
             session = Session(vault.storage, vault.keys, job.session)
@@ -304,7 +310,8 @@ class _Gathered:
             vault_id=self._vault.keys.vault_id, series=self._job.series, point=new_ulid(now), session=self._job.session,
             kind=identity.kind, host=identity.host, roots=identity.roots, started_at=self._job.started_at,
             ended_at=now, scan_ns=scan.scan_ns, profile=self._vault.info.profile, engine=engine.__version__,
-            stats=self._stats, blocks=blocks, deep=self._job.deep, complete=complete,
+            stats=self._stats, blocks=blocks, deep=self._job.deep,
+            name=self._job.name, retention_days=self._job.retention_days, complete=complete,
             parent=self._parent.body.point if self._parent else "",
             previous=self._parent.digest if self._parent else b"", problems=self._problems,
             problems_total=self._problems_total, mounts=scan.mounts,

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
-from engine.errors import IntegrityError, NotFound, PointMissing
+from engine.errors import IntegrityError, NotFound, PointMissing, Superseded
 from engine.index import PREFIX as SEGMENTS
 from engine.index import ROWS_MAX, encode_segment, load_segment
 from engine.pack import FOLDERS, Sealed, pack_key
@@ -57,6 +57,8 @@ class Row(msgspec.Struct, frozen=True):
     ended_at: dt.datetime
     complete: bool
     deep: bool
+    name: str
+    retention_days: int
     profile: str
     engine: str
     parent: str
@@ -220,6 +222,8 @@ def finish(
             mend = result.mend or mend
             progress.check()
         _mend(vault, mend, outcome)
+    except Superseded:
+        raise
     except BaseException:
         session.close("aborted", clock())
         raise
@@ -288,6 +292,7 @@ def _row(vault: Vault, name: PointName, needed: dict[str, PackRef]) -> Row:
     return Row(
         series=body.series, point=body.point, session=body.session, kind=body.kind, host=body.host, roots=body.roots,
         started_at=body.started_at, ended_at=body.ended_at, complete=body.complete, deep=body.deep,
+        name=body.name, retention_days=body.retention_days,
         profile=body.profile, engine=body.engine, parent=body.parent, stats=body.stats,
         problems_total=body.problems_total, packs=len(root.packs),
         bytes_needed=sum(pack.size for pack in root.packs), root_sha256=root.digest.hex(),

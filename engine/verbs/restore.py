@@ -7,7 +7,7 @@ import msgspec
 
 from engine.browse import Browser
 from engine.entries import Entry, Kind, Problem
-from engine.errors import UnsafePath
+from engine.errors import Superseded, UnsafePath
 from engine.patterns import Selection, Verdict
 from engine.point import PROBLEMS_KEPT
 from engine.progress import Progress
@@ -145,13 +145,19 @@ def finish(
 ) -> Outcome:
     """Make hard links, set folders' attributes from the inside out, make all durable. Safe to run twice."""
     ending = _Ending(vault, job, progress)
+    session = Session(vault.storage, vault.keys, job.session)
     try:
         for result in results:
             ending.take(result)
             progress.check()
-        return ending.outcome()
-    finally:
-        Session(vault.storage, vault.keys, job.session).close("done", clock())
+        outcome = ending.outcome()
+    except Superseded:
+        raise
+    except BaseException:
+        session.close("aborted", clock())
+        raise
+    session.close("done", clock())
+    return outcome
 
 
 class _Planner:

@@ -18,7 +18,7 @@ from typing import Literal, TypeVar, get_args
 
 import msgspec
 
-from engine.errors import PointMissing
+from engine.errors import PointMissing, Superseded
 from engine.index import PREFIX as SEGMENTS
 from engine.pack import FOLDERS, HEADER_BYTES, pack_key
 from engine.point import PREFIX as POINTS
@@ -160,6 +160,8 @@ def finish(
             progress.check()
         if outcome.findings:
             _conclude(vault, job, outcome, progress)
+    except Superseded:
+        raise
     except BaseException:
         session.close("aborted", clock())
         raise

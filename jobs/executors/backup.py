@@ -38,6 +38,8 @@ def _prepare(job: Job, now: dt.datetime) -> BackupJob:
         source=engine_source(job.source),
         started_at=job.started_at or now,
         deep=bool(job.settings.get("deep")),
+        name=job.source.name,
+        retention_days=(job.plan.policy.retention_days or 0) if job.plan else 0,
     )
 
 
@@ -50,16 +52,9 @@ def _finish(vault: Vault, order: BackupJob, results: Iterable[Result], progress:
 
 
 def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dict[str, Any]:
-    """Put the committed point into the catalogue; retention counts from its completion."""
+    """Put the committed point into the catalogue."""
     body = vault.root(PointName(outcome.series, outcome.point)).body
-    days = job.plan.policy.retention_days if job.plan else None
-    point = catalogue.register(
-        job.vault,
-        body,
-        now=now,
-        source_name=job.source.name if job.source else "",
-        expires_at=body.ended_at + dt.timedelta(days=days) if days else None,
-    )
+    point = catalogue.register(job.vault, body, now=now)
     return {
         "state": outcome.state,
         "point": point,

@@ -94,7 +94,7 @@ def test_a_scan_goes_on_where_it_broke(inner: Memory) -> None:
     class Breaking(Faulty):
         breaks = 2
 
-        def scan(self, prefix: str, *, after: str = ""):  # type: ignore[no-untyped-def]  # as the class above
+        def scan(self, prefix: str, *, after: str = ""):
             for number, stored in enumerate(super().scan(prefix, after=after)):
                 if number == 2 and self.breaks:
                     self.breaks -= 1
