@@ -13,7 +13,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from minio import Minio
@@ -70,15 +70,27 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+def _missing(name: str, reason: object) -> NoReturn:
+    """Fail the test in CI, skip it elsewhere."""
+    text = f"SERVICE MISSING: {name}: {reason}"
+    if IN_CI:
+        pytest.fail(text, pytrace=False)
+    pytest.skip(text)
+
+
 def _entry(name: str) -> dict[str, Any]:
     """Find or start a server; fail or skip the test when that can't be done."""
     try:
         return services.running(KEPT_RUNNING).get(name) or services.start(name, Path(os.environ[OWN_FOLDER]))
     except services.ServiceMissing as missing:
-        text = f"SERVICE MISSING: {name}: {missing}"
-        if IN_CI:
-            pytest.fail(text, pytrace=False)
-        pytest.skip(text)
+        _missing(name, missing)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Return the path of an installed Chromium."""
+    found = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
+    return next((path for path in found if path), None) or _missing("chromium", "it is not installed")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """The console in a real browser: it works under its own content policy and asks nobody else for anything."""
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -21,11 +20,9 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed"),
 ]
 
 
@@ -40,11 +37,11 @@ def site(tmp_path) -> Site:
 
 
 @pytest.fixture
-def page(site, live_server) -> Iterator[Page]:
+def page(site, live_server, chromium) -> Iterator[Page]:
     """A page whose requests to anywhere else and whose errors fail the test."""
     wrong: list[str] = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         page = browser.new_context(viewport={"width": 1400, "height": 900}, base_url=live_server.url).new_page()
         page.on(
             "request",
