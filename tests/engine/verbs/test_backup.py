@@ -3,22 +3,20 @@
 import datetime as dt
 import os
 import random
+from collections.abc import Generator
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from engine import listing as listings
 from engine.entries import TIME_MAX_NS, TIME_MIN_NS, Entry, Kind, Problem
 from engine.errors import Canceled, SessionFenced, SourceError, SourceMissing
-from engine.ids import new_ulid
-from engine.listing import Block
 from engine.point import PackRef
 from engine.session import Names
 from engine.sources.files import FilesSource, files_source
+from engine.sources.reading import FileReader
 from engine.vault import Vault
 from engine.verbs import backup
-from engine.verbs.assemble import Listing
 from tests.support.runs import (
     Stopping,
     backed_up,
@@ -50,13 +48,6 @@ def condemn(bench: Bench, packs: list[str], *, run: str = "01") -> None:
 
 def packs_of(vault: Vault, point: str) -> list[PackRef]:
     return vault.root(vault.find(point)).packs
-
-
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut listings into blocks of about 20 entries."""
-    monkeypatch.setattr(listings, "BLOCK_ROWS_MIN", 4)
-    monkeypatch.setattr(listings, "_END_MASK", 15)
 
 
 def assert_restores(bench: Bench, folder: Path, target: Path, *, point: str = "latest") -> None:
@@ -159,6 +150,52 @@ class Failing(FilesSource, frozen=True, tag="files", kw_only=True, dict=True):
         if os.path.basename(entry.path).startswith(b"bad"):
             return Problem(entry.path, "unreadable", "Input/output error")
         return super().read_small(entry, limit)
+
+
+class Busy(FilesSource, frozen=True, tag="files", kw_only=True, dict=True):
+    """Files of this host that somebody writes to whenever they are open."""
+
+    def open(self, entry: Entry) -> FileReader | Problem:
+        opened = super().open(entry)
+        with open(b"/" + entry.path, "ab") as file:
+            file.write(b"one more line\n")
+        return opened
+
+
+def test_a_file_that_changes_while_it_is_read_is_kept_and_reported(bench: Bench, tmp_path: Path):
+    folder = write_files(tmp_path / "d", {"log": NOISE.randbytes(MIB)})
+    outcome = run_backup(bench, backup_job(bench, Busy(roots=(os.fsencode(folder),), host="host")))
+    assert (outcome.state, reasons(outcome.problems)) == ("complete", {b"log": "changed"})
+    (kept,) = contents(bench.open(), bench.open().find("latest")).values()
+    assert (folder / "log").read_bytes().startswith(kept)
+    assert backed_up(bench, folder).stats.entries_read >= 1
+
+
+class Coarse(FilesSource, frozen=True, tag="files", kw_only=True, dict=True):
+    """Files on a system that does not tell when they changed."""
+
+    def walk(self) -> Generator[Entry | Problem, None, None]:
+        for entry in super().walk():
+            if isinstance(entry, Entry):
+                entry.mtime_ns = entry.ctime_ns = 0
+            yield entry
+
+    def read_small(self, entry: Entry, limit: int) -> tuple[Entry, bytes] | Problem | None:
+        read = super().read_small(entry, limit)
+        if isinstance(read, tuple):
+            read[0].mtime_ns = read[0].ctime_ns = 0
+        return read
+
+
+def test_files_that_changed_places_with_their_folders_are_told_apart_by_inode(bench: Bench, tmp_path: Path):
+    folder = write_files(tmp_path / "d", {"x/f": b"first", "y/f": b"other"})
+    source = Coarse(roots=(os.fsencode(folder),), host="host")
+    run_backup(bench, backup_job(bench, source))
+    assert run_backup(bench, backup_job(bench, source)).stats.bytes_read == 0
+    for old, new in (("x", "z"), ("y", "x"), ("z", "y")):
+        (folder / old).rename(folder / new)
+    run_backup(bench, backup_job(bench, source))
+    assert contents(bench.open(), bench.open().find("latest"), below=folder) == {b"x/f": b"other", b"y/f": b"first"}
 
 
 @pytest.mark.rule("C21")
@@ -345,86 +382,6 @@ def test_a_missing_source_is_refused_before_anything_is_written(bench: Bench, tm
     with pytest.raises(ValueError, match="can't name a series"):
         backed_up(bench, tmp_path, series="Not/OK")
     assert bench.objects() == before
-
-
-def blocks_of(bench: Bench, point: str = "latest") -> list[Block]:
-    vault = bench.open()
-    return vault.root(vault.find(point)).body.blocks
-
-
-@pytest.mark.usefixtures("small_blocks")
-def test_one_change_in_a_large_listing_stores_one_block_anew(bench: Bench, tmp_path: Path):
-    folder = write_files(tmp_path / "d", {f"{i // 20:02}/{i:03}": b"%d" % i for i in range(400)})
-    backed_up(bench, folder)
-    before = blocks_of(bench)
-    assert len(before) > 8
-    (folder / "07/150").write_bytes(b"changed")
-    stats = backed_up(bench, folder).stats
-    after = blocks_of(bench)
-    changed = [(old, new) for old, new in zip(before, after, strict=True) if old.groups != new.groups]
-    assert len(changed) == 1
-    assert changed[0][0].groups[0] == changed[0][1].groups[0]  # no name changed
-    assert stats.entries_read == 1
-    assert contents(bench.open(), bench.open().find("latest"), below=folder) == on_disk(folder)
-
-
-@pytest.mark.usefixtures("small_blocks")
-def test_an_inserted_folder_leaves_the_blocks_behind_it_as_they_are(bench: Bench, tmp_path: Path):
-    folder = write_files(tmp_path / "d", {f"{i // 20:02}/{i:03}": b"%d" % i for i in range(400)})
-    backed_up(bench, folder)
-    before = {block.first: block.groups for block in blocks_of(bench)}
-    write_files(folder, {f"02a/{i:03}": b"new %d" % i for i in range(60)})
-    backed_up(bench, folder)
-    kept = [block for block in blocks_of(bench) if before.get(block.first) == block.groups]
-    assert len(kept) >= len(before) / 2
-    assert contents(bench.open(), bench.open().find("latest"), below=folder) == on_disk(folder)
-
-
-@pytest.mark.usefixtures("small_blocks")
-def test_a_listing_that_ends_with_a_block_and_one_that_is_deleted_from_the_middle_stay_right(
-    bench: Bench, tmp_path: Path
-):
-    folder = write_files(tmp_path / "d", {f"{i:03}": b"%d" % i for i in range(120)})
-    for cut in (119, 90, 64, 40, 17, 16, 15, 0):
-        for path in folder.iterdir():
-            if int(path.name) > cut or int(path.name) % 17 == 5:
-                path.unlink()
-        backed_up(bench, folder)
-        assert contents(bench.open(), bench.open().find("latest"), below=folder) == on_disk(folder)
-
-
-@pytest.mark.usefixtures("small_blocks")
-def test_blocks_are_carried_over_when_rows_around_them_drop_out(bench: Bench, tmp_path: Path):
-    folder = write_files(tmp_path / "d", {f"{i // 40:02}/{i:03}": b"%d" % i for i in range(400)})
-    backed_up(bench, folder)
-    for number in (3, 170, 171, 330):
-        (folder / f"{number // 40:02}/{number:03}").write_bytes(b"changed")
-    source = files_source([str(folder)], host="host")
-    job = backup_job(bench, source)
-    units = list(backup.plan(bench.open(), job, Stopping(), now=bench.clock()))
-    assert sum(len(unit.carried) for unit in units) > 3
-    (folder / "04/170").unlink()
-    twice = [[backup.work(bench.open(), job, unit, Stopping()) for unit in units] for _ in range(2)]
-    assert [r.carried for r in twice[0]] == [r.carried for r in twice[1]]
-    backup.finish(bench.open(), job, twice[1], Stopping(), clock=bench.clock)
-    assert contents(bench.open(), bench.open().find("latest"), below=folder) == on_disk(folder)
-
-
-@pytest.mark.usefixtures("small_blocks")
-def test_carrying_a_block_over_leaves_the_parents_root_as_it_was(bench: Bench, tmp_path: Path):
-    folder = write_files(tmp_path / "d", {f"{i:03}": b"%d" % i for i in range(120)})
-    for number in (5, 100):  # so that the point needs several packs
-        backed_up(bench, folder)
-        (folder / f"{number:03}").write_bytes(b"changed")
-    backed_up(bench, folder)
-    vault = bench.open()
-    vault.open_session(new_ulid(bench.clock()), verb="backup", now=bench.clock())
-    parent = vault.root(vault.find("latest"))
-    before = [list(block.packs) for block in parent.body.blocks]
-    new = Listing(vault, parent)
-    new.carry(parent.body.blocks[-1])
-    new.close()
-    assert [block.packs for block in parent.body.blocks] == before
 
 
 @pytest.mark.rule("B12")
