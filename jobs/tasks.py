@@ -54,6 +54,11 @@ def sweep_steps() -> None:
 
 @shared_task(name="jobs.sweep_ended_jobs")
 def sweep_ended_jobs() -> None:
-    """Remove what ended jobs left in the staging area, and close their sessions."""
+    """Remove what ended jobs left in the staging area, and close their sessions.
+
+    A region whose store did not answer once is left for the next sweep: waiting for it would hold up the others.
+    """
+    away: set[object] = set()
     for job in Job.objects.filter(cleaned=False, state__in=ENDED).select_related("vault__region")[:SWEEP_ROWS_MAX]:
-        executors.clean(job, clock=timezone.now)
+        if job.vault.region_id not in away and not executors.clean(job, clock=timezone.now):
+            away.add(job.vault.region_id)

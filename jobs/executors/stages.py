@@ -1,5 +1,6 @@
 """Run one claimed step: plan, work or finish, the same for every kind of job."""
 
+import errno
 import os
 import socket
 import threading
@@ -9,7 +10,7 @@ from typing import Any
 import structlog
 from django.db import DatabaseError
 
-from engine.errors import Canceled, EngineError, SessionFenced
+from engine.errors import Canceled, EngineError, SessionFenced, Unreachable
 from engine.session import Session
 from engine.vault import Vault
 from jobs import doorbell, steps
@@ -21,6 +22,8 @@ from jobs.states import Stage
 from vaults import repositories
 
 log = structlog.get_logger(__name__)
+
+_NO_ROUTE = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 AnyExecutor = Executor[Any, Any, Any, Any]
 
@@ -70,16 +73,29 @@ def _attempt(executor: AnyExecutor, step: Step, clock: Clock) -> None:
     except SessionFenced as error:
         steps.plan_anew(step, error=str(error), now=clock())
     except EngineError as error:
-        if error.transient and step.stage == Stage.FINISH:
+        transient = error.transient or _is_away(error)
+        if transient and step.stage == Stage.FINISH:
             steps.plan_anew(step, error=str(error), now=clock())  # a failed finish has closed its session
         else:
-            steps.fail(step, error=str(error), code=_code(error), transient=error.transient, now=clock())
+            steps.fail(step, error=str(error), code=_code(error), transient=transient, now=clock())
     except OSError as error:
         steps.fail(step, error=f"The worker's machine failed: {error}", code="os_error", transient=True, now=clock())
     except Exception as error:
         log.exception("step.crashed")
         text = f"The program failed: {type(error).__name__}: {error}. The worker's log tells more."
         steps.fail(step, error=text, code="internal", transient=False, now=clock())
+
+
+def _is_away(error: EngineError) -> bool:
+    """Say whether nothing answers at the store's address. The address was proven when the region was made, so this is
+    a restart or a broken line: what is permanent for a person who types an address is worth another attempt here.
+    """
+    cause: BaseException | None = error if isinstance(error, Unreachable) else None
+    while cause is not None:
+        if isinstance(cause, socket.gaierror) or (isinstance(cause, OSError) and cause.errno in _NO_ROUTE):
+            return True
+        cause = cause.__cause__ or getattr(cause, "reason", None)
+    return False
 
 
 def _code(error: EngineError) -> str:

@@ -19,6 +19,7 @@ import psycopg
 import redis
 import urllib3
 from celery import Celery
+from minio import Minio
 from minio.deleteobjects import DeleteObject
 
 from tests.services import ROOT, S3, Postgres, Redis, s3_client
@@ -40,11 +41,11 @@ LOG_SHOWN = 3000
 
 
 def until(look: Callable[[], T | None], *, seconds: float = 60, what: str = "what the test waits for") -> T:
-    """Return what `look` gives once it is neither None nor False."""
+    """Return what `look` gives once it gives anything."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = look()
-        if found is not None and found is not False:
+        if found:
             return found
         time.sleep(0.1)
     raise AssertionError(f"{what} did not come within {seconds} s")
@@ -305,9 +306,14 @@ def fresh_bucket(service: S3) -> Iterator[str]:
     try:
         yield name
     finally:
-        keys = [DeleteObject(one.object_name or "") for one in client.list_objects(name, recursive=True)]
-        assert not list(client.remove_objects(name, keys))
+        emptied(client, name)
         client.remove_bucket(name)
+
+
+def emptied(client: Minio, bucket: str) -> None:
+    """Delete every object of a bucket."""
+    keys = [DeleteObject(one.object_name or "") for one in client.list_objects(bucket, recursive=True)]
+    assert not list(client.remove_objects(bucket, keys))
 
 
 @contextmanager
