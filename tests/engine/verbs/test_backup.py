@@ -198,6 +198,15 @@ def test_files_that_changed_places_with_their_folders_are_told_apart_by_inode(be
     assert contents(bench.open(), bench.open().find("latest"), below=folder) == {b"x/f": b"other", b"y/f": b"first"}
 
 
+def test_a_file_that_grew_is_noticed_by_its_size_alone(bench: Bench, home: Path):
+    source = Coarse(roots=(os.fsencode(home),), host="host")
+    run_backup(bench, backup_job(bench, source))
+    with (home / "a/one").open("ab") as file:
+        file.write(b"more")
+    assert run_backup(bench, backup_job(bench, source)).stats.bytes_read == 104
+    assert contents(bench.open(), bench.open().find("latest"), below=home) == on_disk(home)
+
+
 @pytest.mark.rule("C21")
 def test_unreadable_files_are_listed_and_the_point_is_partial_until_they_can_be_read(bench: Bench, home: Path):
     write_files(home, {"a/bad": b"x", "b/bad2": b"y"})

@@ -22,6 +22,7 @@ from engine.storage import Memory
 from engine.storage.faulty import Fault, Faulty, Mode
 from engine.storage.port import Bytes
 from engine.verbs import backup, verify
+from engine.verbs.inspect import scrub
 from tests.support.runs import Stopping, backed_up, backup_job, listing, restored, run_backup
 from tests.support.vaults import Bench, contents, on_disk, travelled, verified, write_files
 
@@ -291,9 +292,7 @@ def test_keys_without_an_old_epoch_cannot_read_its_packs_and_inventories_need_no
         packs, _ = root_packs(key, bench.storage.get(key))
         sizes = {stored.key: stored.size for stored in bench.storage.scan("")}
         assert all(sizes[pack_key(pack.kind, pack.name)] == pack.size for pack in packs)
-    scrubbed = [
-        verify.scrub(bench.storage, key) for unit in verify.scrub_units(bench.storage) for key, _ in unit.objects
-    ]
+    scrubbed = [scrub(bench.storage, key) for unit in verify.scrub_units(bench.storage) for key, _ in unit.objects]
     assert len(scrubbed) >= 5
     assert set(scrubbed) == {None}
 
@@ -359,3 +358,18 @@ def test_a_backup_relies_on_what_a_prune_condemns_while_it_runs_its_own_packs_in
     needed = {pack.name for pack in vault.root(vault.find(outcome.point)).packs}
     assert needed & set(everything)
     assert contents(vault, vault.find(outcome.point), below=home) == on_disk(home)
+
+
+def test_chunks_are_read_from_the_packs_of_their_point_alone(bench: Bench, home: Path):
+    """Other packs may hold them too, and may be deleted at any time."""
+    points = []
+    for run in range(4):
+        points.append(backed_up(bench, home).point)
+        vault = bench.open()
+        names = [pack.name for pack in vault.root(vault.find(points[-1])).packs]
+        put_by_hand(bench, f"prune/{run:02}/condemned", {"packs": names})
+    for point in points:
+        vault = bench.open()
+        root = vault.root(vault.find(point))
+        ids = [extent.id for entry in listing(vault, point) for extent in entry.extents]
+        assert {place.head.name for place in vault.fetcher(root).places(ids)} <= {pack.name for pack in root.packs}
