@@ -60,7 +60,7 @@ class Extra(msgspec.Struct, omit_defaults=True):
 
 
 class Splitter:
-    """Decides where blocks end. `seed` is the vault's, so that nobody outside can aim at it."""
+    """Decides where blocks end. `seed` only makes vaults differ: the row limits bound what chosen names could do."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed & 0xFFFFFFFF
