@@ -6,10 +6,15 @@ import socket
 import uuid
 from typing import Any
 
+import structlog
+from django.db import Error as DatabaseTrouble
+from django.db import connection
 from django.db.models import Q
 from django_celery_beat.schedulers import DatabaseScheduler
 
 from jobs.models import BeatLease
+
+log = structlog.get_logger(__name__)
 
 LEASE_NAME = "beat"
 LEASE_S = 10
@@ -31,7 +36,19 @@ class LeasedDatabaseScheduler(DatabaseScheduler):
         super().__init__(*args, **kwargs)
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
-        """Run what is due if this process leads. Returns the seconds until the next call."""
+        """Run what is due if this process leads. Returns the seconds until the next call.
+
+        A database that is away, or was restarted, is asked again with a new connection.
+        """
+        try:
+            return self._tick(*args, **kwargs)
+        except DatabaseTrouble as error:
+            log.warning("beat.database_away", error=str(error))
+            connection.close()
+            self._leading = False
+            return LEASE_S / 3
+
+    def _tick(self, *args: Any, **kwargs: Any) -> float:
         if not hold(self._holder, now=self.app.now()):
             self._leading = False
             return LEASE_S / 3

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from django.conf import settings
-from django.db import DatabaseError, connection
+from django.db import Error as DatabaseTrouble
+from django.db import connection
 
 from jobs import steps
 from jobs.models import Step
@@ -87,7 +88,7 @@ class StepProgress:
                 steps.renew(self._step, now=self._clock())
             except steps.Fenced:
                 return  # the work hears it at its next check
-            except DatabaseError:
+            except DatabaseTrouble:
                 continue
             finally:
                 connection.close()

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import structlog
-from django.db import DatabaseError
+from django.db import Error as DatabaseTrouble
 
 from engine.errors import Canceled, EngineError, SessionFenced, Unreachable
 from engine.session import Session
@@ -66,7 +66,7 @@ def _attempt(executor: AnyExecutor, step: Step, clock: Clock) -> None:
     try:
         with progress.lease_kept():
             stage(executor, step, progress, clock)
-    except (steps.Fenced, DatabaseError):
+    except (steps.Fenced, DatabaseTrouble):
         raise  # without the database nothing can be written down: the lease runs out and the step is claimed anew
     except Canceled:
         steps.cancel(step, now=clock())

@@ -204,6 +204,12 @@ class Installation:
         for process in reversed(self._processes):
             process.kill()
 
+    def cut_database(self) -> None:
+        """End every connection to the database, as its restart does."""
+        others = "datname = current_database() AND pid <> pg_backend_pid()"
+        with psycopg.connect(self.environment["DATABASE_URL"]) as link:
+            link.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}".encode())
+
     def logs(self) -> str:
         """Return the end of what every process wrote."""
         shown = [f"--- {one.name}\n{one.log.read_text(errors='replace')[-LOG_SHOWN:]}" for one in self._processes]

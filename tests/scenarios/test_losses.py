@@ -15,7 +15,7 @@ from tests.services import S3, Postgres
 from tests.support.trees import difference, snapshot
 
 pytestmark = [pytest.mark.scenario, pytest.mark.slow, pytest.mark.timeout(200)]
-FILES, FILE_BYTES = 40, 4 << 20  # three units of work
+FILES, FILE_BYTES = 25, 4 << 20  # two units of work
 SLOW = 12_000_000  # bytes/s: a unit takes some seconds
 CRAWLING = 1_000  # bytes/s: the first objects that a stage writes take seconds
 
@@ -101,7 +101,7 @@ def running(site: Installation, job: str, stage: str) -> dict[str, Any]:
 
 
 def met_in_the_middle(job: dict[str, Any]) -> bool:
-    return bool(job["units_done"] and job["units_done"] < FILES * FILE_BYTES >> 26)
+    return bool(job["stage"] == "work" and job["units_done"])
 
 
 @pytest.fixture
@@ -167,6 +167,53 @@ def test_another_worker_takes_over_when_one_dies_while_it_finishes(
         with site.working("region.main"):
             site.ended(job)
             timed(since)
+    proven(job)
+
+
+def test_another_worker_takes_over_when_one_dies_while_it_restores(
+    site: Installation, protected: Protected, source: Path, timed: Callable[[float], None], tmp_path: Path
+) -> None:
+    with site.working():
+        point = site.ended(site.backup(protected)["id"])["point"]
+        limit(site, SLOW)
+        job = site.restore(point, tmp_path)["id"]
+        site.watch(job, lambda now: now["bytes_done"] > 8 * FILE_BYTES)
+    since = time.monotonic()
+    limit(site, 0)
+    with site.working():
+        site.ended(job)
+        timed(since)
+    assert 2 in {step["attempt"] for step in site.steps(job)}
+    assert difference(snapshot(source), snapshot(tmp_path / str(source).lstrip("/"))) == []
+
+
+def test_a_worker_that_is_asked_to_stop_ends_its_step_first(
+    site: Installation, protected: Protected, proven: Callable[[str], Any]
+) -> None:
+    limit(site, SLOW)
+    worker = site.worker(steps=1)
+    job = site.backup(protected)["id"]
+    running(site, job, "work")
+    worker.stop()
+    assert not site.steps(job, state="running")
+    limit(site, 0)
+    with site.working():
+        site.ended(job)
+    proven(job)
+    assert {step["attempt"] for step in site.steps(job)} == {1}
+
+
+def test_a_job_goes_on_when_the_database_cuts_every_connection(
+    site: Installation, protected: Protected, proven: Callable[[str], Any], timed: Callable[[float], None]
+) -> None:
+    limit(site, SLOW)
+    with site.working():
+        job = site.backup(protected)["id"]
+        running(site, job, "work")
+        site.cut_database()
+        since = time.monotonic()
+        site.ended(job)
+        timed(since)
     proven(job)
 
 
