@@ -99,7 +99,7 @@ def restored(installation: Installation, point: str, source: Path, folder: Path,
     assert difference(expected, snapshot(folder / str(source).lstrip("/"))) == []
 
 
-@pytest.mark.rule("B16", "B22", "C1", "C22", "C29")
+@pytest.mark.rule("B10", "B11", "B16", "B22", "C1", "C22", "C29")
 def test_a_folder_is_protected_and_restored_on_postgresql_redis_and_minio(
     full: Installation, minio_service: S3, s3_bucket: Callable[..., str], source: Path, tmp_path: Path
 ) -> None:
