@@ -24,7 +24,8 @@ class Job(models.Model):
 
     `round` counts how often the job was planned: a planner that died is replaced in a new round, and the steps, units
     and results of earlier rounds count for nothing. `units_total` is known once `planned`; `units_done` of them have a
-    result. `settings` is what the person or the plan asked for, by kind (jobs.executors).
+    result. `settings` is what the person or the plan asked for, by kind (jobs.executors). `host` is the machine whose
+    files a backup reads, empty for other work.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -39,6 +40,7 @@ class Job(models.Model):
     requested_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
     scheduled_for = models.DateTimeField(null=True)
     settings = models.JSONField(default=dict)
+    host = models.CharField(max_length=255, blank=True)
     queue_work = models.CharField(max_length=300)
     queue_finish = models.CharField(max_length=300)
 
@@ -71,6 +73,11 @@ class Job(models.Model):
                 fields=["source"],
                 condition=models.Q(kind=Kind.BACKUP, state__in=ACTIVE),
                 name="one_active_backup_per_source",
+            ),
+            models.UniqueConstraint(
+                fields=["account", "host"],
+                condition=models.Q(kind=Kind.BACKUP, state__in=ACTIVE) & ~models.Q(host=""),
+                name="one_active_backup_per_host",
             ),
             models.UniqueConstraint(
                 fields=["plan", "scheduled_for"],

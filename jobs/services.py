@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django.db import IntegrityError, transaction
+from django.db.models import Q
 
 from accounts.models import Account
 from accounts.refusals import Refused
@@ -104,14 +105,18 @@ def _backup_values(plan: Plan) -> dict[str, Any]:
         "vault": plan.vault,
         "source": plan.source,
         "plan": plan,
+        "host": plan.source.host,
         "queue_work": plan.source.queue,
         "queue_finish": plan.vault.region.queue,
     }
 
 
 def running_backup(source: Source) -> Job | None:
-    """Return the source's backup job that has not ended."""
-    return Job.objects.active().filter(source=source, kind=Kind.BACKUP).first()
+    """Return the backup job of the source, or of another source on its host, that has not ended (C52)."""
+    mine = Q(source=source)
+    if source.host:
+        mine |= Q(account_id=source.account_id, host=source.host)
+    return Job.objects.active().filter(mine, kind=Kind.BACKUP).first()
 
 
 def request_backup(plan: Plan, *, actor: Actor, now: dt.datetime, deep: bool = False) -> Job:
@@ -129,7 +134,9 @@ def request_backup(plan: Plan, *, actor: Actor, now: dt.datetime, deep: bool = F
         if busy is None:
             raise
         raise SourceBusy(
-            f"{plan.source} is being backed up already. Wait for that job, or cancel it.", job=str(busy.pk)
+            f"{busy.source or plan.source.host} is being backed up already, and a host does one backup at a time. "
+            "Wait for that job, or cancel it.",
+            job=str(busy.pk),
         ) from error
 
 
@@ -160,7 +167,8 @@ def _why_not(plan: Plan, moment: dt.datetime, *, now: dt.datetime) -> tuple[str,
     if (now - moment).total_seconds() > MISSED_AFTER_S and not plan.catch_up:
         return JobState.MISSED, f"The service was not running at {moment:%Y-%m-%d %H:%M} UTC"
     if busy := running_backup(plan.source):
-        return JobState.SKIPPED, f"The previous backup was still running (job {busy.pk})"
+        what = "The previous backup" if busy.source_id == plan.source_id else f"The backup of {busy.source}"
+        return JobState.SKIPPED, f"{what} was still running (job {busy.pk})"
     if not presence.served(plan.source.queue, now=now):
         return JobState.MISSED, f"No worker was running on {plan.source.host}"
     try:

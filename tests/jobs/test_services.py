@@ -11,7 +11,7 @@ from jobs import services
 from jobs.models import Job
 from jobs.states import JobState, Kind, Trigger
 from policies.models import Plan
-from tests.support.people import T0, make_point, make_region, make_source, make_vault, online, whole_plan
+from tests.support.people import T0, make_plan, make_point, make_region, make_source, make_vault, online, whole_plan
 from vaults.models import VaultState, VaultType
 
 pytestmark = pytest.mark.django_db
@@ -52,6 +52,44 @@ def test_two_plans_of_one_source_do_not_run_at_once(plan):
     backup(plan)
     with pytest.raises(services.SourceBusy):
         backup(other)
+
+
+def another_on_the_same_host(plan: Plan) -> Plan:
+    source = make_source(plan.account, plan.vault.region, "more of web1")
+    source.host = plan.source.host
+    source.save()
+    return make_plan(source, plan.policy, plan.vault)
+
+
+@pytest.mark.rule("C52")
+def test_two_sources_of_one_host_are_not_backed_up_at_once(plan):
+    other = another_on_the_same_host(plan)
+    job = backup(plan)
+    with pytest.raises(services.SourceBusy, match="a host does one backup at a time") as refusal:
+        backup(other)
+    assert refusal.value.detail == {"job": str(job.pk)}
+    services.request_cancel(job, actor=SERVICE, now=T0)
+    backup(other)
+
+
+@pytest.mark.rule("C54")
+def test_a_scheduled_run_that_finds_its_host_busy_is_skipped_and_names_the_other_source(plan):
+    other = another_on_the_same_host(plan)
+    online(other.source.queue)
+    backup(plan)
+    skipped = services.request_scheduled(other, now=other.next_run_at)
+    assert skipped is not None
+    assert skipped.state == JobState.SKIPPED
+    assert str(plan.source) in skipped.error
+
+
+@pytest.mark.rule("C52")
+def test_two_hosts_are_backed_up_at_once(plan):
+    elsewhere = make_plan(make_source(plan.account, plan.vault.region, "web2"), plan.policy, plan.vault)
+    elsewhere.source.host = "web2"
+    elsewhere.source.save()
+    backup(plan)
+    backup(elsewhere)
 
 
 @pytest.mark.rule("C52")
