@@ -1,0 +1,50 @@
+"""What the product imports stands in the requirements of those who run it, not only of those who test it."""
+
+import ast
+import re
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SERVICE = ("backupsite", "accounts", "vaults", "policies", "jobs")
+OWN = {*SERVICE, "engine"}
+
+
+def pinned(name: str) -> set[str]:
+    """Return the distributions that a requirements file names, those of the files it includes too."""
+    found = set()
+    for line in (ROOT / name).read_text().splitlines():
+        if included := re.match(r"-r (\S+)", line):
+            found |= pinned(included[1])
+        elif requirement := re.match(r"([\w.-]+)(?:\[\w+\])?==", line):
+            found.add(requirement[1].lower().replace("_", "-"))
+    return found
+
+
+def imported(*packages: str) -> set[str]:
+    """Return the top-level names that these packages import from elsewhere."""
+    names = set()
+    for path in (path for package in packages for path in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module.partition(".")[0])
+    return names - OWN - set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize(
+    ("file", "packages"), [("requirements-engine.txt", ("engine",)), ("requirements.txt", ("engine", *SERVICE))]
+)
+def test_what_is_imported_is_pinned(file, packages):
+    provided = packages_distributions()
+    names = pinned(file)
+    missing = [
+        name
+        for name in sorted(imported(*packages))
+        if not {one.lower().replace("_", "-") for one in provided.get(name, [])} & names
+    ]
+    assert missing == []
