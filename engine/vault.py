@@ -29,8 +29,9 @@ from engine.keyproviders.port import KeyProvider
 from engine.keys import FORMAT as KEYS_FORMAT
 from engine.keys import ID_BYTES, Keys, KeySet
 from engine.listing import Block, decode, piece_ids
+from engine.pack import FOLDERS, pack_key
 from engine.point import PREFIX as POINTS
-from engine.point import Root, decode_commit, decode_root, point_key
+from engine.point import PackRef, Root, decode_commit, decode_root, point_key
 from engine.session import Session
 from engine.storage.port import Storage
 
@@ -144,6 +145,19 @@ class Vault:
         if self._session is not None and self._session.name == name:
             return self._session
         return self._bind(Session.join(self.storage, self.keys, name, forbidden=forbidden))
+
+    def distrust(self, session: Session, packs: Sequence[PackRef]) -> None:
+        """Forbid the session every pack that the index or `packs` names and the store does not hold at its full size.
+
+        So what somebody deleted or cut short behind the vault's back is stored again instead of being relied on for
+        ever. The index is read before the LIST: a pack is stored before the segment that names it.
+        """
+        heads = [head for segment in self.index.segments for head in segment.heads]
+        present = {s.key: s.size for folder in FOLDERS for s in self.storage.scan(f"{folder}/")}
+        expected = {head.name: (head.key, head.size) for head in heads}
+        expected |= {pack.name: (pack_key(pack.kind, pack.name), pack.size) for pack in packs}
+        session.forbidden |= {name for name, (key, size) in expected.items() if present.get(key) != size}
+        self.index.forbid(session.forbidden)
 
     def _bind(self, session: Session) -> Session:
         self._session = session

@@ -125,6 +125,7 @@ def plan(vault: Vault, job: BackupJob, progress: Progress, *, now: dt.datetime) 
     root = latest.root if latest else None
     if root:
         progress.total(entries=root.body.stats.entries)  # the best guess there is before the walk ends
+    vault.distrust(session, root.packs if root else [])
     parent = Parent(vault, root, session.forbidden) if root and not job.deep else None
     cutter = _Cutter(root.body.point if root else "", session.forbidden)
     for rows, problems in _blocks(job.source, vault.keys.chunker_seed):
@@ -151,7 +152,7 @@ def work(vault: Vault, job: BackupJob, unit: Unit, progress: Progress) -> Result
         progress.add(entries=len(unit.rows))
         return result
     progress.phase("process")
-    vault.join_session(job.session)
+    vault.join_session(job.session, forbidden=set(unit.forbidden))
     vault.index.refresh()
     rows: list[Entry | None] = list(unit.rows)
     with Store(vault, job.source, vault.info.profile, progress) as store:
@@ -247,7 +248,7 @@ class _Cutter:
     def _cut(self, *, part: tuple[int, int] | None = None, scan: Scan | None = None) -> Unit:
         rows, todo = self._rows, self._todo
         unit = Unit(self._number, self._parent, rows, todo, self._carried, self.problems, part, scan)
-        unit.forbidden, self._forbidden = self._forbidden, []
+        unit.forbidden = self._forbidden
         self._number += 1
         self.problems = []
         self._start()

@@ -4,6 +4,7 @@ import bisect
 from collections.abc import Iterator
 
 from engine.entries import Entry
+from engine.errors import IntegrityError
 from engine.fetch import Fetcher
 from engine.keys import ID_BYTES, Keys
 from engine.listing import Block, names_group, piece_ids, pieces, volatile_group
@@ -69,13 +70,20 @@ class Parent:
         if number < 0:
             return None
         if number != self._current:
-            self._entries = {row.path: row for row in read_block(self._fetcher, self._blocks[number])}
+            self._entries = self._read(number)
             self._current = number
         old = self._entries.get(entry.path)
         if old is None or not self._equal(entry, old):
             return None
         old.links, old.device = entry.links, entry.device
         return old
+
+    def _read(self, number: int) -> dict[bytes, Entry]:
+        """Return a block's entries, none when it is damaged or gone: then everything in it is read and stored again."""
+        try:
+            return {row.path: row for row in read_block(self._fetcher, self._blocks[number])}
+        except IntegrityError:
+            return {}
 
     def _equal(self, new: Entry, old: Entry) -> bool:
         return (

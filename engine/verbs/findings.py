@@ -15,9 +15,9 @@ PATHS_KEPT = 20
 
 _BRING_BACK = "Bring the object back from a copy of the bucket or a replica"
 ADVICE = {
-    "missing": f"{_BRING_BACK}; if there is none, run rebuild, then a deep backup: it stores what its source still has",
-    "size": f"{_BRING_BACK}; if there is none, delete it, then run rebuild and a deep backup",
-    "damaged": f"{_BRING_BACK}; if there is none, restore what can be read, delete it, run rebuild and a deep backup",
+    "missing": f"{_BRING_BACK}; if there is none, back up again: what the source still has is stored anew",
+    "size": f"{_BRING_BACK}; if there is none, back up again: what the source still has is stored anew",
+    "damaged": f"{_BRING_BACK}; if there is none, restore what can be read, delete it, and back up again",
     "point": f"{_BRING_BACK}, or delete the point: it cannot be read",
     "listing": "The named files of the point cannot be restored: restore the others, and make a new backup",
     "index": "Nothing is lost: run rebuild, which lists the chunks anew from the packs themselves",

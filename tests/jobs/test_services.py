@@ -77,7 +77,7 @@ def test_a_scheduled_run_that_finds_its_host_busy_is_skipped_and_names_the_other
     other = another_on_the_same_host(plan)
     online(other.source.queue)
     backup(plan)
-    skipped = services.request_scheduled(other, now=other.next_run_at)
+    skipped = services.request_scheduled(other, now=T0)
     assert skipped is not None
     assert skipped.state == JobState.SKIPPED
     assert str(plan.source) in skipped.error

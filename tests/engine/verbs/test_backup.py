@@ -29,7 +29,7 @@ from tests.support.runs import (
     run_backup,
 )
 from tests.support.trees import difference, snapshot
-from tests.support.vaults import Bench, contents, on_disk, write_files
+from tests.support.vaults import Bench, contents, on_disk, replace, verified, write_files
 
 KIB, MIB = 1 << 10, 1 << 20
 NOISE = random.Random(1)
@@ -253,6 +253,34 @@ def test_packs_that_a_prune_condemned_are_not_referred_to_but_stored_anew(bench:
     assert not {pack.name for pack in old} & {pack.name for pack in new}
     bench.storage.delete([f"{('packs', 'meta')[pack.kind]}/{pack.name[:2]}/{pack.name}" for pack in old])
     assert_restores(bench, home, tmp_path / "back")
+
+
+@pytest.mark.parametrize("kind", ["packs", "meta"])
+@pytest.mark.parametrize("harm", ["deleted", "cut short"])
+def test_a_pack_that_was_lost_is_stored_again_by_the_next_backup(
+    bench: Bench, home: Path, tmp_path: Path, kind: str, harm: str
+):
+    backed_up(bench, home)
+    for stored in list(bench.storage.scan(f"{kind}/")):
+        if harm == "deleted":
+            bench.storage.delete([stored.key])
+        else:
+            replace(bench, stored.key, bench.storage.get(stored.key)[:-1])
+    assert verified(bench, "inventory").state == "failed"
+    backed_up(bench, home)
+    assert_restores(bench, home, tmp_path / "back")
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_lost_pack_of_a_point_with_many_blocks_is_stored_again(bench: Bench, tmp_path: Path):
+    folder = write_files(tmp_path / "d", {f"{i:03}": b"%d" % i for i in range(80)})
+    backed_up(bench, folder)
+    write_files(folder, {"more": b"more"})
+    backed_up(bench, folder)
+    for stored in list(bench.storage.scan("meta/"))[:1]:
+        bench.storage.delete([stored.key])
+    backed_up(bench, folder)
+    assert_restores(bench, folder, tmp_path / "back")
 
 
 @pytest.mark.usefixtures("small_blocks")
