@@ -7,6 +7,8 @@ from django.conf import settings
 
 from jobs.models import Worker
 
+FORGOTTEN_AFTER = dt.timedelta(days=1)
+
 
 def seen(name: str, queues: Iterable[str], *, now: dt.datetime) -> None:
     """Note that the worker `name` lives and serves `queues`."""
@@ -16,6 +18,11 @@ def seen(name: str, queues: Iterable[str], *, now: dt.datetime) -> None:
 def gone(name: str) -> None:
     """Forget a worker that said good-bye."""
     Worker.objects.filter(name=name).delete()
+
+
+def forget_old(*, now: dt.datetime) -> None:
+    """Forget the workers that died without a good-bye, a day after they were seen last."""
+    Worker.objects.filter(seen_at__lt=now - FORGOTTEN_AFTER).delete()
 
 
 def served(queue: str, *, now: dt.datetime) -> bool:

@@ -7,7 +7,7 @@ from celery import shared_task
 from django.conf import settings
 from django.utils import timezone
 
-from jobs import doorbell, executors, services, steps
+from jobs import doorbell, executors, presence, services, steps
 from jobs.models import Job, Step
 from jobs.states import ENDED
 from policies.models import Plan
@@ -54,10 +54,11 @@ def sweep_steps() -> None:
 
 @shared_task(name="jobs.sweep_ended_jobs")
 def sweep_ended_jobs() -> None:
-    """Remove what ended jobs left in the staging area, and close their sessions.
+    """Remove what ended jobs left in the staging area, close their sessions; forget workers that died.
 
     A region whose store did not answer once is left for the next sweep: waiting for it would hold up the others.
     """
+    presence.forget_old(now=timezone.now())
     away: set[object] = set()
     for job in Job.objects.filter(cleaned=False, state__in=ENDED).select_related("vault__region")[:SWEEP_ROWS_MAX]:
         if job.vault.region_id not in away and not executors.clean(job, clock=timezone.now):

@@ -24,7 +24,7 @@ from engine.verbs.store import Store
 
 UNIT_BYTES = 64 << 20
 UNIT_FILES = 5_000
-UNIT_ROWS = 50_000
+UNIT_ROWS = 100_000
 UNIT_BLOCKS = 2_000
 
 

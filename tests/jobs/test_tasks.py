@@ -5,6 +5,7 @@ import datetime as dt
 import pytest
 import time_machine
 from django.core.management import call_command
+from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
 from kombu.exceptions import OperationalError
 
@@ -171,6 +172,14 @@ def test_ended_jobs_are_cleaned_once(site, rung):
     tasks.sweep_ended_jobs()
     job.refresh_from_db()
     assert job.cleaned
+
+
+def test_workers_that_died_are_forgotten_after_a_day():
+    now = timezone.now()
+    presence.seen("killed@web1", ["host.web1"], now=now - dt.timedelta(hours=25))
+    presence.seen("quiet@web1", ["host.web1"], now=now - dt.timedelta(hours=23))
+    tasks.sweep_ended_jobs()
+    assert list(Worker.objects.values_list("name", flat=True)) == ["quiet@web1"]
 
 
 def test_the_sweeps_are_declared_once_however_often_a_start_does_it(capsys):
