@@ -4,7 +4,7 @@ import bisect
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from engine.entries import Entry, Kind
+from engine.entries import Entry, Kind, sort_key
 from engine.errors import EngineError, PointMissing
 from engine.fetch import Fetcher
 from engine.point import Root
@@ -25,7 +25,7 @@ class Browser:
     def __init__(self, vault: Vault, root: Root) -> None:
         self.root = root
         self._fetcher: Fetcher = vault.fetcher(root)
-        self._firsts = [_key(block.first) for block in root.body.blocks]
+        self._firsts = [sort_key(block.first) for block in root.body.blocks]
         self._kept: OrderedDict[int, tuple[list[bytes], list[Entry]]] = OrderedDict()
 
     @classmethod
@@ -35,7 +35,7 @@ class Browser:
 
     def entry(self, path: bytes) -> Entry:
         """Return the entry at `path` (no leading slash). Raises EntryMissing."""
-        found = next(self.entries(_key(path)), None)
+        found = next(self.entries(sort_key(path)), None)
         if found is None or found.path != path:
             raise EntryMissing(f"/{path.decode('utf-8', 'replace')} is not in the recovery point")
         return found
@@ -53,7 +53,7 @@ class Browser:
 
         Folders above the backed-up paths appear as plain folders. Raises EntryMissing when there is no such folder.
         """
-        inside = _key(path) + b"\0" if path else b""
+        inside = sort_key(path) + b"\0" if path else b""
         depth = len(inside)
         at = inside + after + b"\x01" if after else inside
         any_found = bool(after)
@@ -108,10 +108,6 @@ def open_point(vault: Vault, text: str) -> Browser:
         return Browser.open(vault, name)
     except PointMissing:
         raise PointMissing(f"recovery point {name.point} was expired just now") from None
-
-
-def _key(path: bytes) -> bytes:
-    return path.replace(b"/", b"\0")
 
 
 def _zeros(length: int) -> Iterator[bytes]:

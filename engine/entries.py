@@ -26,6 +26,11 @@ class Extent(msgspec.Struct, array_like=True, gc=False, frozen=True):
     length: int
 
 
+def sort_key(path: bytes) -> bytes:
+    """Return the bytes by which a path stands in a listing: what is in a folder comes right behind it."""
+    return path.replace(b"/", b"\0")
+
+
 class Entry(msgspec.Struct, array_like=True, gc=False):
     """One file, directory, link or device.
 
@@ -58,7 +63,7 @@ class Entry(msgspec.Struct, array_like=True, gc=False):
     @property
     def sort_key(self) -> bytes:
         """Return the bytes by which listings are ordered."""
-        return self.path.replace(b"/", b"\0")
+        return sort_key(self.path)
 
 
 class Problem(msgspec.Struct, array_like=True, gc=False, frozen=True):

@@ -3,8 +3,6 @@
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
 from engine.codec import Compressor
 from engine.errors import IntegrityError, MissingObject, NotFound, ShortRead
 from engine.index import Index, Place, Segment, encode_segment
@@ -144,9 +142,3 @@ def index_of_packs(storage: Storage, keys: Keys, packs: Iterable[PackRef]) -> li
         except IntegrityError:
             continue  # its chunks stay unknown, which is what their reader will report
     return [Segment(f"footers-{i}", memoryview(plain)) for i, plain in enumerate(encode_segment(sealed))]
-
-
-def by_slot(places: Sequence[Place]) -> np.ndarray:
-    """Return the order that reads packs from front to back."""
-    order = sorted(range(len(places)), key=lambda i: (places[i].head.name, places[i].slot_at))
-    return np.array(order, np.int64)

@@ -6,18 +6,12 @@ import re
 
 from ulid import ULID
 
-ULID_LENGTH = 26
 _SERIES = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
 def new_ulid(now: dt.datetime) -> str:
     """Return a fresh ULID, lower case: sorts by `now` (aware), unique by 80 random bits."""
     return str(ULID.from_datetime(now)).lower()
-
-
-def ulid_time(ulid: str) -> dt.datetime:
-    """Return the moment (aware, UTC) inside a ULID."""
-    return ULID.from_str(ulid.upper()).datetime
 
 
 def digest_name(data: bytes | bytearray | memoryview) -> str:

@@ -17,7 +17,6 @@ from engine.keyproviders.port import KeyProvider
 FORMAT = 1
 ID_BYTES = 16
 COMMIT_BYTES = 16
-SALT_BYTES = 32
 _KEY_BYTES = 32
 
 

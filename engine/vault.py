@@ -27,7 +27,7 @@ from engine.index import Index
 from engine.keyproviders.keyring import RecoveryKey
 from engine.keyproviders.port import KeyProvider
 from engine.keys import FORMAT as KEYS_FORMAT
-from engine.keys import ID_BYTES, Keys, KeySet
+from engine.keys import Keys, KeySet
 from engine.listing import Block, decode, piece_ids
 from engine.pack import FOLDERS, pack_key
 from engine.point import PREFIX as POINTS
@@ -248,11 +248,6 @@ def check_series(series: str) -> str:
     if not valid_series(series):
         raise ValueError(f"{series!r} can't name a series: use 1-63 of a-z 0-9 . _ - and begin with a letter or digit")
     return series
-
-
-def short(ident: bytes) -> bytes:
-    """Return the part of a chunk id that indexes and listings hold."""
-    return ident[:ID_BYTES]
 
 
 def _check_format(data: bytes) -> Info:

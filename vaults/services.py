@@ -5,15 +5,14 @@ import uuid
 
 import msgspec
 from django.core.exceptions import ValidationError
-from django.db import IntegrityError, models, transaction
+from django.db import IntegrityError, transaction
 
-from accounts.models import Account
 from accounts.refusals import Refused
 from accounts.services import Actor, record
 from engine.errors import EngineError
 from engine.storage.probe import probe
 from vaults import repositories
-from vaults.models import RecoveryPoint, Region, Vault
+from vaults.models import Region, Vault
 
 
 class RegionUnusable(Refused):
@@ -121,9 +120,3 @@ def change_vault(vault: Vault, *, actor: Actor, now: dt.datetime) -> Vault:
     vault.save(update_fields=["name", "description"])
     record(actor, "vault.change", vault, account=vault.account, now=now)
     return vault
-
-
-def stored_bytes(account: Account | None = None) -> int:
-    """Return what the points of the account, or of all, have added to their vaults."""
-    points = RecoveryPoint.objects.all() if account is None else RecoveryPoint.objects.filter(vault__account=account)
-    return points.aggregate(total=models.Sum("bytes_stored"))["total"] or 0

@@ -23,6 +23,7 @@ from engine.cli.output import (
     warn,
 )
 from engine.cli.stopping import Stopping
+from engine.entries import sort_key
 from engine.ids import new_ulid
 from engine.patterns import Selection
 from engine.runner import VaultOpener
@@ -103,7 +104,7 @@ def _planned(unit: restore.Unit) -> Iterator[tuple[str, bytes]]:
     found += [("make", after.entry.path) for after in unit.after]
     found += [("skip", path) for path in unit.skipped]
     found += [("refuse", problem.path) for problem in unit.problems]
-    yield from sorted(found, key=lambda one: one[1].replace(b"/", b"\0"))
+    yield from sorted(found, key=lambda one: sort_key(one[1]))
 
 
 def _head(job: RestoreJob) -> dict[str, Any]:

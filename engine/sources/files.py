@@ -9,7 +9,7 @@ from functools import cached_property
 import msgspec
 
 from engine.beneath import split
-from engine.entries import Entry, Kind, Problem
+from engine.entries import Entry, Kind, Problem, sort_key
 from engine.errors import SourceError, SourceMissing
 from engine.patterns import Selection
 from engine.sources.attributes import Attributes, extended
@@ -52,7 +52,7 @@ class FilesSource(msgspec.Struct, frozen=True, tag="files", kw_only=True, dict=T
     def _top(self) -> tuple[bytes, ...]:
         """The roots that are not inside another, in listing order."""
         top: list[bytes] = []
-        for root in sorted(self._named, key=lambda path: path.replace(b"/", b"\0")):
+        for root in sorted(self._named, key=sort_key):
             if not top or not _inside(root, top[-1]):
                 top.append(root)
         return tuple(top)

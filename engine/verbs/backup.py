@@ -63,7 +63,7 @@ class Unit(msgspec.Struct):
     """A run of the listing. `todo` are the rows to read; `parent` the point that carried blocks are from, or empty.
 
     With `part` (offset, length) it is a part of one big file. `forbidden` are the packs that were forbidden when the
-    session opened; they travel with the first unit.
+    session opened; they travel with every unit.
     """
 
     number: int

@@ -3,7 +3,7 @@
 import bisect
 from collections.abc import Iterator
 
-from engine.entries import Entry
+from engine.entries import Entry, sort_key
 from engine.errors import IntegrityError
 from engine.fetch import Fetcher
 from engine.keys import ID_BYTES, Keys
@@ -22,12 +22,11 @@ class Parent:
     """
 
     def __init__(self, vault: Vault, root: Root, forbidden: set[str]) -> None:
-        self.root = root
         self._keys: Keys = vault.keys
         self._index = vault.index
         self._fetcher: Fetcher = vault.fetcher(root)
         self._blocks = root.body.blocks
-        self._firsts = [block.first.replace(b"/", b"\0") for block in self._blocks]
+        self._firsts = [sort_key(block.first) for block in self._blocks]
         self._racy_ns = root.body.scan_ns - RACY_NS
         self._lost = {number for number, pack in enumerate(root.packs) if pack.name in forbidden}
         self._current = -1

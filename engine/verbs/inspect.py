@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from engine.codec import Compressor
-from engine.entries import Entry, Kind
+from engine.entries import Entry, Kind, sort_key
 from engine.errors import FormatError, IntegrityError, MissingObject, NotFound
 from engine.fetch import index_of_packs, open_slot, read_footer
 from engine.ids import digest_name
@@ -132,7 +132,7 @@ class Blocks:
     def _disorder(self, number: int, rows: list[Entry]) -> str:
         keys = [row.sort_key for row in rows]
         following = self._root.body.blocks[number + 1 : number + 2]
-        keys += [block.first.replace(b"/", b"\0") for block in following]
+        keys += [sort_key(block.first) for block in following]
         if any(left >= right for left, right in itertools.pairwise(keys)):
             return "its entries are out of order"
         for row in rows:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 import msgspec
 
 from engine.browse import Browser
-from engine.entries import Entry, Kind, Problem
+from engine.entries import Entry, Kind, Problem, sort_key
 from engine.errors import Superseded, UnsafePath
 from engine.patterns import Selection, Verdict
 from engine.point import PROBLEMS_KEPT
@@ -322,7 +322,7 @@ def _candidates(browser: Browser, selection: Selection) -> Iterator[Entry]:
     if starts is None:
         yield from browser.entries()
         return
-    keys = sorted({start.strip(b"/").replace(b"/", b"\0") for start in starts})
+    keys = sorted({sort_key(start.strip(b"/")) for start in starts})
     top = [key for i, key in enumerate(keys) if not any(_under(key, other) for other in keys[:i])]
     above = {key[:at] for key in top for at in _cuts(key)}
     for key in sorted(set(top) | above):
