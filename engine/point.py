@@ -11,7 +11,8 @@ offset  bytes  field
 16      44 n   packs: SHA-256 32, alias u32, kind u32, size u32
 ...     ...    sealed record of the body, msgpack; context = key and SHA-256 of everything before
 
-`commit` and `expired` are control objects: JSON, newline, MAC over key and JSON.
+`commit` and `expired` are control objects: JSON, newline, MAC over key and JSON. An `expired` that fails its MAC says
+nothing, and neither does one whose root is locked beyond the moment that it tells.
 """
 
 import datetime as dt
@@ -63,7 +64,7 @@ class Body(msgspec.Struct, omit_defaults=True):
 
     `scan_ns` is the source's clock when the walk began; times are the service's. `problems` holds at most
     PROBLEMS_KEPT, `problems_total` counts all. `name` is the source's; `retention_days` counts from `ended_at`, 0 keeps
-    the point until somebody deletes it.
+    the point until somebody deletes it. `locked_until` is the end of its lock, in an immutable vault.
     """
 
     vault_id: bytes
@@ -90,14 +91,31 @@ class Body(msgspec.Struct, omit_defaults=True):
     problems_total: int = 0
     mounts: list[str] = []
     options: dict[str, list[str]] = {}
+    locked_until: dt.datetime | None = None
 
 
 class Root(msgspec.Struct, frozen=True):
-    """A root as read: its pack set and body; `digest` is the SHA-256 of the object."""
+    """A root as read: its pack set and body; `digest` is the SHA-256 of the object.
+
+    `packs` is the set as written, which `Block.packs` counts in. `moved` says what compaction has put in the place of
+    some of them since (by number): ask `needs` and `needed` for what the point needs now.
+    """
 
     packs: list[PackRef]
     body: Body
     digest: bytes
+    moved: dict[int, list[PackRef]] = {}
+
+    def needs(self, number: int) -> list[PackRef]:
+        """Return what now stands for one pack of the set."""
+        return self.moved.get(number) or [self.packs[number]]
+
+    @property
+    def needed(self) -> list[PackRef]:
+        """Return all packs that the point needs now, each once."""
+        if not self.moved:
+            return self.packs
+        return list(dict.fromkeys(pack for number in range(len(self.packs)) for pack in self.needs(number)))
 
 
 class Commit(msgspec.Struct, frozen=True):
@@ -108,6 +126,15 @@ class Commit(msgspec.Struct, frozen=True):
     session: str
     root_sha256: str
     committed_at: dt.datetime
+
+
+class Expired(msgspec.Struct, frozen=True):
+    """What `expired` says: the point is gone for everybody from now on. `reason` is for people."""
+
+    point: str
+    series: str
+    reason: str
+    at: dt.datetime
 
 
 def point_key(series: str, point: str, part: str) -> str:

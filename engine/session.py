@@ -5,6 +5,8 @@ The order of the calls in this file is the protocol; it needs no clock, no lock 
 
 import contextlib
 import datetime as dt
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -16,15 +18,20 @@ from engine.storage.port import Storage
 
 PREFIX = "sessions/"
 PRUNE_PREFIX = "prune/"
+DAMAGED_PREFIX = "damaged/"
+LEASE_S = 7200
+T = TypeVar("T")
 _ENDED = {"closed", "fence"}
+_NAMING = ("condemned", "tombstones")
 
 
-class Opened(msgspec.Struct, frozen=True):
-    """What `open` says."""
+class Opened(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What `open` says. `points`, as `<series>/<point>`, are those it reads: an expiry waits for it with them."""
 
     session: str
     verb: str
     started_at: dt.datetime
+    points: list[str] = []
 
 
 class Beat(msgspec.Struct, frozen=True):
@@ -41,16 +48,31 @@ class Closed(msgspec.Struct, frozen=True):
 
 
 class Names(msgspec.Struct, frozen=True):
-    """What `condemned` and `tombstones/<n>` say: names of packs."""
+    """What a prune's `condemned` and `tombstones`, and a note in `damaged/`, say: names of packs."""
 
     packs: list[str]
+
+
+class Running(NamedTuple):
+    """A session that has neither ended nor been fenced. `opened` is None when its note is damaged or forged.
+
+    `seen_at` is its last sign of life by its own clock, None when there is no readable one.
+    """
+
+    name: str
+    opened: Opened | None
+    seen_at: dt.datetime | None
+
+    def is_dead(self, now: dt.datetime, *, lease_s: int) -> bool:
+        """Say whether its last sign of life is older than the lease. Wrong clocks cost a retry, never data."""
+        return self.seen_at is None or (now - self.seen_at).total_seconds() > lease_s
 
 
 class Session:
     """One session, opened by its coordinator or joined by a worker.
 
-    `forbidden` are the packs that were condemned or deleted when the session opened or was joined: never refer to
-    them. Whatever else the index lists may be relied on until the session ends, because a prune waits for it.
+    `forbidden` are the packs that were condemned, deleted or damaged when the session opened or was joined: never refer
+    to them. Whatever else the index lists may be relied on until the session ends, because a prune waits for it.
     """
 
     def __init__(self, storage: Storage, keys: Keys, name: str) -> None:
@@ -59,10 +81,13 @@ class Session:
         self._committing = False
 
     @classmethod
-    def open(cls, storage: Storage, keys: Keys, *, name: str, verb: str, now: dt.datetime) -> "Session":
+    def open(
+        cls, storage: Storage, keys: Keys, *, name: str, verb: str, now: dt.datetime, points: Sequence[str] = ()
+    ) -> "Session":
         """Announce the session, then read what is forbidden. Safe to call twice with one name while it runs.
 
-        Raises SessionFenced for one that has ended: no prune waits for it any more, so nothing may rely on it.
+        `points` are those it will read: see that they are visible after this returned, then they stay. Raises
+        SessionFenced for one that has ended: no prune waits for it any more, so nothing may rely on it.
         """
         session = cls(storage, keys, name)
         key = session._key("open")
@@ -70,7 +95,7 @@ class Session:
         if states & _ENDED:
             raise SessionFenced(f"session {name} is over")
         if "open" not in states:
-            storage.put(key, keys.sign(key, msgspec.json.encode(Opened(name, verb, now))))
+            storage.put(key, keys.sign(key, msgspec.json.encode(Opened(name, verb, now, list(points)))))
         session._read_forbidden()
         return session
 
@@ -94,25 +119,35 @@ class Session:
         key = self._key("beat")
         self._storage.put(key, self._keys.sign(key, msgspec.json.encode(Beat(now))))
 
-    def commit(self, root: bytes, *, series: str, point: str, now: dt.datetime) -> None:
+    def commit(
+        self, root: bytes, *, series: str, point: str, now: dt.datetime, locked_until: dt.datetime | None = None
+    ) -> None:
         """Make a point visible: root, look for a fence or an end, commit, closed. `point` is a fresh id at every call.
+
+        `now` is when the point was complete, as its root says: whoever finishes the commit in this session's place
+        writes the same bytes.
 
         Everything the root needs must be stored before. When this returns the point is durable. Raises SessionFenced
         (it will never be visible), CommitUnknown (it may be), or the storage's error (it will never be visible).
         """
-        _put_once(self._storage, point_key(series, point, "root"), root)
+        put_once(self._storage, point_key(series, point, "root"), root, locked_until=locked_until)
         # Also ended is too late: a prune that no longer waits may have listed the roots before this one was there.
-        if not self._is_running():
-            self.close("aborted", now)
-            raise SessionFenced(f"session {self.name} was taken for dead, or ended, while it ran")
+        self.check(now)
         commit = Commit(point, series, self.name, digest_name(root), now)
         self._committing = True
         try:
-            _put_once(self._storage, point_key(series, point, "commit"), encode_commit(self._keys, commit))
+            key = point_key(series, point, "commit")
+            put_once(self._storage, key, encode_commit(self._keys, commit), locked_until=locked_until)
         except EngineError as error:
             raise CommitUnknown(f"the commit of {point} was sent, but no answer came: {error}") from error
         self._committing = False
         self.close("committed", now)
+
+    def check(self, now: dt.datetime) -> None:
+        """Raise SessionFenced when a prune took the session for dead, or it ended: nothing may rest on it any more."""
+        if not self._is_running():
+            self.close("aborted", now)
+            raise SessionFenced(f"session {self.name} was taken for dead, or ended, while it ran")
 
     def close(self, outcome: str, now: dt.datetime) -> None:
         """End the session. Never raises: an unclosed session only makes a prune wait until its beat is old.
@@ -135,25 +170,77 @@ class Session:
         return "open" in states and not states & _ENDED
 
     def _read_forbidden(self) -> None:
-        for stored in self._storage.scan(PRUNE_PREFIX):
-            if stored.key.endswith("/done"):
-                continue
-            try:
-                payload = self._keys.verify(stored.key, self._storage.get(stored.key))
-                self.forbidden.update(msgspec.json.decode(payload, type=Names).packs)
-            except NotFound:
-                continue  # the prune ended between LIST and GET: what it deleted stands in its tombstones
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                raise IntegrityError(f"{stored.key} cannot be read: {error}") from error
+        for prefix in (PRUNE_PREFIX, DAMAGED_PREFIX):
+            for stored in self._storage.scan(prefix):
+                if prefix == PRUNE_PREFIX and stored.key.rpartition("/")[2] not in _NAMING:
+                    continue
+                try:
+                    self.forbidden.update(read_names(self._storage, self._keys, stored.key))
+                except NotFound:
+                    continue  # the prune ended between LIST and GET: what it deleted stands in its tombstones
 
     def _key(self, part: str) -> str:
         return f"{PREFIX}{self.name}/{part}"
 
 
-def _put_once(storage: Storage, key: str, data: bytes) -> None:
+def read_names(storage: Storage, keys: Keys, key: str) -> list[str]:
+    """Return the packs that a prune's note or a note of damage names. Raises NotFound, IntegrityError."""
+    return read_note(storage, keys, key, Names).packs
+
+
+def read_note(storage: Storage, keys: Keys, key: str, kind: type[T]) -> T:
+    """Return what a control object says. Raises NotFound, IntegrityError."""
+    payload = keys.verify(key, storage.get(key))
+    try:
+        return msgspec.json.decode(payload, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise IntegrityError(f"{key} cannot be read: {error}") from error
+
+
+def put_note(storage: Storage, keys: Keys, key: str, note: msgspec.Struct) -> None:
+    """Store a control object; after an error it may be there or not."""
+    put_once(storage, key, keys.sign(key, msgspec.json.encode(note)))
+
+
+def session_states(storage: Storage) -> dict[str, set[str]]:
+    """LIST the sessions: name -> which of open, beat, closed, fence stand there."""
+    states: dict[str, set[str]] = {}
+    for stored in storage.scan(PREFIX):
+        _, name, state = stored.key.split("/", 2)
+        states.setdefault(name, set()).add(state)
+    return states
+
+
+def open_sessions(storage: Storage) -> list[str]:
+    """LIST the sessions that have neither ended nor been fenced."""
+    return [name for name, found in session_states(storage).items() if "open" in found and not found & _ENDED]
+
+
+def running(storage: Storage, keys: Keys, name: str) -> Running:
+    """Return what an open session says of itself."""
+    opened: Opened | None = None
+    seen: list[dt.datetime] = []
+    with contextlib.suppress(NotFound, IntegrityError):
+        opened = read_note(storage, keys, f"{PREFIX}{name}/open", Opened)
+        seen.append(opened.started_at)
+    with contextlib.suppress(NotFound, IntegrityError):
+        seen.append(read_note(storage, keys, f"{PREFIX}{name}/beat", Beat).at)
+    return Running(name, opened, max(seen, default=None))
+
+
+def fence(storage: Storage, keys: Keys, name: str) -> None:
+    """Take a session for dead: it never commits once this returned, unless its root was listed before. Safe to repeat.
+
+    The same bytes whoever fences it, so that two prunes never write different ones.
+    """
+    key = f"{PREFIX}{name}/fence"
+    put_once(storage, key, keys.sign(key, b"{}"))
+
+
+def put_once(storage: Storage, key: str, data: bytes, *, locked_until: dt.datetime | None = None) -> None:
     """Store; after an error read back, because the answer may have been lost after the effect."""
     try:
-        storage.put(key, data)
+        storage.put(key, data, locked_until=locked_until)
     except EngineError as error:
         try:
             if storage.get(key) == data:

@@ -29,16 +29,18 @@ from engine.keyproviders.port import KeyProvider
 from engine.keys import FORMAT as KEYS_FORMAT
 from engine.keys import Keys, KeySet
 from engine.listing import Block, decode, piece_ids
+from engine.moves import Moves
 from engine.pack import FOLDERS, pack_key
 from engine.point import PREFIX as POINTS
-from engine.point import PackRef, Root, decode_commit, decode_root, point_key
-from engine.session import Session
+from engine.point import Expired, PackRef, Root, decode_commit, decode_root, point_key
+from engine.session import Session, read_note
 from engine.storage.port import Storage
 
 INFO_KEY = "vault.json"
 KEYS = "keys/"
 MAGIC = "backupsite-vault"
 FORMAT = 1
+READERS = ("restore", "verify", "drill", "replicate-out")
 _KEY_SET = re.compile(r"keys/[0-9]{1,9}/[0-9a-f]{64}")
 T = TypeVar("T")
 
@@ -88,6 +90,7 @@ class Vault:
         self._cache = cache / info.vault_id if cache else None
         self._session: Session | None = None
         self._last: tuple[PointName, Root] | None = None
+        self._moves: Moves | None = None
 
     @classmethod
     def create(
@@ -132,10 +135,26 @@ class Vault:
         index.refresh()
         return index
 
-    def open_session(self, name: str, *, verb: str, now: dt.datetime) -> Session:
-        """Open a session and bind this vault's index to it: forbidden packs first, then the index."""
-        _know(self.info.features, "write")
-        return self._bind(Session.open(self.storage, self.keys, name=name, verb=verb, now=now))
+    @property
+    def moves(self) -> Moves:
+        """Return what compaction moved, as it was when the session was bound."""
+        if self._moves is None:
+            self._moves = Moves(self.storage, self.keys)
+        return self._moves
+
+    def know(self, purpose: str) -> None:
+        """Raise FormatError when the vault has a feature that a program must know to `read`, `write` or `prune` it."""
+        _know(self.info.features, purpose)
+
+    def open_session(self, name: str, *, verb: str, now: dt.datetime, points: Sequence[PointName] = ()) -> Session:
+        """Open a session and bind this vault to it: forbidden packs first, then moves and the index.
+
+        `points` are those it will read; one that is still visible afterwards stays as long as the session runs.
+        """
+        if verb not in READERS:
+            self.know("write")
+        shown = [f"{point.series}/{point.point}" for point in points]
+        return self._bind(Session.open(self.storage, self.keys, name=name, verb=verb, now=now, points=shown))
 
     def join_session(self, name: str, *, forbidden: set[str] | None = None) -> Session:
         """Join a session as a worker; joining the same one again costs nothing. Raises SessionFenced.
@@ -161,6 +180,7 @@ class Vault:
 
     def _bind(self, session: Session) -> Session:
         self._session = session
+        self._moves, self._last = None, None
         if "index" in self.__dict__:
             self.index.forbid(session.forbidden)
             self.index.refresh()
@@ -173,7 +193,27 @@ class Vault:
             path = stored.key.split("/")
             if len(path) == 4:
                 parts.setdefault(PointName(path[1], path[2]), set()).add(path[3])
-        return [name for name, found in parts.items() if {"root", "commit"} <= found and "expired" not in found]
+        return [
+            name
+            for name, found in parts.items()
+            if {"root", "commit"} <= found and not ("expired" in found and self.is_expired(name))
+        ]
+
+    def is_visible(self, name: PointName) -> bool:
+        """Say whether the point can be read now. Ask after the session that names it was opened."""
+        return name in self.points(name.series)
+
+    def is_expired(self, name: PointName) -> bool:
+        """Say whether the point's `expired` counts: it is authentic, and no lock outlasts the moment that it tells."""
+        key = point_key(*name, "expired")
+        try:
+            note = read_note(self.storage, self.keys, key, Expired)
+            if (note.series, note.point) != name:
+                return False
+            locked_until = self.storage.locked_until(point_key(*name, "root"))
+        except (NotFound, IntegrityError):
+            return False
+        return locked_until is None or locked_until <= note.at
 
     def find(self, text: str, *, series: str | None = None) -> PointName:
         """Return the point whose id is or begins with `text`, or the newest for `latest`. Raises PointMissing."""
@@ -206,6 +246,8 @@ class Vault:
         if decode_commit(self.keys, commit_key, commit_data).root_sha256 != digest_name(data):
             raise IntegrityError(f"{key} is not the root that was committed")
         root = decode_root(self.keys, key, data)
+        moved = self.moves.of(f"{name.series}/{name.point}", root.packs)
+        root = msgspec.structs.replace(root, moved=moved) if moved else root
         self._last = name, root
         return root
 
@@ -230,7 +272,7 @@ class Vault:
 
     def fetcher(self, root: Root) -> Fetcher:
         """Return a reader of one point's chunks."""
-        return Fetcher(self.storage, self.keys, self.index, root.packs)
+        return Fetcher(self.storage, self.keys, self.index, root.needed)
 
 
 def read_block(fetcher: Fetcher, block: Block) -> list[Entry]:

@@ -45,7 +45,7 @@ class Listing:
         assert self._parent is not None
         self._take(self._builder.flush())
         self._carried.add(len(self._blocks))
-        self._needs.append({self._parent.packs[number] for number in block.packs})
+        self._needs.append({pack for number in block.packs for pack in self._parent.needs(number)})
         # A copy: the parent's root, which others still read, may hold this very object, and close() numbers packs anew.
         self._blocks.append(msgspec.structs.replace(block))
 

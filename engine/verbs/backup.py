@@ -26,6 +26,7 @@ UNIT_BYTES = 64 << 20
 UNIT_FILES = 5_000
 UNIT_ROWS = 100_000
 UNIT_BLOCKS = 2_000
+PARENTS = 3  # so many of the newest points are kept from expiry: the newest that can be read becomes the parent
 
 
 class BackupJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,13 +120,14 @@ def plan(vault: Vault, job: BackupJob, progress: Progress, *, now: dt.datetime) 
     """
     check_series(job.series)
     job.source.check()
-    session = vault.open_session(job.session, verb="backup", now=now)
+    candidates = vault.points(job.series)[-PARENTS:]
+    session = vault.open_session(job.session, verb="backup", now=now, points=candidates)
     progress.phase("scan")
     latest = vault.latest(job.series)
     root = latest.root if latest else None
     if root:
         progress.total(entries=root.body.stats.entries)  # the best guess there is before the walk ends
-    vault.distrust(session, root.packs if root else [])
+    vault.distrust(session, root.needed if root else [])
     parent = Parent(vault, root, session.forbidden) if root and not job.deep else None
     cutter = _Cutter(root.body.point if root else "", session.forbidden)
     for rows, problems in _blocks(job.source, vault.keys.chunker_seed):

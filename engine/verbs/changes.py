@@ -28,7 +28,9 @@ class Parent:
         self._blocks = root.body.blocks
         self._firsts = [sort_key(block.first) for block in self._blocks]
         self._racy_ns = root.body.scan_ns - RACY_NS
-        self._lost = {number for number, pack in enumerate(root.packs) if pack.name in forbidden}
+        self._lost = {
+            number for number in range(len(root.packs)) if any(pack.name in forbidden for pack in root.needs(number))
+        }
         self._current = -1
         self._entries: dict[bytes, Entry] = {}
 

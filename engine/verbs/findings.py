@@ -63,7 +63,7 @@ def block_key(root: Root, number: int) -> bytes:
     blocks = root.body.blocks
     block = blocks[number]
     following = blocks[number + 1].first if number + 1 < len(blocks) else b""
-    packs = [root.packs[i].name if i < len(root.packs) else "" for i in block.packs]
+    packs = [pack.name for i in block.packs if i < len(root.packs) for pack in root.needs(i)]
     return blake3(msgspec.msgpack.encode((block.first, block.rows, block.groups, packs, following))).digest(16)
 
 
@@ -97,14 +97,17 @@ class Affected:
             self._look(root, shown)
 
     def _look(self, root: Root, shown: str) -> None:
-        hit = {number: self._packs[p.name] for number, p in enumerate(root.packs) if p.name in self._packs}
-        for finding in hit.values():
-            _note(finding, shown)
+        hit: dict[int, list[Finding]] = {}
+        for number in range(len(root.packs)):
+            for pack in root.needs(number):
+                if pack.name in self._packs:
+                    hit.setdefault(number, []).append(self._packs[pack.name])
+                    _note(self._packs[pack.name], shown)
         for number, block in enumerate(root.body.blocks if hit or self._blocks else []):
             key = block_key(root, number)
             if unreadable := self._blocks.get(key):
                 _note(unreadable, shown)
-            needed = [hit[i] for i in block.packs if i in hit]
+            needed = list({id(f): f for i in block.packs for f in hit.get(i, ())}.values())
             if needed and self._files and key not in self._seen:
                 self._seen.add(key)
                 self._count(root, block, needed)

@@ -125,7 +125,7 @@ class Blocks:
         findings = []
         if wrong := self._disorder(number, rows):
             findings.append(self._finding(number, "listing", wrong))
-        packs = [self._root.packs[i] for i in block.packs if i < len(self._root.packs)]
+        packs = [pack for i in block.packs if i < len(self._root.packs) for pack in self._root.needs(i)]
         own = [group[at : at + ID_BYTES] for group in block.groups for at in range(0, len(group), FULL_ID_BYTES)]
         return findings + self._resolve(number, rows, own, packs)
 
@@ -163,7 +163,7 @@ class Blocks:
         """Return an index of the point's packs made of their footers alone."""
         storage, keys = self._vault.storage, self._vault.keys
         index = Index(storage, keys, None)
-        index.adopt(index_of_packs(storage, keys, self._root.packs))
+        index.adopt(index_of_packs(storage, keys, self._root.needed))
         return index
 
     def _finding(self, number: int, damage: str, detail: str) -> Finding:

@@ -24,8 +24,7 @@ from engine.index import ROWS_MAX, encode_segment, load_segment
 from engine.pack import FOLDERS, Sealed, pack_key
 from engine.point import PackRef, Stats
 from engine.progress import Progress
-from engine.session import PREFIX as SESSIONS
-from engine.session import Session
+from engine.session import Session, open_sessions
 from engine.vault import PointName, Vault
 from engine.verbs.findings import pack_name
 from engine.verbs.inspect import footer_of, open_unbound, sha_name
@@ -166,7 +165,7 @@ def plan(vault: Vault, job: RebuildJob, progress: Progress, *, now: dt.datetime)
     session = open_unbound(vault, job.session, verb="rebuild", now=now)
     progress.phase("read")
     segments = _Segments(vault, progress)
-    waiting = _open_sessions(vault, job.session)
+    waiting = [name for name in open_sessions(vault.storage) if name != job.session]
     needed: dict[str, PackRef] = {}
     number = 0
     for number, (rows, broken) in enumerate(_rows(vault, needed, progress), 1):
@@ -257,15 +256,6 @@ def _store(vault: Vault, sealed: list[Sealed], result: Result) -> None:
     result.listed += len(sealed)
 
 
-def _open_sessions(vault: Vault, own: str) -> list[str]:
-    """Return the other sessions that have neither ended nor been fenced."""
-    states: dict[str, set[str]] = {}
-    for stored in vault.storage.scan(SESSIONS):
-        _, name, state = stored.key.split("/", 2)
-        states.setdefault(name, set()).add(state)
-    return [n for n, found in states.items() if n != own and "open" in found and not found & {"closed", "fence"}]
-
-
 def _rows(vault: Vault, needed: dict[str, PackRef], progress: Progress) -> Iterator[tuple[list[Row], list[Broken]]]:
     """Yield the rows of all visible points, some at a time; add their packs to `needed`. Raises FormatError."""
     rows: list[Row] = []
@@ -287,13 +277,13 @@ def _rows(vault: Vault, needed: dict[str, PackRef], progress: Progress) -> Itera
 
 def _row(vault: Vault, name: PointName, needed: dict[str, PackRef]) -> Row:
     root = vault.root(name)
-    needed.update((pack.name, pack) for pack in root.packs)
+    needed.update((pack.name, pack) for pack in root.needed)
     body = root.body
     return Row(
         series=body.series, point=body.point, session=body.session, kind=body.kind, host=body.host, roots=body.roots,
         started_at=body.started_at, ended_at=body.ended_at, complete=body.complete, deep=body.deep,
         name=body.name, retention_days=body.retention_days,
         profile=body.profile, engine=body.engine, parent=body.parent, stats=body.stats,
-        problems_total=body.problems_total, packs=len(root.packs),
-        bytes_needed=sum(pack.size for pack in root.packs), root_sha256=root.digest.hex(),
+        problems_total=body.problems_total, packs=len(root.needed),
+        bytes_needed=sum(pack.size for pack in root.needed), root_sha256=root.digest.hex(),
     )  # fmt: skip

@@ -7,7 +7,7 @@ import msgspec
 
 from engine.browse import Browser
 from engine.entries import Entry, Kind, Problem, sort_key
-from engine.errors import Superseded, UnsafePath
+from engine.errors import PointMissing, Superseded, UnsafePath
 from engine.patterns import Selection, Verdict
 from engine.point import PROBLEMS_KEPT
 from engine.progress import Progress
@@ -104,8 +104,11 @@ def plan(vault: Vault, job: RestoreJob, progress: Progress, *, now: dt.datetime)
     """
     selection = Selection(job.include, job.exclude)
     job.target.check()
-    vault.open_session(job.session, verb="restore", now=now)
-    browser = Browser.open(vault, PointName(job.series, job.point))
+    name = PointName(job.series, job.point)
+    vault.open_session(job.session, verb="restore", now=now, points=[name])
+    if not vault.is_visible(name):
+        raise PointMissing(f"recovery point {name.point} is not there, or it was expired a moment ago")
+    browser = Browser.open(vault, name)
     progress.phase("restore")
     body = browser.root.body
     progress.total(entries=body.stats.entries, bytes=body.stats.bytes)

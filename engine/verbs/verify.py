@@ -205,7 +205,7 @@ class _Planner:
             if finding is not None:
                 self._found.append(finding)
             if root is not None:
-                self._packs.update((pack.name, pack) for pack in root.packs)
+                self._packs.update((pack.name, pack) for pack in root.needed)
                 if self._job.level in ("structure", "footers", "content"):
                     yield from self._blocks(name, root)
 
