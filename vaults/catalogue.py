@@ -40,6 +40,8 @@ def register(vault: Vault, body: Body, *, now: dt.datetime) -> RecoveryPoint:
         "bytes_total": stats.bytes,
         "bytes_stored": stats.bytes_stored,
         "problems_count": body.problems_total,
+        "retention_days": body.retention_days,
+        "locked_until": body.locked_until,
         "stats": msgspec.to_builtins(stats),
     }
     point, _ = RecoveryPoint.objects.update_or_create(

@@ -2,12 +2,28 @@
 
 import datetime as dt
 import uuid
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from django.core.validators import MinLengthValidator, RegexValidator
 from django.db import models
 
 from accounts.models import Account
+from accounts.refusals import Refused
+from engine.storage.probe import APPLICATION_LEVEL
+
+LOCK_DAYS_MAX = 36_500
+
+
+class ImmutabilityFixed(Refused):
+    """Immutability is never turned off and never shortened (B6)."""
+
+    code = "immutability_fixed"
+
+
+class VaultKept(Refused):
+    """Rows of vaults are not deleted: vaults are."""
+
+    code = "vault_kept"
 
 
 class Redundancy(models.TextChoices):
@@ -74,7 +90,11 @@ class VaultState(models.TextChoices):
 
 
 class Vault(models.Model):
-    """A named home of recovery points in one region: one prefix, one key domain, one dedup domain."""
+    """A named home of recovery points in one region: one prefix, one key domain, one dedup domain.
+
+    `maintenance` says, by kind of job, after how many seconds it is done again here; what is absent follows the
+    installation's settings, 0 is never.
+    """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="vaults")
@@ -84,6 +104,7 @@ class Vault(models.Model):
     prefix = models.CharField(max_length=120, editable=False)
     type = models.CharField(max_length=20, choices=VaultType.choices, default=VaultType.GENERAL)
     state = models.CharField(max_length=12, choices=VaultState.choices, default=VaultState.READY)
+    maintenance = models.JSONField(default=dict, blank=True, editable=False)
     created_at = models.DateTimeField(editable=False)
 
     class Meta:
@@ -116,6 +137,9 @@ class RecoveryPoint(models.Model):
     """The catalogue row of one backed-up version of a source. The vault is the truth; rows can be rebuilt from it.
 
     It outlives plan, source and job, so it refers to none of them: `series` names the source's points in the vault.
+    `locked_until` is the end of its lock in an immutable vault. A `held` point is never expired by rules.
+    `retention_days` is what the point says of itself (0: until somebody deletes it); `expires_at` is what the rules in
+    force made of it when expiry looked last. A point that is held stays, whatever the rules say.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -129,7 +153,12 @@ class RecoveryPoint(models.Model):
     state = models.CharField(max_length=20, choices=PointState.choices)
     started_at = models.DateTimeField()
     completed_at = models.DateTimeField()
+    retention_days = models.PositiveIntegerField(default=0)
     expires_at = models.DateTimeField(null=True)
+    locked_until = models.DateTimeField(null=True)
+    held_at = models.DateTimeField(null=True)
+    held_by = models.CharField(max_length=150, blank=True)
+    hold_reason = models.CharField(max_length=255, blank=True)
     entries_count = models.PositiveBigIntegerField(default=0)
     bytes_total = models.PositiveBigIntegerField(default=0)
     bytes_stored = models.PositiveBigIntegerField(default=0)
