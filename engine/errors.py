@@ -19,6 +19,10 @@ EngineError
   + VaultExists / VaultMissing
   + PointMissing         no such recovery point, or its beginning is not unique
   + SessionFenced        a prune took this session for dead; nothing was committed, run again
+  + LockError            a vault's lock cannot be set or kept as asked
+    - LockUnsupported    the store's locks don't hold, or it has none
+    - LockCannotLoosen   a lock can only be made longer
+    - LockFailed         an object could not be locked as long as a point needs it: nothing was committed
   + SourceError
     - SourceMissing      a named path does not exist
   + TargetError
@@ -143,6 +147,28 @@ class SessionFenced(EngineError):
 
     transient = True
     advice = "Run it again: what was stored is used"
+
+
+class LockError(EngineError):
+    """A vault's lock cannot be set or kept as asked."""
+
+
+class LockUnsupported(LockError):
+    """The store has no lock that holds, or its clock is not ours."""
+
+    advice = "Use a bucket that was made with object lock on, on a server that keeps compliance locks"
+
+
+class LockCannotLoosen(LockError):
+    """Somebody asked for a shorter lock than the vault has."""
+
+    advice = "A lock can only be made longer"
+
+
+class LockFailed(LockError):
+    """An object is not locked as long as a point needs it; nothing was committed."""
+
+    advice = "Run audit: it tells what is wrong with the locks; then run the backup again"
 
 
 class SourceError(EngineError):

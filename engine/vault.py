@@ -29,6 +29,7 @@ from engine.keyproviders.port import KeyProvider
 from engine.keys import FORMAT as KEYS_FORMAT
 from engine.keys import Keys, KeySet
 from engine.listing import Block, decode, piece_ids
+from engine.locks import LockPolicy, read_policy
 from engine.moves import Moves
 from engine.pack import FOLDERS, pack_key
 from engine.point import PREFIX as POINTS
@@ -43,6 +44,7 @@ FORMAT = 1
 READERS = ("restore", "verify", "drill", "replicate-out")
 _KEY_SET = re.compile(r"keys/[0-9]{1,9}/[0-9a-f]{64}")
 T = TypeVar("T")
+_UNREAD = LockPolicy(0, dt.datetime.fromtimestamp(0, dt.UTC))
 
 
 class Info(msgspec.Struct, frozen=True):
@@ -91,6 +93,7 @@ class Vault:
         self._session: Session | None = None
         self._last: tuple[PointName, Root] | None = None
         self._moves: Moves | None = None
+        self._lock_policy: LockPolicy | None = _UNREAD
 
     @classmethod
     def create(
@@ -142,6 +145,13 @@ class Vault:
             self._moves = Moves(self.storage, self.keys)
         return self._moves
 
+    @property
+    def lock_policy(self) -> LockPolicy | None:
+        """Return how long points are locked, None when they are not, as it was when the session was bound."""
+        if self._lock_policy is _UNREAD:
+            self._lock_policy = read_policy(self.storage, self.keys)
+        return self._lock_policy
+
     def know(self, purpose: str) -> None:
         """Raise FormatError when the vault has a feature that a program must know to `read`, `write` or `prune` it."""
         _know(self.info.features, purpose)
@@ -180,7 +190,7 @@ class Vault:
 
     def _bind(self, session: Session) -> Session:
         self._session = session
-        self._moves, self._last = None, None
+        self._moves, self._last, self._lock_policy = None, None, _UNREAD
         if "index" in self.__dict__:
             self.index.forbid(session.forbidden)
             self.index.refresh()

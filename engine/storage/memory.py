@@ -2,6 +2,7 @@
 
 import datetime as dt
 import hashlib
+import itertools
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 from engine.errors import Forbidden, NotFound
 from engine.storage.keys import beyond_end, check_key, check_prefix, check_range
-from engine.storage.port import Bytes, Refusal, Stored
+from engine.storage.port import Broken, Bytes, Claims, Refusal, Stored, StoredVersion
 
 
 class Call(NamedTuple):
@@ -25,11 +26,13 @@ class Call(NamedTuple):
 class Version:
     """One version of an object; `data` is None for a delete marker."""
 
-    __slots__ = ("data", "locked_until")
+    __slots__ = ("data", "locked_until", "version_id")
+    _made = itertools.count(1)
 
     def __init__(self, data: bytes | None, locked_until: dt.datetime | None = None) -> None:
         self.data = data
         self.locked_until = locked_until
+        self.version_id = f"v{next(self._made)}"
 
 
 class Memory:
@@ -129,6 +132,47 @@ class Memory:
             self._note("locked_until", key, "", "ok")
             return end
 
+    def history(self) -> "MemoryHistory | None":
+        """Return the view of versions, None without any."""
+        return MemoryHistory(self) if self.versioned else None
+
+    def describe(self) -> Claims:
+        """Return what this store can do; its clock is that of its locks."""
+        return Claims(self.versioned, self._clock is not None, self._clock() if self._clock else None)
+
+    def attack_lock(self, key: str, *, earlier: dt.datetime) -> Broken:
+        """Try to break the lock of the newest version; leaves a second version with other bytes under the key."""
+        with self._mutex:
+            locked = self._newest(key, "attack_lock")
+            shortened = self.shorten(key, until=earlier)
+            self._objects[key].append(Version(b"overwritten"))
+            overwritten = locked not in self._objects[key]
+            self.remove_versions(key, [locked.version_id])
+            deleted = locked not in self._objects.get(key, ())
+            return Broken(shortened, False, deleted, overwritten)
+
+    def shorten(self, key: str, *, until: dt.datetime) -> bool:
+        """Do what a client that asks for a shorter retention does; say whether it worked."""
+        with self._mutex:
+            version = self._newest(key, "shorten")
+            if self._is_locked(version):
+                return False
+            version.locked_until = until
+            return True
+
+    def remove_versions(self, key: str, version_ids: Sequence[str]) -> list[Refusal]:
+        """Remove these versions and markers, but for locked ones."""
+        with self._mutex:
+            doomed = [v for v in self._objects.get(key, ()) if v.version_id in version_ids]
+            kept = [v for v in self._objects.get(key, ()) if v not in doomed or self._is_locked(v)]
+            if kept:
+                self._objects[key] = kept
+            elif self._objects.pop(key, None):
+                del self._keys[bisect_left(self._keys, key)]
+            refused = any(self._is_locked(v) for v in doomed)
+            self._note("delete_versions", key, "", "locked" if refused else "ok")
+            return [Refusal(key, "locked", locked=True)] if refused else []
+
     def hide(self, key: str) -> None:
         """Do what a foreign client's plain DELETE does: a marker where versions are kept, else the object goes."""
         with self._mutex:
@@ -197,3 +241,45 @@ class Memory:
 
     def _note(self, verb: str, key: str, detail: str, outcome: str) -> None:
         self.log.append(Call(len(self.log) + 1, verb, key, detail, outcome))
+
+
+class MemoryHistory:
+    """The versions of a Memory."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    def versions(self, prefix: str) -> Iterator[StoredVersion]:
+        """Yield the versions, newest first within a key, as they are when this is called."""
+        check_prefix(prefix)
+        found = []
+        with self._memory._mutex:
+            for key in self._memory._keys:
+                if key.startswith(prefix):
+                    for at, version in enumerate(reversed(self._memory._objects[key])):
+                        size = len(version.data or b"")
+                        found.append(StoredVersion(key, version.version_id, size, at == 0, version.data is None))
+        return iter(found)
+
+    def get_version(self, key: str, version_id: str) -> bytes:
+        """Return the bytes of one version."""
+        data = self._find(key, version_id).data
+        if data is None:
+            raise NotFound(f"{key} {version_id} is a delete marker")
+        return data
+
+    def version_locked_until(self, key: str, version_id: str) -> dt.datetime | None:
+        """Return one version's lock."""
+        return self._find(key, version_id).locked_until
+
+    def delete_versions(self, key: str, version_ids: Sequence[str]) -> list[Refusal]:
+        """Remove these versions and markers, but for locked ones."""
+        check_key(key)
+        return self._memory.remove_versions(key, version_ids)
+
+    def _find(self, key: str, version_id: str) -> Version:
+        check_key(key)
+        found = [v for v in self._memory.versions(key) if v.version_id == version_id]
+        if not found:
+            raise NotFound(f"no version {version_id} of {key}")
+        return found[0]

@@ -2,7 +2,7 @@
 
 import datetime as dt
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 Bytes = bytes | bytearray | memoryview
 
@@ -37,6 +37,45 @@ class Broken(NamedTuple):
     weakened: bool
     deleted: bool
     overwritten: bool
+
+
+class StoredVersion(NamedTuple):
+    """One version of an object, or a delete marker over it; `newest` is what a plain GET and LIST go by."""
+
+    key: str
+    version_id: str
+    size: int
+    newest: bool
+    marker: bool
+
+
+class History(Protocol):
+    """What stands below the newest versions of a store: an optional part of a storage, for audits."""
+
+    def versions(self, prefix: str) -> Iterator[StoredVersion]:
+        """Yield every version and delete marker under the prefix, those of one key together, keys in order."""
+        ...
+
+    def get_version(self, key: str, version_id: str) -> bytes:
+        """Return the bytes of one version. Raises NotFound."""
+        ...
+
+    def version_locked_until(self, key: str, version_id: str) -> dt.datetime | None:
+        """Return the end of one version's lock, None when it has none. Raises NotFound."""
+        ...
+
+    def delete_versions(self, key: str, version_ids: Sequence[str]) -> list[Refusal]:
+        """Delete these versions or markers of one key; one that is gone is done. Return a refusal if any is left."""
+        ...
+
+
+@runtime_checkable
+class Historic(Protocol):
+    """A storage that may keep versions."""
+
+    def history(self) -> History | None:
+        """Return the view of versions, None where an overwrite leaves nothing below."""
+        ...
 
 
 class Storage(Protocol):
@@ -74,3 +113,8 @@ class Storage(Protocol):
     def locked_until(self, key: str) -> dt.datetime | None:
         """Return the end of the object's lock, None when it has none. Raises NotFound."""
         ...
+
+
+def history_of(storage: Storage) -> History | None:
+    """Return a storage's view of versions, None when it keeps none."""
+    return storage.history() if isinstance(storage, Historic) else None
