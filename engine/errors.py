@@ -15,7 +15,11 @@ EngineError
   + FormatError          written by a newer or foreign program: this one must not touch it
   + KeyError_
     - WrongKey           the key does not open this vault
-    - BadKeyFile         the key file or recovery key cannot be read
+      - RevokedKey         it did once; a rotation revoked it
+    - BadKeyFile         the key file, the recovery key or a share of it cannot be read
+    - KeyRefused         the key service or token says no: no such key, no permission, wrong PIN
+    - KeyUnavailable     transient: the key service or token does not answer, or is sealed
+    - LastKey            nothing at hand would open the vault after this rotation
   + VaultExists / VaultMissing
   + PointMissing         no such recovery point, or its beginning is not unique
   + SessionFenced        a prune took this session for dead; nothing was committed, run again
@@ -124,8 +128,31 @@ class WrongKey(KeyError_):
     advice = "Use the service key file made when the vault was created, or its recovery key"
 
 
+class RevokedKey(WrongKey):
+    """The key opened this vault until a rotation revoked it."""
+
+    advice = "Use a key that is in force, or the newest recovery key"
+
+
 class BadKeyFile(KeyError_):
-    """A key file or a typed recovery key is malformed."""
+    """A key file, a typed recovery key or a share of one is malformed."""
+
+
+class KeyRefused(KeyError_):
+    """The key service or the token refused; the same call will be refused again until somebody changes something."""
+
+
+class KeyUnavailable(KeyError_):
+    """The key service or the token did not answer, or is sealed."""
+
+    transient = True
+    advice = "Try again when the key service answers; the recovery key opens the vault without it"
+
+
+class LastKey(KeyError_):
+    """After the rotation nothing at hand would open the vault."""
+
+    advice = "Add another key first, prove that it opens the vault, then revoke this one"
 
 
 class VaultMissing(EngineError):
