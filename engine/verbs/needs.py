@@ -1,0 +1,99 @@
+"""Which packs the points of a vault need: the one question that a prune must never answer wrongly."""
+
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from engine.errors import IntegrityError, NotFound
+from engine.moves import Moves
+from engine.pack import pack_key
+from engine.point import PREFIX as POINTS
+from engine.point import PackRef, Root, decode_root, point_key
+from engine.progress import Progress
+from engine.storage.port import Storage
+from engine.vault import PointName, Vault
+from engine.verbs.findings import Finding
+
+_READERS = 8
+
+
+class Needs(NamedTuple):
+    """What a look at the roots showed: packs by name, the points that have a root, and the roots that can't be read.
+
+    Prepared points count as committed ones do: their writer may commit at any moment.
+    """
+
+    packs: dict[str, PackRef]
+    points: list[PointName]
+    unreadable: list[Finding]
+
+
+def point_states(storage: Storage) -> dict[PointName, set[str]]:
+    """LIST the points: name -> which of root, commit and expired stand there."""
+    states: dict[PointName, set[str]] = {}
+    for stored in storage.scan(POINTS):
+        path = stored.key.split("/")
+        if len(path) == 4:
+            states.setdefault(PointName(path[1], path[2]), set()).add(path[3])
+    return states
+
+
+def look(vault: Vault, progress: Progress, *, known: Collection[PointName] = ()) -> Needs:
+    """Read every root that is there but those of `known` points, and what moves put in the place of their packs.
+
+    Also needed is what a move names that has not been committed yet; with `known` points, what any move names: it may
+    have been written after they were looked at. Raises what the store raises: without all roots there is no answer.
+    """
+    points = [name for name, parts in point_states(vault.storage).items() if "root" in parts]
+    moves = Moves(vault.storage, vault.keys)  # read after the LIST: a move never names a point that came later
+    packs: dict[str, PackRef] = {}
+    for move in moves.prepared + (moves.committed if known else []):
+        packs.update((pack.name, pack) for new in move.packs.values() for pack in new)
+    found: list[Finding] = []
+    seen: list[PointName] = []
+    with ThreadPoolExecutor(_READERS, "roots") as readers:
+        todo = [name for name in points if name not in known]
+        for at in range(0, len(todo), _READERS * 4):
+            part = todo[at : at + _READERS * 4]
+            for name, root in zip(part, readers.map(lambda name: _read(vault, name), part), strict=True):
+                progress.check()
+                if isinstance(root, Finding):
+                    found.append(root)
+                elif root is not None:
+                    seen.append(name)
+                    _add(packs, name, root, moves)
+    return Needs(packs, seen, found)
+
+
+def _add(packs: dict[str, PackRef], name: PointName, root: Root, moves: Moves) -> None:
+    moved = moves.of(f"{name.series}/{name.point}", root.packs)
+    for number, pack in enumerate(root.packs):
+        packs.update((now.name, now) for now in moved.get(number, [pack]))
+
+
+def _read(vault: Vault, name: PointName) -> Root | Finding | None:
+    """Return a root, what is wrong with it, or None when it was expired since the LIST."""
+    key = point_key(*name, "root")
+    try:
+        return decode_root(vault.keys, key, vault.storage.get(key))
+    except NotFound:
+        return None
+    except IntegrityError as error:
+        return Finding(object=key, damage="point", detail=str(error))
+
+
+def missing_packs(vault: Vault, needs: Needs, present: dict[str, int]) -> list[Finding]:
+    """Return the packs of `needs` that the store does not hold at their full size; `present` is pack name -> bytes.
+
+    Looks again for each that the LIST did not show, because the point may have come after it.
+    """
+    found = []
+    for pack in needs.packs.values():
+        if present.get(pack.name) == pack.size:
+            continue
+        key = pack_key(pack.kind, pack.name)
+        sizes = [stored.size for stored in vault.storage.scan(key) if stored.key == key]
+        if sizes != [pack.size]:
+            detail = f"it has {sizes[0]} bytes instead of {pack.size}" if sizes else "it is not in the bucket"
+            found.append(Finding(object=key, damage="size" if sizes else "missing", detail=detail))
+    return found

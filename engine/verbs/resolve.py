@@ -1,0 +1,154 @@
+"""Settle what dead writers left: prepared points and moves, notes of sessions that are over (vault-format, section 6).
+
+A prepared point has a root and no commit. What becomes of it depends on its session:
+
+running          left alone
+aborted, or gone its writer never commits: the root is deleted
+fenced           its writer may have looked for the fence just before, and commit at any moment. With a pack missing
+                 it was written after the prune's second look, so its writer sees the fence: deleted. With a pack
+                 condemned by a run that is not over: left alone. Else committed in its name, the same bytes.
+"""
+
+import contextlib
+from collections.abc import Collection
+
+import msgspec
+
+from engine.errors import IntegrityError, NotFound
+from engine.ids import digest_name
+from engine.moves import Moves, move_key
+from engine.pack import pack_key
+from engine.point import Commit, Root, decode_root, encode_commit, point_key
+from engine.progress import Progress
+from engine.session import PREFIX as SESSIONS
+from engine.session import PRUNE_PREFIX, Closed, put_once, read_names, read_note, session_states
+from engine.vault import PointName, Vault
+from engine.verbs.needs import point_states
+
+_ENDED = {"closed", "fence"}
+
+
+class Resolved(msgspec.Struct):
+    """What was settled: points as `<series>/<point>`, counts of moves dropped and of sessions whose notes went."""
+
+    committed: list[str] = []
+    dropped: list[str] = []
+    moves_dropped: int = 0
+    sessions_forgotten: int = 0
+
+
+def resolve(vault: Vault, progress: Progress) -> Resolved:
+    """Settle prepared points, then moves, then forget sessions that are over. Safe at any time, and after any crash."""
+    done = Resolved()
+    # Points before sessions: a session opens before it writes a root, so none of these is taken for one without notes.
+    points = point_states(vault.storage)
+    prepared = [name for name, parts in points.items() if parts == {"root"}]
+    moves = Moves(vault.storage, vault.keys)
+    states = session_states(vault.storage)
+    needed: set[str] = {move.session for move in moves.prepared}
+    for name in prepared:
+        progress.check()
+        if root := _settle(vault, name, states, done):
+            needed.add(root.body.session)
+    _drop_moves(vault, moves, states, done)
+    _forget_sessions(vault, {name for name, found in states.items() if found & _ENDED} - needed, states, done)
+    return done
+
+
+def _settle(vault: Vault, name: PointName, states: dict[str, set[str]], done: Resolved) -> Root | None:
+    """Settle one prepared point; return its root when it stays undecided."""
+    key = point_key(*name, "root")
+    try:
+        data = vault.storage.get(key)
+        root = decode_root(vault.keys, key, data)
+    except NotFound:
+        return None
+    except IntegrityError:
+        return None  # a prune refuses as long as it is there: a person must look at it
+    session = root.body.session
+    state = states.get(session, set())
+    if "open" in state and not state & _ENDED:
+        return root
+    if not _is_prepared(vault, name):
+        return None  # committed or expired since the LIST
+    outcome = _outcome(vault, session) if "closed" in state else ""
+    if outcome == "committed":
+        return root  # a commit that was there: its loss is damage, and never ours to complete
+    if "fence" in state and not outcome:
+        whole = _is_whole(vault, root)
+        if whole is None:
+            return root
+        if whole:
+            _commit(vault, root, data)
+            done.committed.append(f"{name.series}/{name.point}")
+            return None
+    if not vault.storage.delete([key]):  # a lock may keep it a while
+        done.dropped.append(f"{name.series}/{name.point}")
+    return None
+
+
+def _is_prepared(vault: Vault, name: PointName) -> bool:
+    parts = {stored.key.rpartition("/")[2] for stored in vault.storage.scan(point_key(*name, ""))}
+    return parts == {"root"}
+
+
+def _outcome(vault: Vault, session: str) -> str:
+    """Return how a session says that it ended; one whose note can't be read may have committed."""
+    try:
+        return read_note(vault.storage, vault.keys, f"{SESSIONS}{session}/closed", Closed).outcome
+    except NotFound:
+        return ""
+    except IntegrityError:
+        return "committed"
+
+
+def _is_whole(vault: Vault, root: Root) -> bool | None:
+    """Say whether all packs of a prepared point are there; None while some are condemned. The order of looks counts."""
+    condemned: set[str] = set()
+    for stored in vault.storage.scan(PRUNE_PREFIX):
+        if stored.key.endswith(("/condemned", "/tombstones")):
+            with contextlib.suppress(NotFound):
+                condemned.update(read_names(vault.storage, vault.keys, stored.key))
+    for pack in root.packs:
+        key = pack_key(pack.kind, pack.name)
+        if not any(stored.key == key and stored.size == pack.size for stored in vault.storage.scan(key)):
+            return False
+    return None if condemned & {pack.name for pack in root.packs} else True
+
+
+def _commit(vault: Vault, root: Root, data: bytes) -> None:
+    body = root.body
+    key = point_key(body.series, body.point, "commit")
+    commit = Commit(body.point, body.series, body.session, digest_name(data), body.ended_at)
+    put_once(vault.storage, key, encode_commit(vault.keys, commit), locked_until=body.locked_until)
+
+
+def _drop_moves(vault: Vault, moves: Moves, states: dict[str, set[str]], done: Resolved) -> None:
+    """Drop moves that never counted and those whose points are all gone; a move never names a point of later."""
+    doomed = []
+    for move in moves.prepared:
+        state = states.get(move.session, set())
+        if "open" not in state or state & _ENDED:
+            doomed.append(move.run)
+    for move in moves.committed:
+        if not any(_has_root(vault, point) for point in move.points):
+            doomed.append(move.run)
+    for run in doomed:
+        vault.storage.delete([move_key(run, "commit")])
+        vault.storage.delete([move_key(run, "move")])
+    done.moves_dropped = len(doomed)
+
+
+def _has_root(vault: Vault, point: str) -> bool:
+    key = point_key(*PointName(*point.split("/")), "root")
+    return any(stored.key == key for stored in vault.storage.scan(key))
+
+
+def _forget_sessions(vault: Vault, names: Collection[str], states: dict[str, set[str]], done: Resolved) -> None:
+    """Delete the notes of sessions that are over, `open` first: without it nothing can be committed any more."""
+    opened = [f"{SESSIONS}{name}/open" for name in sorted(names) if "open" in states[name]]
+    rest = [f"{SESSIONS}{name}/{part}" for name in sorted(names) for part in sorted(states[name] - {"open"})]
+    for keys in (opened, rest):
+        if keys:
+            vault.storage.delete(keys)
+    done.sessions_forgotten = len(names)
