@@ -2,7 +2,7 @@
 
 import datetime as dt
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -15,6 +15,7 @@ from engine.ids import digest_name
 from engine.index import PREFIX as SEGMENTS
 from engine.index import Index, Place, Segment, load_segment, wide_ids
 from engine.keys import ID_BYTES, Keys
+from engine.ledger import Ledger, point_states
 from engine.listing import FULL_ID_BYTES
 from engine.pack import HEADER_BYTES, TRAILER_BYTES, Cipher, Sealed, footer_range, open_footer, open_header, pack_key
 from engine.point import PackRef, Root, decode_commit, point_key
@@ -47,6 +48,12 @@ def _scrubbed(key: str, data: bytes) -> Finding | None:
     if digest_name(data) == sha_name(key):
         return None
     return Finding(object=key, damage="damaged", detail="its bytes do not match its name")
+
+
+def unverified_points(vault: Vault, ledger: Ledger, names: Sequence[PointName]) -> list[PointName]:
+    """Return those points whose structure the ledger does not call verified, as they are after all moves."""
+    states = point_states(vault.moves, [f"{name.series}/{name.point}" for name in names])
+    return [name for name in names if states[f"{name.series}/{name.point}"] not in ledger.structured]
 
 
 def sha_name(key: str) -> str:

@@ -1,0 +1,44 @@
+"""Notes of packs that are damaged, cut short or missing (vault-format, Damaged packs).
+
+`damaged/<pack>` is a control object that names just that pack, so its bytes are always the same. Sessions that open
+later rely on none of them (engine.session), so that the next backup which still has the data stores it again.
+"""
+
+from collections.abc import Collection, Iterable
+
+from engine.keys import Keys
+from engine.session import DAMAGED_PREFIX, Names, put_note
+from engine.storage.port import Storage
+
+
+def damaged_packs(storage: Storage) -> set[str]:
+    """LIST the packs that are noted as damaged."""
+    return {stored.key.removeprefix(DAMAGED_PREFIX) for stored in storage.scan(DAMAGED_PREFIX)}
+
+
+def note_damaged(storage: Storage, keys: Keys, packs: Iterable[str]) -> list[str]:
+    """Note packs as damaged; return those that were not noted before."""
+    wanted = set(packs)
+    new = sorted(wanted - damaged_packs(storage)) if wanted else []
+    for name in new:
+        put_note(storage, keys, DAMAGED_PREFIX + name, Names([name]))
+    return new
+
+
+def clear_damaged(storage: Storage, whole: Collection[str]) -> list[str]:
+    """Drop the notes of packs that were read in full and are whole; return their names."""
+    cleared = sorted(damaged_packs(storage).intersection(whole))
+    if cleared:
+        storage.delete([DAMAGED_PREFIX + name for name in cleared])
+    return cleared
+
+
+def drop_idle_damage(storage: Storage, *, needed: Collection[str], present: Collection[str]) -> list[str]:
+    """Drop the notes of packs that no point needs and that are gone, too; return their names.
+
+    One that is still there keeps its note: the index may list it, and a backup would rely on it.
+    """
+    idle = sorted(name for name in damaged_packs(storage) if name not in needed and name not in present)
+    if idle:
+        storage.delete([DAMAGED_PREFIX + name for name in idle])
+    return idle
