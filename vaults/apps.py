@@ -1,5 +1,11 @@
 from django.apps import AppConfig
+from django.db.models.signals import post_migrate
+
+from vaults.guards import after_migrate
 
 
 class VaultsConfig(AppConfig):
     name = "vaults"
+
+    def ready(self) -> None:
+        post_migrate.connect(after_migrate, sender=self)

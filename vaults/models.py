@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 from django.core.validators import MinLengthValidator, RegexValidator
 from django.db import models
+from django.db.models.signals import pre_delete
+from django.dispatch import receiver
 
 from accounts.models import Account
 from accounts.refusals import Refused
@@ -18,6 +20,12 @@ class ImmutabilityFixed(Refused):
     """Immutability is never turned off and never shortened (B6)."""
 
     code = "immutability_fixed"
+
+
+class KeyFixed(Refused):
+    """The key that a vault was made with stays (E33)."""
+
+    code = "key_fixed"
 
 
 class VaultKept(Refused):
@@ -85,12 +93,35 @@ class VaultType(models.TextChoices):
 
 
 class VaultState(models.TextChoices):
+    """`deleting` takes no new work and waits for the last lock; `deleted` is what is left for the jobs' history."""
+
     READY = "ready", "Ready"
     ERROR = "error", "Error"
+    DELETING = "deleting", "Being deleted"
+    DELETED = "deleted", "Deleted"
+
+
+class KeyProvider(models.TextChoices):
+    """Who holds the key that a vault's root key is wrapped with (E31)."""
+
+    KEYRING = "keyring", "Service key"
+    TRANSIT = "transit", "Key management service (transit)"
+    PKCS11 = "pkcs11", "Hardware module (PKCS#11)"
+
+
+class VaultQuerySet(models.QuerySet["Vault"]):
+    def present(self) -> "VaultQuerySet":
+        """Return the vaults that are still there, also those being deleted."""
+        return self.exclude(state=VaultState.DELETED)
 
 
 class Vault(models.Model):
     """A named home of recovery points in one region: one prefix, one key domain, one dedup domain.
+
+    `stored_id` is the id that vault.json tells. Immutability (B6): `immutable_since` is set once and `lock_days` only
+    grows; the database refuses anything else (vaults.guards). `key_*` never change after creation (E33): of `key_spec`
+    nothing is secret, `key_credentials` is sealed. `deletable_at` is when the last lock ends, as far as known.
+    `coverage_*`: bytes that the points need, and how many of them were read in full within the last 30 days.
 
     `maintenance` says, by kind of job, after how many seconds it is done again here; what is absent follows the
     installation's settings, 0 is never.
@@ -103,19 +134,70 @@ class Vault(models.Model):
     description = models.CharField(max_length=255, blank=True)
     prefix = models.CharField(max_length=120, editable=False)
     type = models.CharField(max_length=20, choices=VaultType.choices, default=VaultType.GENERAL)
-    state = models.CharField(max_length=12, choices=VaultState.choices, default=VaultState.READY)
+    state = models.CharField(max_length=12, choices=VaultState.choices, default=VaultState.READY, editable=False)
+    stored_id = models.CharField(max_length=32, blank=True, editable=False)
+    immutable_since = models.DateTimeField(null=True, editable=False)
+    lock_days = models.PositiveIntegerField(default=0, editable=False)
+    key_provider = models.CharField(max_length=8, choices=KeyProvider.choices, default=KeyProvider.KEYRING)
+    key_spec = models.JSONField(default=dict, blank=True)
+    key_credentials = models.TextField(blank=True, editable=False)
+    recovery_proven_at = models.DateTimeField(null=True, editable=False)
+    recovery_threshold = models.PositiveSmallIntegerField(default=0, editable=False)
+    recovery_shares = models.PositiveSmallIntegerField(default=0, editable=False)
+    coverage_total = models.PositiveBigIntegerField(default=0, editable=False)
+    coverage_read = models.PositiveBigIntegerField(default=0, editable=False)
+    coverage_at = models.DateTimeField(null=True, editable=False)
+    delete_requested_at = models.DateTimeField(null=True, editable=False)
+    deletable_at = models.DateTimeField(null=True, editable=False)
+    deleted_at = models.DateTimeField(null=True, editable=False)
     maintenance = models.JSONField(default=dict, blank=True, editable=False)
     created_at = models.DateTimeField(editable=False)
+
+    objects = VaultQuerySet.as_manager()
 
     class Meta:
         ordering: ClassVar = ["name"]
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["region", "prefix"], name="one_vault_per_prefix"),
-            models.UniqueConstraint(fields=["account", "name"], name="one_vault_per_name"),
+            models.UniqueConstraint(
+                fields=["account", "name"], condition=~models.Q(state=VaultState.DELETED), name="one_vault_per_name"
+            ),
+            models.CheckConstraint(
+                condition=models.Q(immutable_since=None, lock_days=0)
+                | models.Q(immutable_since__isnull=False, lock_days__gte=1, lock_days__lte=LOCK_DAYS_MAX),
+                name="immutable_with_lock_days",
+            ),
         ]
 
     def __str__(self) -> str:
         return self.name
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Store the row. Raises ImmutabilityFixed for the end of immutability (B6), KeyFixed for another key (E33)."""
+        kept = None if self._state.adding else Vault.objects.filter(pk=self.pk).first()
+        eased = kept and (self.immutable_since != kept.immutable_since or self.lock_days < kept.lock_days)
+        if kept and kept.immutable_since and eased:
+            raise ImmutabilityFixed(f"{self} is immutable: that can neither be turned off nor shortened.")
+        if kept and (self.key_provider, self.key_spec) != (kept.key_provider, kept.key_spec):
+            raise KeyFixed(f"The key of {self} was chosen when it was made and never changes. Make another vault.")
+        super().save(*args, **kwargs)
+
+    @property
+    def secret_context(self) -> str:
+        """Return the context that binds sealed credentials to this row."""
+        return f"vault:{self.pk}"
+
+    @property
+    def retention_label(self) -> str:
+        """Say what keeps the points: `immutable` only where the last probe proved that the store refuses deletion."""
+        return str(self.region.capabilities.get("retention") or APPLICATION_LEVEL)
+
+
+@receiver(pre_delete, sender=Vault)
+def keep_vault(sender: Any, instance: Vault, **_: Any) -> None:
+    """Let no row go whose vault is still there, whoever deletes it: the row goes after the contents."""
+    if instance.state != VaultState.DELETED:
+        raise VaultKept(f"{instance} holds data. Delete the vault itself: its row goes with it.")
 
 
 class PointState(models.TextChoices):
@@ -137,7 +219,7 @@ class RecoveryPoint(models.Model):
     """The catalogue row of one backed-up version of a source. The vault is the truth; rows can be rebuilt from it.
 
     It outlives plan, source and job, so it refers to none of them: `series` names the source's points in the vault.
-    `locked_until` is the end of its lock in an immutable vault. A `held` point is never expired by rules.
+    `locked_until` is the end of its lock in an immutable vault, which no rule and no person shortens.
     `retention_days` is what the point says of itself (0: until somebody deletes it); `expires_at` is what the rules in
     force made of it when expiry looked last. A point that is held stays, whatever the rules say.
     """
