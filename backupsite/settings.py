@@ -256,6 +256,21 @@ STEP_HEARTBEAT_S = env.float("BACKUPSITE_STEP_HEARTBEAT_S", default=5.0)
 STEP_RING_AGAIN_S = env.int("BACKUPSITE_STEP_RING_AGAIN_S", default=300)
 # How often the sweeps run, in seconds.
 SWEEP_S = env.int("BACKUPSITE_SWEEP_S", default=15)
+# How often each kind of maintenance is done in a vault, in seconds; a vault may have its own numbers, 0 is never.
+MAINTENANCE_EVERY_S = {
+    "expire": env.int("BACKUPSITE_EXPIRE_EVERY_S", default=3600),
+    "prune": env.int("BACKUPSITE_PRUNE_EVERY_S", default=24 * 3600),
+    "compact": env.int("BACKUPSITE_COMPACT_EVERY_S", default=7 * 24 * 3600),
+    "verify": env.int("BACKUPSITE_VERIFY_EVERY_S", default=24 * 3600),
+    "audit": env.int("BACKUPSITE_AUDIT_EVERY_S", default=24 * 3600),
+    "disaster": env.int("BACKUPSITE_DISASTER_EVERY_S", default=7 * 24 * 3600),
+}
+# After how many seconds a prune that waits for running sessions goes on.
+MAINTENANCE_AGAIN_S = env.int("BACKUPSITE_MAINTENANCE_AGAIN_S", default=300)
+# In how many days the recurring verification reads every byte of a vault once.
+SCRUB_DAYS = env.int("BACKUPSITE_SCRUB_DAYS", default=30)
+# After how many seconds "keep at least one" ends once it was switched off; below an hour with the expiry that follows.
+KEEP_ONE_GRACE_S = env.int("BACKUPSITE_KEEP_ONE_GRACE_S", default=3000)
 # A host counts as running while its worker was seen within so many seconds.
 WORKER_SEEN_S = env.int("BACKUPSITE_WORKER_SEEN_S", default=60)
 # The name under which this machine's worker serves file sources.

@@ -8,9 +8,9 @@ from django.conf import settings
 from django.db import models
 
 from accounts.models import Account
-from jobs.states import ACTIVE, STEP_OPEN, JobState, Kind, Stage, StepState, Trigger
+from jobs.states import ACTIVE, MAINTENANCE, RECURRING, STEP_OPEN, JobState, Kind, Stage, StepState, Trigger
 from policies.models import Plan, Source
-from vaults.models import RecoveryPoint, Vault
+from vaults.models import RecoveryPoint, Vault, VaultState
 
 
 class JobQuerySet(models.QuerySet["Job"]):
@@ -84,6 +84,17 @@ class Job(models.Model):
                 condition=models.Q(scheduled_for__isnull=False),
                 name="one_job_per_scheduled_moment",
             ),
+            models.UniqueConstraint(
+                fields=["vault", "kind"],
+                condition=models.Q(state__in=ACTIVE)
+                & (models.Q(kind__in=MAINTENANCE) | models.Q(kind=Kind.VERIFY, trigger=Trigger.SCHEDULED)),
+                name="one_active_maintenance_per_kind",
+            ),
+            models.UniqueConstraint(
+                fields=["source", "vault"],
+                condition=models.Q(kind=Kind.DRILL, state__in=ACTIVE),
+                name="one_active_drill_per_source",
+            ),
         ]
         indexes: ClassVar = [
             models.Index(fields=["account", "-created_at"], name="job_by_account"),
@@ -98,6 +109,36 @@ class Job(models.Model):
     def ended(self) -> bool:
         """Say whether nothing will change the job any more."""
         return self.state not in ACTIVE
+
+
+class DutyQuerySet(models.QuerySet["Duty"]):
+    def due(self, now: dt.datetime) -> "DutyQuerySet":
+        """Return what is due in vaults that are ready, the longest waiting first."""
+        return self.filter(due_at__lte=now, vault__state=VaultState.READY).order_by("due_at")
+
+
+class Duty(models.Model):
+    """What one vault needs done again and again: one kind of maintenance, when it is due next, and the last run.
+
+    `due_at` None is never. `waiting` names the engine sessions that the last prune waited for; while there are some it
+    is due again within minutes. Changed by jobs.maintenance alone.
+    """
+
+    vault = models.ForeignKey(Vault, on_delete=models.CASCADE, related_name="duties")
+    kind = models.CharField(max_length=12, choices=[(kind.value, kind.label) for kind in RECURRING])
+    due_at = models.DateTimeField(null=True, db_index=True)
+    last_job = models.ForeignKey(Job, null=True, on_delete=models.SET_NULL, related_name="+")
+    waiting = models.JSONField(default=list)
+
+    objects = DutyQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["vault", "kind"]
+        verbose_name_plural = "duties"
+        constraints: ClassVar = [models.UniqueConstraint(fields=["vault", "kind"], name="one_duty_per_kind")]
+
+    def __str__(self) -> str:
+        return f"{self.get_kind_display()} of {self.vault}"
 
 
 class StepQuerySet(models.QuerySet["Step"]):

@@ -79,7 +79,7 @@ class Selection:
     destination: Source | None = None
 
 
-def _create(account: Account, *, now: dt.datetime, **values: Any) -> Job:
+def create(account: Account, *, now: dt.datetime, **values: Any) -> Job:
     """Create the job with its first step. The caller holds the transaction."""
     job = Job.objects.create(account=account, state=JobState.QUEUED, round=1, created_at=now, **values)
     Step.objects.create(job=job, round=1, stage=Stage.PLAN, queue=job.queue_work, created_at=now)
@@ -124,7 +124,7 @@ def request_backup(plan: Plan, *, actor: Actor, now: dt.datetime, deep: bool = F
     _check_vault(plan.vault)
     try:
         with transaction.atomic():
-            job = _create(
+            job = create(
                 plan.account, now=now, requested_by=actor.user, settings={"deep": deep}, **_backup_values(plan)
             )
             record(actor, "job.backup", job, account=plan.account, now=now, plan=str(plan.pk))
@@ -156,7 +156,7 @@ def request_scheduled(plan: Plan, *, now: dt.datetime) -> Job | None:
             values = _backup_values(plan) | {"trigger": Trigger.SCHEDULED, "scheduled_for": moment}
             state, reason = _why_not(plan, moment, now=now)
             if not reason:
-                return _create(plan.account, now=now, **values)
+                return create(plan.account, now=now, **values)
             return _ended(plan, state, reason, now=now, values=values)
     except IntegrityError:
         return None  # the moment has its job, or a person's backup began in between: the next sweep records that
@@ -223,7 +223,7 @@ def request_restore(point: RecoveryPoint, selection: Selection, *, actor: Actor,
         "same_name": selection.same_name,
     }
     with transaction.atomic():
-        job = _create(
+        job = create(
             point.vault.account,
             now=now,
             kind=Kind.RESTORE,
@@ -243,7 +243,7 @@ def request_verify(vault: Vault, *, level: str, actor: Actor, now: dt.datetime) 
     """Start a verification of the vault at one of VERIFY_LEVELS."""
     queue = vault.region.queue
     with transaction.atomic():
-        job = _create(
+        job = create(
             vault.account,
             now=now,
             kind=Kind.VERIFY,

@@ -9,6 +9,19 @@ class Kind(TextChoices):
     BACKUP = "backup", "Backup"
     RESTORE = "restore", "Restore"
     VERIFY = "verify", "Verify"
+    EXPIRE = "expire", "Expiry"
+    PRUNE = "prune", "Prune"
+    COMPACT = "compact", "Compaction"
+    AUDIT = "audit", "Lock audit"
+    REBUILD = "rebuild", "Rebuild"
+    DRILL = "drill", "Restore drill"
+    DISASTER = "disaster", "Disaster check"
+
+
+# Of these a vault does one at a time each.
+MAINTENANCE = (Kind.EXPIRE, Kind.PRUNE, Kind.COMPACT, Kind.AUDIT, Kind.REBUILD, Kind.DISASTER)
+# These come due again and again in every vault.
+RECURRING = (Kind.EXPIRE, Kind.PRUNE, Kind.COMPACT, Kind.VERIFY, Kind.AUDIT, Kind.DISASTER)
 
 
 class JobState(TextChoices):

@@ -7,10 +7,11 @@ from celery import shared_task
 from django.conf import settings
 from django.utils import timezone
 
-from jobs import doorbell, executors, presence, services, steps
-from jobs.models import Job, Step
+from jobs import doorbell, executors, maintenance, presence, services, steps
+from jobs.models import Duty, Job, Step
 from jobs.states import ENDED
 from policies.models import Plan
+from vaults.models import Vault
 
 log = structlog.get_logger(__name__)
 SWEEP_ROWS_MAX = 1000
@@ -35,6 +36,16 @@ def sweep_due_plans() -> None:
     for plan in due[:SWEEP_ROWS_MAX]:
         job = services.request_scheduled(plan, now=now)
         if job and not job.ended:
+            doorbell.ring(services.first_step(job), now=now)
+
+
+@shared_task(name="jobs.sweep_maintenance")
+def sweep_maintenance() -> None:
+    """Turn the maintenance that is due into jobs: two queries while nothing is, however many vaults there are."""
+    now = timezone.now()
+    maintenance.complete_duties(Vault.objects.filter(duties=None)[:SWEEP_ROWS_MAX], now=now)
+    for duty in Duty.objects.due(now).select_related("vault__account", "vault__region")[:SWEEP_ROWS_MAX]:
+        if job := maintenance.request_due(duty, now=now):
             doorbell.ring(services.first_step(job), now=now)
 
 

@@ -1,12 +1,16 @@
-"""manage.py setup_beat: declare the sweeps in django-celery-beat."""
+"""manage.py setup_beat: declare the sweeps in django-celery-beat, and give older vaults the duties that are new."""
 
 from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand
+from django.utils import timezone
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
-SWEEPS = ("jobs.sweep_due_plans", "jobs.sweep_steps", "jobs.sweep_ended_jobs")
+from jobs import maintenance
+from vaults.models import Vault
+
+SWEEPS = ("jobs.sweep_due_plans", "jobs.sweep_maintenance", "jobs.sweep_steps", "jobs.sweep_ended_jobs")
 
 
 class Command(BaseCommand):
@@ -19,5 +23,6 @@ class Command(BaseCommand):
             PeriodicTask.objects.update_or_create(
                 name=task, defaults={"task": task, "interval": interval, "expire_seconds": settings.SWEEP_S * 4}
             )
+        maintenance.complete_duties(Vault.objects.iterator(), now=timezone.now())
         if options["verbosity"]:
             self.stdout.write(f"{len(SWEEPS)} sweeps every {settings.SWEEP_S} s")

@@ -1,0 +1,134 @@
+"""Maintenance of vaults: what comes due again and again, and what a person asks for.
+
+Each vault has one Duty per recurring kind, due on a grid of moments that is shifted by a hash of the vault's id, so
+that a thousand vaults don't start at once. A job that fails is done again at the next moment.
+"""
+
+import datetime as dt
+import hashlib
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, transaction
+
+from accounts.refusals import Refused
+from accounts.services import Actor, record
+from jobs import services
+from jobs.models import Duty, Job
+from jobs.states import RECURRING, Kind, Trigger
+from vaults.models import Vault, VaultState
+
+EVERY_S_MIN, EVERY_S_MAX = 60, 366 * 24 * 3600
+# What a vault that is not ready may still do: find out what is wrong with it, and mend it.
+_CAREFUL = (Kind.VERIFY, Kind.AUDIT, Kind.REBUILD, Kind.DISASTER)
+
+
+def _recurring(kind: str) -> dict[str, Any]:
+    """Return the settings of a job that nobody asked for."""
+    return {"level": "scrub", "days": settings.SCRUB_DAYS} if kind == Kind.VERIFY else {}
+
+
+class MaintenanceBusy(Refused):
+    """A vault does one job of each kind of maintenance at a time."""
+
+    code = "maintenance_busy"
+
+
+def every_s(vault: Vault, kind: str) -> int:
+    """Return after how many seconds the vault needs `kind` again, 0 for never."""
+    return int(vault.maintenance.get(kind, settings.MAINTENANCE_EVERY_S[kind]))
+
+
+def next_due(vault: Vault, kind: str, *, after: dt.datetime) -> dt.datetime | None:
+    """Return the first moment of the vault's own grid later than `after`, None for never."""
+    period = every_s(vault, kind)
+    if not period:
+        return None
+    shift = int.from_bytes(hashlib.sha256(f"{vault.pk}/{kind}".encode()).digest()[:8], "big") % period
+    rounds = (int(after.timestamp()) - shift) // period + 1
+    return dt.datetime.fromtimestamp(rounds * period + shift, dt.UTC)
+
+
+def complete_duties(vaults: Any, *, now: dt.datetime) -> None:
+    """Give each of these vaults the duties that it lacks. Safe to call twice, and at once."""
+    rows = [
+        Duty(vault=vault, kind=kind, due_at=next_due(vault, kind, after=now)) for vault in vaults for kind in RECURRING
+    ]
+    Duty.objects.bulk_create(rows, ignore_conflicts=True, batch_size=500)
+
+
+def request_due(duty: Duty, *, now: dt.datetime) -> Job | None:
+    """Turn a duty's moment into a job and move the duty on. None when another sweep was first, or one still runs."""
+    following = next_due(duty.vault, duty.kind, after=now)
+    mine = Duty.objects.filter(pk=duty.pk, due_at=duty.due_at)
+    try:
+        with transaction.atomic():
+            if not mine.update(due_at=following):
+                return None
+            job = _create(duty.vault, duty.kind, _recurring(duty.kind), now=now, trigger=Trigger.SCHEDULED)
+            Duty.objects.filter(pk=duty.pk).update(last_job=job)
+            return job
+    except IntegrityError:
+        mine.update(due_at=following)  # the one that runs does for this moment too
+        return None
+
+
+def request(vault: Vault, kind: str, wanted: dict[str, Any], *, actor: Actor, now: dt.datetime) -> Job:
+    """Start maintenance by hand; `wanted` becomes the job's settings. Raises MaintenanceBusy, VaultUnfit."""
+    if vault.state != VaultState.READY and kind not in _CAREFUL:
+        raise services.VaultUnfit(f"{vault} is in state {vault.state}. Verify it first.", code="vault_not_ready")
+    try:
+        with transaction.atomic():
+            job = _create(vault, kind, wanted, now=now, requested_by=actor.user)
+            if not wanted.get("dry_run"):
+                Duty.objects.filter(vault=vault, kind=kind).update(last_job=job)
+            record(actor, f"job.{kind}", job, account=vault.account, now=now, **wanted)
+            return job
+    except IntegrityError as error:
+        busy = Job.objects.active().filter(vault=vault, kind=kind).first()
+        if busy is None:
+            raise
+        raise MaintenanceBusy(
+            f"{vault} has a job of this kind already ({busy.get_kind_display().lower()}). "
+            "Wait for it to end, or cancel it.",
+            job=str(busy.pk),
+        ) from error
+
+
+def _create(vault: Vault, kind: str, wanted: dict[str, Any], *, now: dt.datetime, **values: Any) -> Job:
+    queue = vault.region.queue
+    return services.create(
+        vault.account, now=now, kind=kind, vault=vault, settings=wanted, queue_work=queue, queue_finish=queue, **values
+    )
+
+
+def wait_for(vault: Vault, kind: str, sessions: list[str], *, now: dt.datetime) -> None:
+    """Note the sessions that a job's work waits for: while there are some, the duty is due again within minutes."""
+    changes: dict[str, Any] = {"waiting": sessions}
+    if sessions:
+        changes["due_at"] = now + dt.timedelta(seconds=settings.MAINTENANCE_AGAIN_S)
+    Duty.objects.filter(vault=vault, kind=kind).update(**changes)
+
+
+def hasten(vaults: Any, kind: str, *, now: dt.datetime) -> None:
+    """Make `kind` due at once in these vaults."""
+    Duty.objects.filter(vault__in=vaults, kind=kind, due_at__gt=now).update(due_at=now)
+
+
+@transaction.atomic
+def set_intervals(vault: Vault, wanted: dict[str, int | None], *, actor: Actor, now: dt.datetime) -> Vault:
+    """Give the vault its own intervals in seconds by kind; None follows the installation. Raises ValidationError."""
+    for kind, seconds in wanted.items():
+        if kind not in RECURRING:
+            raise ValidationError({kind: f"Must be one of {', '.join(RECURRING)}."})
+        if seconds is not None and seconds != 0 and not EVERY_S_MIN <= seconds <= EVERY_S_MAX:
+            raise ValidationError({kind: f"Give {EVERY_S_MIN} to {EVERY_S_MAX} seconds, 0 for never, or nothing."})
+    own = vault.maintenance | wanted
+    vault.maintenance = {kind: seconds for kind, seconds in own.items() if seconds is not None}
+    vault.save(update_fields=["maintenance"])
+    complete_duties([vault], now=now)
+    for kind in wanted:
+        Duty.objects.filter(vault=vault, kind=kind).update(due_at=next_due(vault, kind, after=now))
+    record(actor, "vault.maintenance", vault, account=vault.account, now=now, **wanted)
+    return vault
