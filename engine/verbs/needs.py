@@ -20,15 +20,17 @@ _READERS = 8
 class Needs(NamedTuple):
     """What a look at the roots showed: packs by name, the points that have a root, and the roots that can't be read.
 
-    Prepared points count as committed ones do: their writer may commit at any moment.
+    Prepared and expired points count as visible ones do: a writer may commit at any moment, a restore may still read.
+    `required` are the names of those packs without which a visible point is not whole.
     """
 
     packs: dict[str, PackRef]
+    required: set[str]
     points: list[PointName]
     unreadable: list[Finding]
 
 
-def point_states(storage: Storage) -> dict[PointName, set[str]]:
+def parts_of_points(storage: Storage) -> dict[PointName, set[str]]:
     """LIST the points: name -> which of root, commit and expired stand there."""
     states: dict[PointName, set[str]] = {}
     for stored in storage.scan(POINTS):
@@ -44,31 +46,35 @@ def look(vault: Vault, progress: Progress, *, known: Collection[PointName] = ())
     Also needed is what a move names that has not been committed yet; with `known` points, what any move names: it may
     have been written after they were looked at. Raises what the store raises: without all roots there is no answer.
     """
-    points = [name for name, parts in point_states(vault.storage).items() if "root" in parts]
+    states = {name: parts for name, parts in parts_of_points(vault.storage).items() if "root" in parts}
     moves = Moves(vault.storage, vault.keys)  # read after the LIST: a move never names a point that came later
     packs: dict[str, PackRef] = {}
     for move in moves.prepared + (moves.committed if known else []):
         packs.update((pack.name, pack) for new in move.packs.values() for pack in new)
-    found: list[Finding] = []
-    seen: list[PointName] = []
+    needs = Needs(packs, set(), [], [])
     with ThreadPoolExecutor(_READERS, "roots") as readers:
-        todo = [name for name in points if name not in known]
+        todo = [name for name in states if name not in known]
         for at in range(0, len(todo), _READERS * 4):
             part = todo[at : at + _READERS * 4]
             for name, root in zip(part, readers.map(lambda name: _read(vault, name), part), strict=True):
                 progress.check()
                 if isinstance(root, Finding):
-                    found.append(root)
+                    needs.unreadable.append(root)
                 elif root is not None:
-                    seen.append(name)
-                    _add(packs, name, root, moves)
-    return Needs(packs, seen, found)
+                    _add(vault, needs, name, states[name], _now_needed(name, root, moves))
+    return needs
 
 
-def _add(packs: dict[str, PackRef], name: PointName, root: Root, moves: Moves) -> None:
+def _add(vault: Vault, needs: Needs, name: PointName, parts: set[str], packs: list[PackRef]) -> None:
+    needs.points.append(name)
+    needs.packs.update((pack.name, pack) for pack in packs)
+    if "commit" in parts and not ("expired" in parts and vault.is_expired(name)):
+        needs.required.update(pack.name for pack in packs)
+
+
+def _now_needed(name: PointName, root: Root, moves: Moves) -> list[PackRef]:
     moved = moves.of(f"{name.series}/{name.point}", root.packs)
-    for number, pack in enumerate(root.packs):
-        packs.update((now.name, now) for now in moved.get(number, [pack]))
+    return [now for number, pack in enumerate(root.packs) for now in moved.get(number, [pack])]
 
 
 def _read(vault: Vault, name: PointName) -> Root | Finding | None:
@@ -83,13 +89,13 @@ def _read(vault: Vault, name: PointName) -> Root | Finding | None:
 
 
 def missing_packs(vault: Vault, needs: Needs, present: dict[str, int]) -> list[Finding]:
-    """Return the packs of `needs` that the store does not hold at their full size; `present` is pack name -> bytes.
+    """Return the packs that visible points need and the store does not hold at full size; `present`: name -> bytes.
 
     Looks again for each that the LIST did not show, because the point may have come after it.
     """
     found = []
     for pack in needs.packs.values():
-        if present.get(pack.name) == pack.size:
+        if pack.name not in needs.required or present.get(pack.name) == pack.size:
             continue
         key = pack_key(pack.kind, pack.name)
         sizes = [stored.size for stored in vault.storage.scan(key) if stored.key == key]

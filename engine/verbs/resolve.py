@@ -23,7 +23,7 @@ from engine.progress import Progress
 from engine.session import PREFIX as SESSIONS
 from engine.session import PRUNE_PREFIX, Closed, put_once, read_names, read_note, session_states
 from engine.vault import PointName, Vault
-from engine.verbs.needs import point_states
+from engine.verbs.needs import parts_of_points
 
 _ENDED = {"closed", "fence"}
 
@@ -41,7 +41,7 @@ def resolve(vault: Vault, progress: Progress) -> Resolved:
     """Settle prepared points, then moves, then forget sessions that are over. Safe at any time, and after any crash."""
     done = Resolved()
     # Points before sessions: a session opens before it writes a root, so none of these is taken for one without notes.
-    points = point_states(vault.storage)
+    points = parts_of_points(vault.storage)
     prepared = [name for name, parts in points.items() if parts == {"root"}]
     moves = Moves(vault.storage, vault.keys)
     states = session_states(vault.storage)

@@ -30,6 +30,7 @@ from engine.storage.port import Refusal
 from engine.vault import PointName, Vault
 from engine.verbs.needs import look
 
+SEEN = "seen"
 _BATCH = 1000
 
 
@@ -83,6 +84,8 @@ def run_parts(vault: Vault) -> dict[str, set[str]]:
     runs: dict[str, set[str]] = {}
     for stored in vault.storage.scan(PRUNE_PREFIX):
         _, run, part = stored.key.split("/", 2)
+        if run == SEEN:
+            continue
         runs.setdefault(run, set()).add(part)
     return runs
 
@@ -106,7 +109,7 @@ def advance(vault: Vault, run: str, progress: Progress, *, now: dt.datetime, lea
     parts = _parts(vault, run)
     decided = not {"tombstones", "done"}.isdisjoint(parts)
     if not decided and "condemned" in parts:
-        swept.stuck = bool(_deciders(parts))
+        swept.stuck = is_stuck(parts)
         if swept.stuck:
             return swept
         _pass_barrier(vault, run, parts, swept, now=now, lease_s=lease_s)
@@ -122,6 +125,11 @@ def advance(vault: Vault, run: str, progress: Progress, *, now: dt.datetime, lea
 def unfinished(vault: Vault) -> list[str]:
     """Return the runs of which more is left than what is kept until a later run retires it, oldest first."""
     return sorted(run for run, parts in run_parts(vault).items() if parts != {"tombstones", "done"})
+
+
+def is_stuck(parts: set[str]) -> bool:
+    """Say whether a process began to decide what the run deletes and never told: nobody can go on with it."""
+    return bool(_deciders(parts)) and not parts & {"tombstones", "done"}
 
 
 def _pass_barrier(vault: Vault, run: str, parts: set[str], swept: Swept, *, now: dt.datetime, lease_s: int) -> None:
@@ -201,6 +209,9 @@ def _tidy(vault: Vault, run: str, *, decided: bool) -> None:
         for keys in ([key for key in retired if not key.endswith("/done")], retired):
             if keys:
                 vault.storage.delete(keys)
+        if "tombstones" in parts and not read_note(vault.storage, vault.keys, _key(run, "tombstones"), Condemned).packs:
+            for part in ("condemned", "tombstones", "done"):  # nothing that later runs would have to retire
+                vault.storage.delete([_key(run, part)])
     vault.storage.delete([_key(run, "condemned")])
     rest = [_key(run, part) for part in sorted(parts - {"condemned", "tombstones", "done"})]
     if rest:
