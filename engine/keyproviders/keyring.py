@@ -143,6 +143,10 @@ class RecoveryKey:
             raise BadKeyFile("the recovery key is mistyped: its checksum does not fit")
         return cls(key)
 
+    def raw(self) -> bytes:
+        """Return the 32 bytes, to be split."""
+        return self._key
+
     def text(self) -> str:
         """Return the printable form."""
         raw = self._key + hashlib.sha256(self._key).digest()[:_CHECK_BYTES]
