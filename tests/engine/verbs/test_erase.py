@@ -195,7 +195,8 @@ def broken(start: Bench) -> Iterator[tuple[Bench, Bench]]:
                 yield below, above
 
 
-def test_whatever_call_fails_the_next_erase_finishes_and_no_point_is_half_there(folder):
+def test_whatever_call_fails_the_next_erase_finishes_and_no_point_is_half_there(folder, monkeypatch):
+    monkeypatch.setattr(erase, "_BATCH", 2)
     start = Bench()
     backed_up(start, folder)
     runs = 0
