@@ -23,7 +23,7 @@ import mmap
 import os
 import secrets
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +43,7 @@ _CONTEXT = b"index"
 _HEAD = struct.Struct("<4sIIIII")
 _MAGIC = b"BSIX"
 _CHECK_BYTES = 32
+_LISTS_MAX = 8
 _PACK = np.dtype(
     [("name", "V32"), ("alias", "<u4"), ("kind", "<u4"), ("epoch", "<u4"), ("size", "<u4"), ("salt", "V32")]
 )
@@ -51,6 +52,7 @@ _COLUMNS = (
     ("length", "<u4"), ("slot", "<u2"),
 )  # fmt: skip
 _ROW_BYTES = sum(np.dtype(kind).itemsize for _, kind in _COLUMNS)
+_SAME = ("high", "low", "pack", "slot", "offset")
 _RAW = 0x8000
 
 
@@ -88,6 +90,7 @@ class Segment:
         at = _HEAD.size + 32 * replaces
         if len(data) != at + _PACK.itemsize * packs + _ROW_BYTES * rows:
             raise IntegrityError(f"index segment {name} has a wrong length")
+        self.size = len(data)
         self.replaces = [bytes(data[_HEAD.size + 32 * i :][:32]).hex() for i in range(replaces)]
         self.packs = np.frombuffer(data, _PACK, packs, at)
         at += _PACK.itemsize * packs
@@ -179,6 +182,42 @@ def _encode(packs: list[Sealed], replaces: Sequence[str]) -> bytes:
     return head_bytes + b"".join(bytes.fromhex(name) for name in replaces) + heads.tobytes() + body
 
 
+def join_segments(segments: Sequence[Segment], *, without: Set[str], replaces: Sequence[str] = ()) -> bytes:
+    """Return one segment (plain) with the rows of all these, but for those of the packs `without` (names).
+
+    A row that several of them have is there once. Memory: about three times the answer.
+    """
+    numbers: dict[str, int] = {}
+    heads: list[np.void] = []
+    parts = []
+    for segment in segments:
+        places = np.full(len(segment.heads), -1, np.int64)
+        for old, head in enumerate(segment.heads):
+            if head.name in without:
+                continue
+            if head.name not in numbers:
+                numbers[head.name] = len(heads)
+                heads.append(segment.packs[old])
+            places[old] = numbers[head.name]
+        parts.append(places[segment.columns["pack"]])
+    pack = np.concatenate(parts)
+    kept = pack >= 0
+
+    def column(name: str) -> np.ndarray:
+        whole = pack if name == "pack" else np.concatenate([segment.columns[name] for segment in segments])
+        return whole[kept]
+
+    keys = [column(name) for name in _SAME]
+    order = np.lexsort(keys[::-1])
+    if len(order):
+        new = np.logical_or.reduce([key[order][1:] != key[order][:-1] for key in keys])
+        order = order[np.concatenate([[True], new])]
+    body = b"".join(column(name)[order].astype(kind).tobytes() for name, kind in _COLUMNS)
+    head_bytes = _HEAD.pack(_MAGIC, 1, len(heads), len(order), len(replaces), 0)
+    names = b"".join(bytes.fromhex(name) for name in replaces)
+    return head_bytes + names + np.array(heads, _PACK).tobytes() + body
+
+
 def wide_ids(ids: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Return 16-byte ids as (high, low) arrays of u64."""
     pairs = np.frombuffer(b"".join(ids), ">u8").reshape(-1, 2).astype(np.uint64)
@@ -191,6 +230,8 @@ class Index:
     `cache` is a private folder (0700) shared by the processes of this host; None keeps segments in memory. A name that
     is forbidden (condemned or deleted by a prune) is never answered.
 
+    `listed` is what the last refresh saw, name -> key.
+
     A damaged segment is skipped and remembered in `damaged`, key -> what is wrong: its chunks are stored again by
     backups and found through pack footers by readers, until rebuild lists them anew.
     """
@@ -199,6 +240,7 @@ class Index:
         self._storage, self._keys, self._cache = storage, keys, cache
         self._segments: dict[str, Segment] = {}
         self._order: list[Segment] = []
+        self.listed: dict[str, str] = {}
         self.damaged: dict[str, IntegrityError] = {}
         self._forbidden: set[str] = set()
         if cache is not None:
@@ -210,6 +252,11 @@ class Index:
         """Return the segments in force."""
         return self._order
 
+    @property
+    def loaded(self) -> dict[str, Segment]:
+        """Return every readable segment of the bucket by name, also those that others replace."""
+        return self._segments
+
     def forbid(self, names: set[str]) -> None:
         """Never answer with these packs, now and after later refreshes."""
         self._forbidden = set(names)
@@ -217,30 +264,32 @@ class Index:
             segment.forbid(self._forbidden)
 
     def refresh(self) -> None:
-        """LIST the index and load what is new; damaged segments are tried again. Raises FormatError."""
-        listed = {stored.key.rpartition("/")[2]: stored.key for stored in self._storage.scan(PREFIX)}
-        if listed.keys() == self._segments.keys():
+        """LIST the index and load what is new; damaged segments are tried again. Raises FormatError.
+
+        Lists again while a merge is at work: what vanished, and what replaces others, tells of segments that were
+        stored before, which a LIST that began earlier need not show.
+        """
+        before = set(self._segments)
+        self.listed = self._list()
+        if self.listed.keys() == before:
             return
         damaged: dict[str, IntegrityError] = {}
-        for name, key in listed.items():
-            if name in self._segments:
-                continue
-            try:
-                self._adopt(self._load(key, name))
-            except NotFound:
-                continue  # merged away between LIST and GET: the segment that replaces it is listed or comes next
-            except IntegrityError as error:
-                damaged[key] = error
-        self._settle(set(listed), damaged)
+        for _ in range(_LISTS_MAX):
+            damaged, steady = self._load_new()
+            if steady and before <= self.listed.keys():
+                break
+            before, self.listed = set(self.listed), self._list()
+        self._settle(damaged)
 
-    def add(self, plain: bytes) -> int:
+    def add(self, plain: bytes, *, level: int = 0) -> int:
         """Store a segment in the bucket and use it here at once; return its stored size in bytes."""
         data = seal(self._keys, Purpose.SEGMENT, plain, context=_CONTEXT)
         name = digest_name(data)
-        key = f"{PREFIX}0/{name}"
+        key = f"{PREFIX}{level}/{name}"
         self._storage.put(key, data)
+        self.listed[name] = key
         self._keep(name, plain)
-        self._adopt(Segment(name, memoryview(plain)))
+        self._adopt(Segment(name, self._cached(name) or memoryview(plain)))
         return len(data)
 
     def find(self, ids: Sequence[bytes], *, within: set[str] | None = None) -> Found:
@@ -298,11 +347,40 @@ class Index:
         self._segments[segment.name] = segment
         self._order.append(segment)
 
-    def _settle(self, listed: set[str], damaged: dict[str, IntegrityError]) -> None:
+    def _list(self) -> dict[str, str]:
+        return {stored.key.rpartition("/")[2]: stored.key for stored in self._storage.scan(PREFIX)}
+
+    def _load_new(self) -> tuple[dict[str, IntegrityError], bool]:
+        """Load what is listed; return the damaged ones, and whether no merge can have been at work."""
+        damaged: dict[str, IntegrityError] = {}
+        steady = True
+        for name, key in self.listed.items():
+            if name in self._segments:
+                continue
+            try:
+                self._adopt(self._load(key, name))
+                steady = steady and not self._segments[name].replaces
+            except NotFound:
+                steady = False
+            except IntegrityError as error:
+                damaged[key] = error
+        return damaged, steady
+
+    def _settle(self, damaged: dict[str, IntegrityError]) -> None:
         replaced = {name for segment in self._segments.values() for name in segment.replaces}
-        self._segments = {n: s for n, s in self._segments.items() if n in listed}
+        self._segments = {n: s for n, s in self._segments.items() if n in self.listed}
         self._order = [s for n, s in self._segments.items() if n not in replaced]
         self.damaged = {key: error for key, error in damaged.items() if key.rpartition("/")[2] not in replaced}
+        self._forget()
+
+    def _forget(self) -> None:
+        """Remove the copies of segments that the bucket no longer has; who mapped one reads on."""
+        if self._cache is None:
+            return
+        with contextlib.suppress(OSError):
+            for path in self._cache.iterdir():
+                if len(path.name) == 2 * _CHECK_BYTES and path.name not in self.listed:
+                    path.unlink(missing_ok=True)
 
     def _load(self, key: str, name: str) -> Segment:
         cached = self._cached(name)
