@@ -5,7 +5,6 @@ that a thousand vaults don't start at once. A job that fails is done again at th
 """
 
 import datetime as dt
-import hashlib
 from typing import Any
 
 from django.conf import settings
@@ -17,6 +16,7 @@ from accounts.services import Actor, record
 from jobs import services
 from jobs.models import Duty, Job
 from jobs.states import RECURRING, Kind, Trigger
+from policies import schedule
 from vaults.models import Vault, VaultState
 
 EVERY_S_MIN, EVERY_S_MAX = 60, 366 * 24 * 3600
@@ -43,11 +43,7 @@ def every_s(vault: Vault, kind: str) -> int:
 def next_due(vault: Vault, kind: str, *, after: dt.datetime) -> dt.datetime | None:
     """Return the first moment of the vault's own grid later than `after`, None for never."""
     period = every_s(vault, kind)
-    if not period:
-        return None
-    shift = int.from_bytes(hashlib.sha256(f"{vault.pk}/{kind}".encode()).digest()[:8], "big") % period
-    rounds = (int(after.timestamp()) - shift) // period + 1
-    return dt.datetime.fromtimestamp(rounds * period + shift, dt.UTC)
+    return schedule.spread(f"{vault.pk}/{kind}", period, after=after) if period else None
 
 
 def complete_duties(vaults: Any, *, now: dt.datetime) -> None:

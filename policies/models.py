@@ -11,9 +11,15 @@ from django.db import models
 
 from accounts.models import Account
 from policies import schedule
-from vaults.models import Region, Vault
+from vaults.models import Region, Vault, VaultState
 
 RETENTION_DAYS_MAX = 364_635
+KEPT_MAX = 10_000
+
+
+def _kept(text: str) -> models.PositiveSmallIntegerField[int, int]:
+    """Return the field of a rule that counts points or periods; 0 keeps nothing."""
+    return models.PositiveSmallIntegerField(default=0, validators=[MaxValueValidator(KEPT_MAX)], help_text=text)
 
 
 class SourceKind(models.TextChoices):
@@ -27,6 +33,8 @@ class Source(models.Model):
     `credentials` is sealed.
     `host` names the machine whose worker reads it; `region` the region that the machine belongs to (C25).
     `warnings` is what the last save found worth knowing, e.g. other file systems mounted inside (B28).
+    `erasing_since` is set once a person asked to delete all its points (C32): it takes no plans any more and goes with
+    its last point. `erase_next_at` is when to look again, `erase_ends_at` when the last lock ends, as far as known.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -38,6 +46,9 @@ class Source(models.Model):
     settings = models.JSONField(default=dict)
     credentials = models.TextField(blank=True, editable=False)
     warnings = models.JSONField(default=list, editable=False)
+    erasing_since = models.DateTimeField(null=True, editable=False)
+    erase_next_at = models.DateTimeField(null=True, editable=False, db_index=True)
+    erase_ends_at = models.DateTimeField(null=True, editable=False)
     created_at = models.DateTimeField(editable=False)
 
     class Meta:
@@ -87,10 +98,12 @@ class Unit(models.TextChoices):
 
 
 class Policy(models.Model):
-    """Reusable rules: when to back up and how long to keep.
+    """Reusable rules: when to back up, how long to keep, how often to prove that a restore works.
 
     The schedule is either `cron`, or every `every` `unit`s since `starts_on` at `start_time`; without a start time each
     plan draws its own between 00:00 and 06:00, once (C8). All in `time_zone`. `retention_days` None keeps for ever.
+    A point stays while any rule of any policy that its source has in its vault keeps it. `keep_at_least_one` keeps the
+    newest point and the newest complete one (C9); switched off, it still counts until `keep_one_until` (C34).
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -108,6 +121,25 @@ class Policy(models.Model):
         default=30,
         validators=[MinValueValidator(1), MaxValueValidator(RETENTION_DAYS_MAX)],
         help_text="Days from completion; empty keeps the points until a person deletes them",
+    )
+    keep_last = _kept("Newest points to keep")
+    keep_daily = _kept("Days of which the first complete point is kept")
+    keep_weekly = _kept("Weeks of which the first complete point is kept")
+    keep_monthly = _kept("Months of which the first complete point is kept")
+    keep_yearly = _kept("Years of which the first complete point is kept")
+    keep_at_least_one = models.BooleanField(
+        default=True, help_text="The newest point is never deleted, even when its retention is over"
+    )
+    keep_one_until = models.DateTimeField(null=True, editable=False, db_index=True)
+    drill_every_days = models.PositiveSmallIntegerField(
+        default=0,
+        validators=[MaxValueValidator(3660)],
+        help_text="Days between two trial restores of the newest point; 0 is never",
+    )
+    drill_percent = models.PositiveSmallIntegerField(
+        default=100,
+        validators=[MinValueValidator(1), MaxValueValidator(100)],
+        help_text="Share of the point's files that a trial restore takes",
     )
     options = models.JSONField(default=dict, blank=True)
     created_at = models.DateTimeField(editable=False)
@@ -138,12 +170,17 @@ class PlanQuerySet(models.QuerySet["Plan"]):
         """Return the active plans whose moment has come, the longest waiting first."""
         return self.filter(state=PlanState.ACTIVE, next_run_at__lte=now).order_by("next_run_at")
 
+    def drill_due(self, now: dt.datetime) -> "PlanQuerySet":
+        """Return the plans, also paused ones, whose newest point is to be restored on trial."""
+        return self.filter(next_drill_at__lte=now, vault__state=VaultState.READY).order_by("next_drill_at")
+
 
 class Plan(models.Model):
     """The binding source x policy x vault (B16). `next_run_at` is when it becomes due; None while paused.
 
     `start_minute` is the minute after midnight drawn for this plan, used when its policy has no start time.
-    `catch_up` runs a missed moment late instead of recording it as missed.
+    `catch_up` runs a missed moment late instead of recording it as missed. `next_drill_at` is when the newest point is
+    restored on trial.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -155,6 +192,7 @@ class Plan(models.Model):
     start_minute = models.PositiveSmallIntegerField(editable=False)
     catch_up = models.BooleanField(default=False)
     next_run_at = models.DateTimeField(null=True, db_index=True, editable=False)
+    next_drill_at = models.DateTimeField(null=True, db_index=True, editable=False)
     created_at = models.DateTimeField(editable=False)
 
     objects = PlanQuerySet.as_manager()

@@ -6,6 +6,7 @@ that comes twice runs at its first coming. Hours are elapsed time and know no od
 
 import calendar
 import datetime as dt
+import hashlib
 import zoneinfo
 from dataclasses import dataclass
 
@@ -53,6 +54,16 @@ def next_after(schedule: Schedule, after: dt.datetime) -> dt.datetime:
         if moment > after:
             return moment
         steps += 1
+
+
+def spread(name: str, every_s: int, *, after: dt.datetime) -> dt.datetime:
+    """Return the first moment later than `after` of a grid with that period, shifted by a hash of `name`.
+
+    So things of many names that come round as often don't do so at once.
+    """
+    shift = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % every_s
+    rounds = (int(after.timestamp()) - shift) // every_s + 1
+    return dt.datetime.fromtimestamp(rounds * every_s + shift, dt.UTC)
 
 
 def _moment(day: dt.date, time: dt.time, zone: zoneinfo.ZoneInfo) -> dt.datetime:

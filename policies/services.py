@@ -35,10 +35,27 @@ class PlanPaused(Refused):
     code = "plan_paused"
 
 
+class SourceErasing(Refused):
+    """What is being deleted takes no plans any more (C32)."""
+
+    code = "source_erasing"
+
+
 class PlanUnfit(Refused):
     """The parts of a plan don't fit together."""
 
     code = "plan_unfit"
+
+
+AUDITED_RULES = (
+    "retention_days",
+    "keep_last",
+    "keep_daily",
+    "keep_weekly",
+    "keep_monthly",
+    "keep_yearly",
+    "keep_at_least_one",
+)
 
 
 def schedule_of(policy: Policy, *, start_minute: int) -> schedule.Schedule:
@@ -109,25 +126,62 @@ def save_source(source: Source, *, credentials: dict[str, str] | None = None, ac
 
 @transaction.atomic
 def save_policy(policy: Policy, *, actor: Actor, now: dt.datetime) -> Policy:
-    """Check and store a policy, new or changed; its active plans get their next moment anew. Raises ValidationError."""
+    """Check and store a policy, new or changed; its plans get their next moments anew. Raises ValidationError.
+
+    Rules on how long to keep hold for all points of the plans' sources at the next expiry, with one exception: "keep at
+    least one" ends a while after it was switched off (C34), and is back at once when switched on (C33). Ask
+    retention.warnings_on_disable what to tell the person then (C17, C36).
+    """
     new = policy._state.adding
+    kept = None if new else Policy.objects.get(pk=policy.pk)
     if new:
         policy.created_at = now
+    if kept and kept.keep_at_least_one and not policy.keep_at_least_one:
+        policy.keep_one_until = now + dt.timedelta(seconds=settings.KEEP_ONE_GRACE_S)
+    elif policy.keep_at_least_one:
+        policy.keep_one_until = None
     policy.full_clean()
     policy.save()
-    for plan in policy.plans.filter(state=PlanState.ACTIVE):
+    for plan in policy.plans.all():
+        active = plan.state == PlanState.ACTIVE
+        following = schedule.next_after(schedule_of(policy, start_minute=plan.start_minute), now) if active else None
         Plan.objects.filter(pk=plan.pk).update(
-            next_run_at=schedule.next_after(schedule_of(policy, start_minute=plan.start_minute), now)
+            next_run_at=following, next_drill_at=next_drill_at(plan, policy, after=now)
         )
-    record(actor, "policy.create" if new else "policy.change", policy, account=policy.account, now=now)
+    changes = _changes(kept, policy) if kept else {}
+    record(actor, "policy.create" if new else "policy.change", policy, account=policy.account, now=now, **changes)
     return policy
 
 
+def _changes(before: Policy, after: Policy) -> dict[str, Any]:
+    """Return the rules of a policy that change, as [before, after]."""
+    pairs = ((name, getattr(before, name), getattr(after, name)) for name in AUDITED_RULES)
+    return {name: [old, new] for name, old, new in pairs if old != new}
+
+
+def next_drill_at(plan: Plan, policy: Policy, *, after: dt.datetime) -> dt.datetime | None:
+    """Return when the plan's newest point is next restored on trial, None for never."""
+    if not policy.drill_every_days:
+        return None
+    return schedule.spread(f"{plan.pk}/drill", policy.drill_every_days * 86_400, after=after)
+
+
+def end_keep_one(*, now: dt.datetime) -> list[Any]:
+    """Let "keep at least one" end where its time is over (C34); return the vaults whose expiry should look at once."""
+    over = list(Policy.objects.filter(keep_one_until__lte=now).values_list("pk", flat=True))
+    if not over:
+        return []
+    Policy.objects.filter(pk__in=over, keep_one_until__lte=now).update(keep_one_until=None)
+    return list(Plan.objects.filter(policy__in=over).values_list("vault_id", flat=True).distinct())
+
+
 def create_plan(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
-    """Bind a source to a policy and a vault (B16). Raises PlanUnfit, PlanExists.
+    """Bind a source to a policy and a vault (B16). Raises PlanUnfit, PlanExists, SourceErasing.
 
     The start between 00:00 and 06:00 is drawn here, once (C8).
     """
+    if plan.source.erasing_since:
+        raise SourceErasing(f"The backups of {plan.source} are being deleted. Make a new source to protect it again.")
     accounts = {plan.source.account_id, plan.policy.account_id, plan.vault.account_id}
     if len(accounts) != 1:
         raise PlanUnfit("Source, policy and vault must belong to one account.")
@@ -136,6 +190,7 @@ def create_plan(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
     plan.account_id = plan.source.account_id
     plan.start_minute = random.SystemRandom().randrange(schedule.DRAWN_START_MINUTES)
     plan.next_run_at = next_run_at(plan, after=now)
+    plan.next_drill_at = next_drill_at(plan, plan.policy, after=now)
     plan.created_at = now
     try:
         with transaction.atomic():
@@ -148,7 +203,10 @@ def create_plan(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
 
 @transaction.atomic
 def pause(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
-    """Stop future runs; points stay, and expire as they would (C30). Raises PlanPaused."""
+    """Stop future runs; points stay, and expire as they would (C30). Raises PlanPaused.
+
+    Ask retention.warnings_on_pause what to tell the person (C17).
+    """
     changed = Plan.objects.filter(pk=plan.pk, state=PlanState.ACTIVE).update(state=PlanState.PAUSED, next_run_at=None)
     if not changed:
         raise PlanPaused("The plan is paused already.")

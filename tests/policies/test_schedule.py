@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.schedule import DRAWN_START_MINUTES, Schedule, check_cron, next_after
+from policies.schedule import DRAWN_START_MINUTES, Schedule, check_cron, next_after, spread
 
 BERLIN, NEW_YORK = "Europe/Berlin", "America/New_York"
 
@@ -114,3 +114,11 @@ def test_drawn_starts_overload_no_minute():
     drawn = Counter(dice.randrange(DRAWN_START_MINUTES) for _ in range(1000))
     assert max(drawn.values()) <= 12
     assert max(drawn) < 360
+
+
+def test_a_grid_of_moments_keeps_its_period_and_differs_by_name():
+    after = dt.datetime(2026, 3, 10, 12, 0, tzinfo=dt.UTC)
+    first = spread("a", 3600, after=after)
+    assert after < first <= after + dt.timedelta(hours=1)
+    assert spread("a", 3600, after=first) == first + dt.timedelta(hours=1)
+    assert len({spread(str(number), 3600, after=after) for number in range(100)}) > 90

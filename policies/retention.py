@@ -1,0 +1,170 @@
+"""Which rules decide over a source's points in a vault, and what they say of each point (C9, C16, C30, C33-C36)."""
+
+import datetime as dt
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from engine.retention import DAYS_MAX, Rules, Verdict, Version, judge
+from policies.models import Plan, PlanState, Policy, Source
+from vaults.models import PointState, RecoveryPoint, Vault
+
+OWN = (Rules(),)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A point's row and what becomes of it."""
+
+    row: RecoveryPoint
+    verdict: Verdict
+
+
+def keeps_one(policy: Policy, *, now: dt.datetime) -> bool:
+    """Say whether the policy keeps the newest point: at once when switched on (C33), a while longer after off (C34)."""
+    return policy.keep_at_least_one or (policy.keep_one_until is not None and policy.keep_one_until > now)
+
+
+def rules_of(policies: Iterable[Policy], *, now: dt.datetime) -> tuple[Rules, ...]:
+    """Return the rules that these policies make together, one set for each time zone; OWN when there is none.
+
+    Within a zone the largest number of each rule is the same as all of them: what any keeps is kept.
+    """
+    by_zone: dict[str, list[Policy]] = defaultdict(list)
+    for policy in policies:
+        by_zone[policy.time_zone].append(policy)
+    return tuple(_joined(zone, group, now) for zone, group in sorted(by_zone.items())) or OWN
+
+
+def _joined(zone: str, policies: list[Policy], now: dt.datetime) -> Rules:
+    return Rules(
+        days=max(DAYS_MAX if policy.retention_days is None else policy.retention_days for policy in policies),
+        last=max(policy.keep_last for policy in policies),
+        daily=max(policy.keep_daily for policy in policies),
+        weekly=max(policy.keep_weekly for policy in policies),
+        monthly=max(policy.keep_monthly for policy in policies),
+        yearly=max(policy.keep_yearly for policy in policies),
+        at_least_one=any(keeps_one(policy, now=now) for policy in policies),
+        zone=zone,
+    )
+
+
+def vault_rules(vault: Vault, *, now: dt.datetime) -> dict[str, tuple[Rules, ...]]:
+    """Return the rules by series, for every source that has a plan into the vault, active or paused (C30)."""
+    policies: dict[str, list[Policy]] = defaultdict(list)
+    for plan in Plan.objects.filter(vault=vault).select_related("policy"):
+        policies[str(plan.source_id)].append(plan.policy)
+    return {series: rules_of(group, now=now) for series, group in policies.items()}
+
+
+def source_rules(source: Source, vault: Vault, *, now: dt.datetime) -> tuple[Rules, ...]:
+    """Return the rules for one source's points in one vault."""
+    plans = Plan.objects.filter(vault=vault, source=source).select_related("policy")
+    return rules_of([plan.policy for plan in plans], now=now)
+
+
+def judge_rows(rows: Iterable[RecoveryPoint], rules: tuple[Rules, ...], *, now: dt.datetime) -> list[Judged]:
+    """Return what becomes of each of these points of one series, newest first: any set of rules that keeps, keeps."""
+    by_point = {row.point_id: row for row in rows}
+    versions = [_version(row) for row in by_point.values()]
+    found: dict[str, list[Verdict]] = defaultdict(list)
+    for one in rules:
+        for verdict in judge(versions, one, now):
+            found[verdict.point].append(verdict)
+    judged = [Judged(by_point[point], _shown(_together(verdicts), now)) for point, verdicts in found.items()]
+    return sorted(judged, key=lambda one: (one.row.completed_at, one.row.point_id), reverse=True)
+
+
+def preview(vault: Vault, series: str, rules: tuple[Rules, ...], *, now: dt.datetime) -> list[Judged]:
+    """Return what expiry would do now to the points of a series, newest first."""
+    return judge_rows(RecoveryPoint.objects.in_series(vault, series), rules, now=now)
+
+
+def _version(row: RecoveryPoint) -> Version:
+    return Version(
+        point=row.point_id,
+        completed_at=row.completed_at,
+        retention_days=row.retention_days,
+        complete=row.state == PointState.COMPLETE,
+        held=row.held_at is not None,
+        locked_until=row.locked_until,
+    )
+
+
+def _together(verdicts: list[Verdict]) -> Verdict:
+    """Return the verdict of several sets of rules about one point."""
+    keeping = [verdict for verdict in verdicts if verdict.keep]
+    if not keeping:
+        return max(verdicts, key=lambda verdict: verdict.expires_at or _NEVER)
+    ends = [verdict.expires_at for verdict in keeping]
+    reasons = list(dict.fromkeys(reason for verdict in keeping for reason in verdict.reasons))
+    return Verdict(keeping[0].point, True, reasons, None if None in ends else max(end for end in ends if end))
+
+
+_NEVER = dt.datetime.max.replace(tzinfo=dt.UTC)
+# Longer than any policy but those that keep for ever.
+_FOREVER = dt.timedelta(days=DAYS_MAX - 3660)
+
+
+def _shown(verdict: Verdict, now: dt.datetime) -> Verdict:
+    """Return the verdict with "for ever" instead of a date a thousand years away."""
+    if verdict.expires_at is None or verdict.expires_at - now < _FOREVER:
+        return verdict
+    reasons = ["kept for ever" if "since completion" in reason else reason for reason in verdict.reasons]
+    return Verdict(verdict.point, verdict.keep, reasons, None)
+
+
+def last_point_ends(source: Source, vault: Vault, *, now: dt.datetime) -> tuple[bool, dt.datetime | None]:
+    """Return whether the source's points run out by the rules as they are at `now` without new ones, and when.
+
+    (False, None): something keeps a point for good. (True, None): there is no point even now.
+    """
+    judged = preview(vault, source.series, source_rules(source, vault, now=now), now=now)
+    if any(one.verdict.keep and one.verdict.expires_at is None for one in judged):
+        return False, None
+    return True, max((one.verdict.expires_at for one in judged if one.verdict.expires_at), default=None)
+
+
+def warnings_on_pause(plan: Plan, *, now: dt.datetime) -> list[str]:
+    """Return what a person who pauses this plan should know: nothing while a newest point is kept for good (C17)."""
+    others = Plan.objects.filter(source=plan.source, vault=plan.vault, state=PlanState.ACTIVE).exclude(pk=plan.pk)
+    if others.exists():
+        return []
+    runs_out, end = last_point_ends(plan.source, plan.vault, now=now)
+    if not runs_out:
+        return []
+    return [
+        f"No new recovery points of {plan.source} come about in {plan.vault} while the plan is paused, and "
+        f'"keep at least one" is off: {_gone(end, now)}'
+    ]
+
+
+def warnings_on_disable(policy: Policy, *, now: dt.datetime) -> list[str]:
+    """Return what a person who switched off "keep at least one" should know, with dates (C17, C36).
+
+    Empty once that has taken effect, and while it is on.
+    """
+    end = policy.keep_one_until
+    if end is None:
+        return []
+    texts = [
+        f'"Keep at least one" ends at {_moment(end)}. From then on nothing may be left when backups stop, because a '
+        "plan is paused or a host stays away. Switch it on again before then and nothing changes."
+    ]
+    for plan in policy.plans.select_related("source", "vault"):
+        runs_out, last = last_point_ends(plan.source, plan.vault, now=end)
+        if runs_out:
+            texts.append(f"{plan.source} in {plan.vault}, unless a backup completes before: {_gone(last, end)}")
+    return texts
+
+
+def _gone(end: dt.datetime | None, now: dt.datetime) -> str:
+    if end is None:
+        return "there is no recovery point even now."
+    if end <= now:
+        return f"the last recovery point outlives its retention on {_moment(end)} and goes with the next expiry."
+    return f"the last recovery point expires on {_moment(end)}."
+
+
+def _moment(moment: dt.datetime) -> str:
+    return f"{moment.astimezone(dt.UTC):%Y-%m-%d %H:%M} UTC"
