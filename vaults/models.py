@@ -119,7 +119,7 @@ class Vault(models.Model):
     """A named home of recovery points in one region: one prefix, one key domain, one dedup domain.
 
     `stored_id` is the id that vault.json tells. Immutability (B6): `immutable_since` is set once and `lock_days` only
-    grows; the database refuses anything else (vaults.guards). `key_*` never change after creation (E33): of `key_spec`
+    grows; the database refuses anything else (vaults.guards). `key_*` never change after creation (E33): of `key_url`
     nothing is secret, `key_credentials` is sealed. `deletable_at` is when the last lock ends, as far as known.
     `coverage_*`: bytes that the points need, and how many of them were read in full within the last 30 days.
 
@@ -139,7 +139,7 @@ class Vault(models.Model):
     immutable_since = models.DateTimeField(null=True, editable=False)
     lock_days = models.PositiveIntegerField(default=0, editable=False)
     key_provider = models.CharField(max_length=8, choices=KeyProvider.choices, default=KeyProvider.KEYRING)
-    key_spec = models.JSONField(default=dict, blank=True)
+    key_url = models.CharField(max_length=500, blank=True, help_text="Where the key is kept; empty for the service key")
     key_credentials = models.TextField(blank=True, editable=False)
     recovery_proven_at = models.DateTimeField(null=True, editable=False)
     recovery_threshold = models.PositiveSmallIntegerField(default=0, editable=False)
@@ -178,7 +178,7 @@ class Vault(models.Model):
         eased = kept and (self.immutable_since != kept.immutable_since or self.lock_days < kept.lock_days)
         if kept and kept.immutable_since and eased:
             raise ImmutabilityFixed(f"{self} is immutable: that can neither be turned off nor shortened.")
-        if kept and (self.key_provider, self.key_spec) != (kept.key_provider, kept.key_spec):
+        if kept and (self.key_provider, self.key_url) != (kept.key_provider, kept.key_url):
             raise KeyFixed(f"The key of {self} was chosen when it was made and never changes. Make another vault.")
         super().save(*args, **kwargs)
 

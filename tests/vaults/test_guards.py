@@ -80,7 +80,7 @@ def test_no_row_goes_while_its_vault_is_there_whoever_deletes_it(vault, lockable
 
 
 @pytest.mark.rule("E33")
-@pytest.mark.parametrize("change", [{"key_provider": "transit"}, {"key_spec": {"key": "other"}}])
+@pytest.mark.parametrize("change", [{"key_provider": "transit"}, {"key_url": "transit:https://h/m/k"}])
 def test_the_key_of_a_vault_never_changes(vault, change):
     for name, value in change.items():
         setattr(vault, name, value)
