@@ -9,7 +9,7 @@ from enum import Enum
 from typing import NamedTuple, TypeVar
 
 from engine.errors import ShortRead, StorageError, Unavailable
-from engine.storage.port import Bytes, Refusal, Storage, Stored
+from engine.storage.port import Bytes, History, Refusal, Storage, Stored, StoredVersion, history_of
 
 T = TypeVar("T")
 
@@ -26,9 +26,9 @@ class Mode(Enum):
 
 
 _APPLIES = {
-    Mode.DELAYED: frozenset({"put", "delete", "extend_lock"}),
-    Mode.SHORT: frozenset({"get"}),
-    Mode.WRONG: frozenset({"get"}),
+    Mode.DELAYED: frozenset({"put", "delete", "extend_lock", "delete_versions"}),
+    Mode.SHORT: frozenset({"get", "get_version"}),
+    Mode.WRONG: frozenset({"get", "get_version"}),
 }
 
 
@@ -112,6 +112,11 @@ class Faulty:
         """Return the lock's end, unless the plan says otherwise."""
         return self._run("locked_until", [key], lambda: self.inner.locked_until(key))
 
+    def history(self) -> "FaultyHistory | None":
+        """Return the view of versions, which fails by the same plan."""
+        history = history_of(self.inner)
+        return FaultyHistory(history, self) if history else None
+
     def settle(self) -> None:
         """Let every delayed effect happen now."""
         with self._mutex:
@@ -168,6 +173,29 @@ class Faulty:
                 hit = fault
                 self.fired.append(fault)
         return hit
+
+
+class FaultyHistory:
+    """The versions of a store that fails by plan: `versions`, `get_version` and the rest are verbs of their own."""
+
+    def __init__(self, inner: History, faulty: Faulty) -> None:
+        self._inner, self._run = inner, faulty._run
+
+    def versions(self, prefix: str, *, after: str = "") -> Iterator[StoredVersion]:
+        """Yield the versions, unless the plan says otherwise."""
+        return iter(self._run("versions", [prefix], lambda: list(self._inner.versions(prefix, after=after))))
+
+    def get_version(self, key: str, version_id: str) -> bytes:
+        """Return the bytes of one version, unless the plan says otherwise."""
+        return self._run("get_version", [key], lambda: self._inner.get_version(key, version_id), damage=_flip)
+
+    def version_locked_until(self, key: str, version_id: str) -> dt.datetime | None:
+        """Return one version's lock, unless the plan says otherwise."""
+        return self._run("locked_until", [key], lambda: self._inner.version_locked_until(key, version_id))
+
+    def delete_versions(self, key: str, version_ids: Sequence[str]) -> list[Refusal]:
+        """Delete these versions, unless the plan says otherwise."""
+        return self._run("delete_versions", [key], lambda: self._inner.delete_versions(key, version_ids))
 
 
 def _flip(data: bytes) -> bytes:

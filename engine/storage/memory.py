@@ -249,13 +249,13 @@ class MemoryHistory:
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
 
-    def versions(self, prefix: str) -> Iterator[StoredVersion]:
+    def versions(self, prefix: str, *, after: str = "") -> Iterator[StoredVersion]:
         """Yield the versions, newest first within a key, as they are when this is called."""
         check_prefix(prefix)
         found = []
         with self._memory._mutex:
             for key in self._memory._keys:
-                if key.startswith(prefix):
+                if key.startswith(prefix) and key > after:
                     for at, version in enumerate(reversed(self._memory._objects[key])):
                         size = len(version.data or b"")
                         found.append(StoredVersion(key, version.version_id, size, at == 0, version.data is None))

@@ -52,8 +52,11 @@ class StoredVersion(NamedTuple):
 class History(Protocol):
     """What stands below the newest versions of a store: an optional part of a storage, for audits."""
 
-    def versions(self, prefix: str) -> Iterator[StoredVersion]:
-        """Yield every version and delete marker under the prefix, those of one key together, keys in order."""
+    def versions(self, prefix: str, *, after: str = "") -> Iterator[StoredVersion]:
+        """Yield every version and delete marker under the prefix and after a key, keys in order, each key's together.
+
+        The newest of a key says so; the others come in any order.
+        """
         ...
 
     def get_version(self, key: str, version_id: str) -> bytes:

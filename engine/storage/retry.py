@@ -4,13 +4,14 @@ import datetime as dt
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TypeVar
+from itertools import groupby
+from typing import Any, TypeVar
 
 import tenacity
 from tenacity.stop import stop_base
 
 from engine.errors import StorageError
-from engine.storage.port import Bytes, Refusal, Storage, Stored
+from engine.storage.port import Bytes, History, Refusal, Storage, Stored, StoredVersion, history_of
 
 T = TypeVar("T")
 
@@ -88,6 +89,11 @@ class Retrying:
         """Return the lock's end."""
         return self._call(lambda: self.inner.locked_until(key))
 
+    def history(self) -> "RetryingHistory | None":
+        """Return the view of versions, retried alike."""
+        history = history_of(self.inner)
+        return RetryingHistory(history, self._call) if history else None
+
     def _begin(self, prefix: str, after: str) -> tuple[Stored | None, Iterator[Stored]]:
         """Pull the first object, which is what makes a lazy scan talk to the store."""
         found = self.inner.scan(prefix, after=after)
@@ -103,3 +109,53 @@ class Retrying:
             reraise=True,
         )
         return retrying(attempt)
+
+
+class RetryingHistory:
+    """Pass every call on and repeat it as `repeat` does; a list begins anew after the last key that came whole."""
+
+    def __init__(self, inner: History, repeat: Callable[[Callable[[], Any]], Any]) -> None:
+        self._inner, self._repeat = inner, repeat
+
+    def versions(self, prefix: str, *, after: str = "") -> Iterator[StoredVersion]:
+        """Yield the versions."""
+        source = _Keys(self._inner, prefix, after)
+        while (found := self._repeat(source.following)) is not None:
+            yield from found
+
+    def get_version(self, key: str, version_id: str) -> bytes:
+        """Return the bytes of one version."""
+        data: bytes = self._repeat(lambda: self._inner.get_version(key, version_id))
+        return data
+
+    def version_locked_until(self, key: str, version_id: str) -> dt.datetime | None:
+        """Return one version's lock."""
+        end: dt.datetime | None = self._repeat(lambda: self._inner.version_locked_until(key, version_id))
+        return end
+
+    def delete_versions(self, key: str, version_ids: Sequence[str]) -> list[Refusal]:
+        """Delete these versions."""
+        refusals: list[Refusal] = self._repeat(lambda: self._inner.delete_versions(key, version_ids))
+        return refusals
+
+
+class _Keys:
+    """A list of versions that can be gone on with after an error, key by key."""
+
+    def __init__(self, inner: History, prefix: str, after: str) -> None:
+        self._inner, self._prefix, self._after = inner, prefix, after
+        self._groups: Iterator[tuple[str, Iterator[StoredVersion]]] | None = None
+
+    def following(self) -> list[StoredVersion] | None:
+        """Return the versions of the next key, None behind the last."""
+        try:
+            if self._groups is None:
+                self._groups = groupby(self._inner.versions(self._prefix, after=self._after), lambda found: found.key)
+            for key, found in self._groups:
+                whole = list(found)
+                self._after = key
+                return whole
+            return None
+        except StorageError:
+            self._groups = None
+            raise

@@ -1,4 +1,4 @@
-"""Any S3-compatible bucket as a store; the only module that imports minio."""
+"""Any S3-compatible bucket as a store."""
 
 import base64
 import contextlib
@@ -7,32 +7,28 @@ import hashlib
 import os
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import certifi
 import urllib3
 from minio import Minio
-from minio.commonconfig import COMPLIANCE, GOVERNANCE
-from minio.datatypes import Object
-from minio.deleteobjects import DeleteError, DeleteObject
+from minio.commonconfig import COMPLIANCE
 from minio.error import S3Error
 from minio.helpers import genheaders
 from minio.retention import Retention
 
-from engine.errors import Forbidden, StorageError, Unavailable, Unreachable
+from engine.errors import Forbidden, StorageError, Unreachable
 from engine.storage.keys import beyond_end, check_key, check_prefix, check_range
 from engine.storage.port import Broken, Bytes, Claims, Refusal, Stored
-from engine.storage.s3errors import TRANSIENT_CODES, translated
+from engine.storage.s3errors import translated
+from engine.storage.s3versions import PAGE, S3Versions
 from engine.storage.throttle import SLICE_BYTES, Pace, unpaced
 
 if TYPE_CHECKING:
     from engine.storage.location import Location
 
-_BATCH = 1000
 _CONNECTIONS = 16
-_LISTERS = 4
 _NO_LOCKING = ("InvalidRequest", "ObjectLockConfigurationNotFoundError", "NotImplemented", "MethodNotAllowed")
 
 
@@ -53,6 +49,7 @@ class S3Storage:
         self._timeout = urllib3.Timeout(connect=connect_s, read=read_s)
         self._mutex = threading.Lock()
         self._made: tuple[int, Minio] | None = None
+        self._versions = S3Versions(self._client, self._bucket, self._prefix)
 
     def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None) -> None:
         """Store the object, in compliance mode until `locked_until`; raises Forbidden where the bucket cannot lock."""
@@ -107,13 +104,8 @@ class S3Storage:
         for key in keys:
             check_key(key)
         refusals: list[Refusal] = []
-        for start in range(0, len(keys), _BATCH):
-            part = keys[start : start + _BATCH]
-            with translated(part[0]):
-                with ThreadPoolExecutor(min(_LISTERS, len(part))) as listers:
-                    found = [version for versions in listers.map(self._versions, part) for version in versions]
-                for at in range(0, len(found), _BATCH):
-                    refusals += self._delete_versions(found[at : at + _BATCH])
+        for start in range(0, len(keys), PAGE):
+            refusals += self._versions.delete(self._versions.of_keys(keys[start : start + PAGE]))
         return list({refusal.key: refusal for refusal in refusals}.values())
 
     def extend_lock(self, key: str, *, until: dt.datetime) -> None:
@@ -135,7 +127,7 @@ class S3Storage:
         """Return the newest version's lock as its headers show it."""
         check_key(key)
         with translated(key):
-            return self._lock_end(self._prefix + key)
+            return self._versions.lock_end(self._prefix + key)
 
     def describe(self) -> Claims:
         """Return what the bucket says about versions, object lock and the time; asking changes nothing."""
@@ -157,41 +149,11 @@ class S3Storage:
 
         Leaves a second version with other bytes under the key. Only for objects made to be attacked.
         """
-        client, name = self._client(), self._prefix + key
-        with translated(key):
-            version = client.stat_object(self._bucket, name).version_id
-        doomed = [DeleteObject(name, version)]
-        shortened = self._works(self._retain, name, version, Retention(COMPLIANCE, _whole_seconds(earlier)))
-        weakened = self._works(self._retain, name, version, Retention(GOVERNANCE, _whole_seconds(earlier)))
-        with translated(key):
-            body = self._version_body(name, version)
-            client._put_object(self._bucket, name, b"overwritten", {})
-            overwritten = self._version_body(name, version) != body
-            client._delete_objects(self._bucket, doomed, bypass_governance_mode=True)
-            deleted = not any(v.version_id == version for v in self._versions(key))
-        return Broken(shortened, weakened, deleted, overwritten)
+        return self._versions.attack(key, earlier=_whole_seconds(earlier))
 
-    def _works(self, attempt: Callable[..., object], *arguments: object) -> bool:
-        """Say whether the store allowed it; no answer at all raises."""
-        try:
-            with translated("attack"):
-                attempt(*arguments)
-        except StorageError as error:
-            if error.transient:
-                raise
-            return False
-        return True
-
-    def _retain(self, name: str, version: str | None, retention: Retention) -> None:
-        self._client().set_object_retention(self._bucket, name, retention, version)
-
-    def _version_body(self, name: str, version: str | None) -> bytes:
-        response = self._client().get_object(self._bucket, name, version_id=version)
-        try:
-            return bytes(response.read())
-        finally:
-            response.close()
-            response.release_conn()
+    def history(self) -> S3Versions:
+        """Return the view of versions."""
+        return self._versions
 
     def _client(self) -> Minio:
         with self._mutex:
@@ -248,44 +210,6 @@ class S3Storage:
             )
             for item in found:
                 yield Stored((item.object_name or "").removeprefix(self._prefix), item.size or 0)
-
-    def _lock_end(self, name: str, version: str | None = None) -> dt.datetime | None:
-        # Not get_object_retention: minio cannot read the nanoseconds that Ceph answers with.
-        found = self._client().stat_object(self._bucket, name, version_id=version)
-        text = (found.metadata or {}).get("x-amz-object-lock-retain-until-date")
-        return dt.datetime.fromisoformat(text).astimezone(dt.UTC) if text else None
-
-    def _versions(self, key: str) -> list[Object]:
-        name = self._prefix + key
-        found = self._client().list_objects(self._bucket, prefix=name, recursive=True, include_version=True)
-        return [version for version in found if version.object_name == name]
-
-    def _delete_versions(self, versions: Sequence[Object]) -> list[Refusal]:
-        wanted = {(v.object_name or "", v.version_id or "null") for v in versions}
-        doomed = [DeleteObject(name, version) for name, version in wanted]
-        result = self._client()._delete_objects(self._bucket, doomed)
-        gone = {(d.name, d.version_id or "null") for d in result.object_list}
-        failed = {(e.name or "", e.version_id or "null"): e for e in result.error_list}
-        refusals = []
-        for name, version in sorted(wanted - gone):
-            refusal = self._refusal(name, version, failed.get((name, version)))
-            if refusal is not None:
-                refusals.append(refusal)
-        return refusals
-
-    def _refusal(self, name: str, version: str, error: DeleteError | None) -> Refusal | None:
-        code = (error.code if error else "") or ""
-        if code in ("NoSuchKey", "NoSuchVersion"):
-            return None
-        key = name.removeprefix(self._prefix)
-        if error is None or code in TRANSIENT_CODES:
-            raise Unavailable(f"{key}: {code or 'the store did not say whether it was deleted'}")
-        lock = None
-        with contextlib.suppress(StorageError), translated(key):
-            lock = self._lock_end(name, version)
-        if lock is not None:
-            return Refusal(key, f"locked until {lock.isoformat()}", locked=True)
-        return Refusal(key, f"{code}: {error.message or 'no reason given'}", locked=code == "ObjectLocked")
 
 
 class _Transport(urllib3.PoolManager):
