@@ -32,8 +32,8 @@ class Finding(msgspec.Struct, kw_only=True):
     `object` is its key. `damage`: missing, size (not as recorded), damaged (a pack, key set or other named object),
     point (a root or commit), listing (a block of a point's listing), index (a damaged segment, or chunks that no
     segment lists), contradiction (a segment that cannot be right), control (a session's or prune's note). `points` are
-    the visible points that need it, as `<series>/<point>`; `files` of their files are affected (levels structure,
-    footers and content), `paths` are the first of them. `chunks` and `blocks` serve the run itself.
+    the visible points that need it, as `<series>/<point>`; `files` of their files are affected, `paths` are the first
+    of them. `chunks` and `blocks` serve the run itself.
     """
 
     object: str
@@ -70,12 +70,13 @@ def block_key(root: Root, number: int) -> bytes:
 class Affected:
     """Tells which points and files the findings affect; asked once, at the end, and only when something is wrong.
 
-    `lost` are chunk ids (16 bytes) by pack name. Reads every root again, and the blocks that need a damaged pack; each
-    distinct block once. Memory: the lost ids and one short hash per affected path.
+    Reads every root again, and the blocks that need a damaged pack; each distinct block once. With `listings` the
+    blocks were checked, and those that cannot be read have findings of their own. Memory: the lost ids and one short
+    hash per affected path.
     """
 
-    def __init__(self, vault: Vault, findings: Sequence[Finding], *, files: bool) -> None:
-        self._vault, self._files = vault, files
+    def __init__(self, vault: Vault, findings: Sequence[Finding], *, listings: bool) -> None:
+        self._vault, self._listings = vault, listings
         self._packs = {pack_name(f.object): f for f in findings if pack_name(f.object)}
         self._blocks = {block: f for f in findings for block in f.blocks}
         self._points = {f.object: f for f in findings if f.damage == "point"}
@@ -108,7 +109,7 @@ class Affected:
             if unreadable := self._blocks.get(key):
                 _note(unreadable, shown)
             needed = list({id(f): f for i in block.packs for f in hit.get(i, ())}.values())
-            if needed and self._files and key not in self._seen:
+            if needed and key not in self._seen:
                 self._seen.add(key)
                 self._count(root, block, needed)
 
@@ -116,7 +117,10 @@ class Affected:
         try:
             rows = read_block(self._vault.fetcher(root), block)
         except EngineError:
-            return  # the block has a finding of its own
+            for finding in needed:
+                if not self._listings and finding.object.startswith("meta/"):
+                    finding.files += block.files
+            return
         for finding in needed:
             lost = set(finding.chunks)
             paths = self._paths.setdefault(finding.object, set())

@@ -16,13 +16,26 @@ from engine.index import PREFIX as SEGMENTS
 from engine.index import Index, Place, Segment, load_segment, wide_ids
 from engine.keys import ID_BYTES, Keys
 from engine.ledger import Ledger, point_states
-from engine.listing import FULL_ID_BYTES
-from engine.pack import HEADER_BYTES, TRAILER_BYTES, Cipher, Sealed, footer_range, open_footer, open_header, pack_key
+from engine.listing import FULL_ID_BYTES, Block
+from engine.pack import (
+    FOLDERS,
+    HEADER_BYTES,
+    META,
+    TRAILER_BYTES,
+    Cipher,
+    Sealed,
+    footer_range,
+    open_footer,
+    open_header,
+    pack_key,
+)
 from engine.point import PackRef, Root, decode_commit, point_key
 from engine.session import Session
 from engine.storage.port import Storage
-from engine.vault import PointName, Vault, read_block
-from engine.verbs.findings import Finding, block_key
+from engine.vault import KEYS, PointName, Vault, read_block
+from engine.verbs.findings import Finding, block_key, pack_name
+
+_NAMED = (KEYS, SEGMENTS, *(f"{folder}/" for folder in FOLDERS))
 
 
 def open_unbound(vault: Vault, name: str, *, verb: str, now: dt.datetime) -> Session:
@@ -56,10 +69,29 @@ def unverified_points(vault: Vault, ledger: Ledger, names: Sequence[PointName]) 
     return [name for name in names if states[f"{name.series}/{name.point}"] not in ledger.structured]
 
 
+def where_damaged(vault: Vault, finding: Finding, size: int) -> Finding | None:
+    """Look closer at an object that a scrub found damaged: which chunks of a pack are lost, or None when it is whole.
+
+    Reads it once more: what was only changed on its way is no damage of the vault.
+    """
+    name = pack_name(finding.object)
+    kind = int(finding.object.startswith(f"{FOLDERS[META]}/"))
+    if not name or finding.damage == "missing" or pack_key(kind, name) != finding.object:
+        return finding
+    found = Packs(vault).check_content(PackRef(name, kind, size))
+    return next((closer for closer in found if closer.object == finding.object), None)
+
+
+def last_part(key: str) -> str:
+    """Return what the ledger knows an object by."""
+    return key.rpartition("/")[2]
+
+
 def sha_name(key: str) -> str:
-    """Return the SHA-256 that an object is named by, without its alias; empty for objects with other names."""
-    name = key.rpartition("/")[2].partition(".")[0]
-    return name if len(name) == 64 and not set(name) - set("0123456789abcdef") else ""
+    """Return the SHA-256 of the bytes that an object is named by, without alias; empty for objects with other names."""
+    name = last_part(key).partition(".")[0]
+    named = key.startswith(_NAMED) and len(name) == 64 and not set(name) - set("0123456789abcdef")
+    return name if named else ""
 
 
 def check_point(vault: Vault, name: PointName) -> Finding | None:
@@ -128,13 +160,21 @@ class Blocks:
         except IntegrityError as error:
             finding = self._finding(number, "listing", str(error))
             finding.files = block.files
-            return [finding]
+            return [finding, *self._damaged_packs(block)]
         findings = []
         if wrong := self._disorder(number, rows):
             findings.append(self._finding(number, "listing", wrong))
         packs = [pack for i in block.packs if i < len(self._root.packs) for pack in self._root.needs(i)]
         own = [group[at : at + ID_BYTES] for group in block.groups for at in range(0, len(group), FULL_ID_BYTES)]
         return findings + self._resolve(number, rows, own, packs)
+
+    def _damaged_packs(self, block: Block) -> Iterator[Finding]:
+        """Scrub the packs that an unreadable block is in, to name those that are damaged."""
+        packs = [pack for i in block.packs if i < len(self._root.packs) for pack in self._root.needs(i)]
+        for pack in packs:
+            finding = scrub(self._vault.storage, pack_key(pack.kind, pack.name)) if pack.kind == META else None
+            if finding is not None:
+                yield finding
 
     def _disorder(self, number: int, rows: list[Entry]) -> str:
         keys = [row.sort_key for row in rows]

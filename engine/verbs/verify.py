@@ -9,7 +9,9 @@ scrub       inventory, and every byte of every object that is named by its SHA-2
             needs no key beyond what inventory needs: `scrub_units` and `inspect.scrub` do it with the bucket alone
 content     footers, and every byte of every pack that a point needs: its name, every slot, every chunk's full id
 
-A verification only reads, but for its session, which makes a prune wait.
+A verification only reads, but for its session, which makes a prune wait, and for what it leaves behind (verbs.record):
+notes of what was read, and of packs that are damaged. Scrub and content can be spread over many runs: each reads what
+waits longest.
 """
 
 import datetime as dt
@@ -20,36 +22,60 @@ import msgspec
 
 from engine.errors import PointMissing, Superseded
 from engine.index import PREFIX as SEGMENTS
+from engine.ledger import Coverage, Ledger
+from engine.moves import PREFIX as MOVES
 from engine.pack import FOLDERS, HEADER_BYTES, pack_key
 from engine.point import PREFIX as POINTS
 from engine.point import PackRef, Root
 from engine.progress import Progress
+from engine.session import DAMAGED_PREFIX, PRUNE_PREFIX, Session
 from engine.session import PREFIX as SESSIONS
-from engine.session import PRUNE_PREFIX, Session
 from engine.storage.port import Storage, Stored
 from engine.vault import INFO_KEY, KEYS, PointName, Vault
 from engine.verbs.findings import Affected, Finding, block_key, pack_name
-from engine.verbs.inspect import Blocks, Packs, check_control, check_point, check_segment, open_unbound, scrub, sha_name
+from engine.verbs.inspect import (
+    Blocks,
+    Packs,
+    check_control,
+    check_point,
+    check_segment,
+    last_part,
+    open_unbound,
+    scrub,
+    sha_name,
+    where_damaged,
+)
+from engine.verbs.record import Found, record
+from engine.verbs.rotation import DAYS, choose
 
 T = TypeVar("T")
 Level = Literal["inventory", "structure", "footers", "scrub", "content"]
+LISTINGS: tuple[Level, ...] = ("structure", "footers", "content")
+WHOLE: tuple[Level, ...] = ("scrub", "content")
 UNIT_BYTES = 256 << 20
 UNIT_OBJECTS = 2_000
 UNIT_BLOCKS = 64
 _ENDS_BYTES = (64 << 10) + HEADER_BYTES
 _KNOWN = (
     INFO_KEY, KEYS, POINTS, SESSIONS, PRUNE_PREFIX, SEGMENTS, *(f"{folder}/" for folder in FOLDERS),
-    "moves/", "locks/", "verify/", "staging/", "system/", "canary/",
+    DAMAGED_PREFIX, MOVES, "expiry/", "holds/", "locks/", "verify/", "staging/", "system/", "canary/",
 )  # fmt: skip
+_CONTROLS = (SESSIONS, PRUNE_PREFIX, DAMAGED_PREFIX, MOVES)
 
 
 class VerifyJob(msgspec.Struct, frozen=True, kw_only=True):
-    """What to verify. `session` is a fresh ULID for every run; `points` are ids, none means all visible points."""
+    """What to verify. `session` is a fresh ULID for every run; `points` are ids, none means all visible points.
+
+    Scrub and content read what waits longest: with `days` as much as a daily run must read so that every byte is read
+    within so many days, with `bytes_max` until so much is read; 0 means all.
+    """
 
     session: str
     level: Level
     started_at: dt.datetime
     points: tuple[str, ...] = ()
+    days: int = 0
+    bytes_max: int = 0
 
 
 class Census(msgspec.Struct):
@@ -66,7 +92,10 @@ class Census(msgspec.Struct):
 
 
 class Unit(msgspec.Struct):
-    """A piece of work: blocks of one point, or packs, or other objects. What plan itself found travels along."""
+    """A piece of work: blocks of one point, or packs, or other objects. What plan itself found travels along.
+
+    `rooted` are the points, as `<series>/<point>`, whose roots are whole and whose blocks are in the run's units.
+    """
 
     number: int
     series: str = ""
@@ -76,6 +105,7 @@ class Unit(msgspec.Struct):
     objects: list[tuple[str, int]] = []
     found: list[Finding] = []
     census: Census | None = None
+    rooted: list[str] = []
 
     @property
     def needs_work(self) -> bool:
@@ -84,7 +114,10 @@ class Unit(msgspec.Struct):
 
 
 class Result(msgspec.Struct):
-    """A unit done."""
+    """A unit done. `whole` are names of objects of which every byte was read and is right.
+
+    `unchecked` blocks belonged to a point that expired meanwhile; other points may have them, too.
+    """
 
     number: int
     found: list[Finding]
@@ -92,6 +125,9 @@ class Result(msgspec.Struct):
     bytes: int = 0
     blocks: int = 0
     census: Census | None = None
+    whole: list[str] = []
+    rooted: list[str] = []
+    unchecked: int = 0
 
 
 class Outcome(msgspec.Struct):
@@ -99,6 +135,8 @@ class Outcome(msgspec.Struct):
 
     Damage is never partial_complete: nothing was left out, and whoever relies on the vault must be told. `objects` and
     `bytes` count what was read, listing blocks apart; `lost` are the visible points that some finding affects.
+    `damaged` are all packs noted as damaged now, `healed` those whose note went, because they are whole again.
+    `coverage` says what of the vault was read in the last days; None when only some points were verified.
     """
 
     state: str
@@ -109,6 +147,9 @@ class Outcome(msgspec.Struct):
     blocks: int
     lost: list[str]
     census: Census
+    damaged: list[str] = []
+    healed: list[str] = []
+    coverage: Coverage | None = None
 
 
 def plan(vault: Vault, job: VerifyJob, progress: Progress, *, now: dt.datetime) -> Iterator[Unit]:
@@ -118,6 +159,8 @@ def plan(vault: Vault, job: VerifyJob, progress: Progress, *, now: dt.datetime) 
     """
     if job.level not in get_args(Level):
         raise ValueError(f"there is no level {job.level!r}: use one of {', '.join(get_args(Level))}")
+    if min(job.days, job.bytes_max) < 0 or (max(job.days, job.bytes_max) and job.level not in WHOLE):
+        raise ValueError("days and bytes_max spread what the levels scrub and content read: leave them at 0")
     planner = _Planner(vault, job, progress)
     planner.open_session(now)
     progress.phase("read")
@@ -127,19 +170,24 @@ def plan(vault: Vault, job: VerifyJob, progress: Progress, *, now: dt.datetime) 
 
 def work(vault: Vault, job: VerifyJob, unit: Unit, progress: Progress) -> Result:
     """Check what the unit names. Only reads, so it is safe to run twice; uses one core, and memory for one pack."""
-    result = Result(unit.number, list(unit.found), census=unit.census)
+    result = Result(unit.number, list(unit.found), census=unit.census, rooted=unit.rooted)
     if unit.blocks:
         _check_blocks(vault, unit, result, progress)
     packs = Packs(vault) if unit.packs else None
     for pack in unit.packs:
         assert packs is not None
         whole = job.level == "content"
-        result.found += packs.check_content(pack) if whole else packs.check_footer(pack)
+        found = packs.check_content(pack) if whole else packs.check_footer(pack)
+        if whole and not any(pack_name(finding.object) for finding in found):
+            result.whole.append(pack.name)
+        result.found += found
         _count(result, pack.size if whole else min(pack.size, _ENDS_BYTES), progress)
     for key, size in unit.objects:
-        finding = _check_object(vault, job.level, key)
+        finding = _check_object(vault, job.level, key, size)
         if finding is not None:
             result.found.append(finding)
+        elif job.level == "scrub":
+            result.whole.append(last_part(key))
         _count(result, size, progress)
     return result
 
@@ -147,11 +195,20 @@ def work(vault: Vault, job: VerifyJob, unit: Unit, progress: Progress) -> Result
 def finish(
     vault: Vault, job: VerifyJob, results: Iterable[Result], progress: Progress, *, clock: Callable[[], dt.datetime]
 ) -> Outcome:
-    """Gather the findings, tell what they affect, close the session. Safe to run twice."""
+    """Gather the findings, tell what they affect, note what was read and what is damaged, close the session.
+
+    Safe to run twice.
+    """
     session = Session(vault.storage, vault.keys, job.session)
     try:
         outcome = Outcome("complete", job.level, [], 0, 0, 0, [], Census())
+        whole: list[str] = []
+        rooted: list[str] = []
+        unchecked = 0
         for result in results:
+            whole += result.whole
+            rooted += result.rooted
+            unchecked += result.unchecked
             outcome.findings += result.found
             outcome.objects += result.objects
             outcome.bytes += result.bytes
@@ -160,6 +217,9 @@ def finish(
             progress.check()
         if outcome.findings:
             _conclude(vault, job, outcome, progress)
+        found = Found(job.started_at, whole, [] if unchecked else rooted, outcome.findings, is_all=not job.points)
+        recorded = record(vault, found, clock(), notes_sight=job.level == "scrub", days=job.days or DAYS)
+        outcome.damaged, outcome.healed, outcome.coverage = recorded
     except Superseded:
         raise
     except BaseException:
@@ -184,13 +244,14 @@ class _Planner:
         self._packs: dict[str, PackRef] = {}
         self._cut: set[str] = set()
         self._seen: set[bytes] = set()
+        self._rooted: list[str] = []
         self._number = 0
         self._all = not job.points
 
     def open_session(self, now: dt.datetime) -> None:
         """Open the session, and list the notes that are to be checked."""
         open_unbound(self._vault, self._job.session, verb="verify", now=now)
-        self._controls = [s for prefix in (SESSIONS, PRUNE_PREFIX) for s in self._vault.storage.scan(prefix)]
+        self._controls = [s for prefix in _CONTROLS for s in self._vault.storage.scan(prefix)]
 
     def points(self) -> Iterator[Unit]:
         """Read every point's root; yield its blocks that no earlier point had."""
@@ -206,7 +267,8 @@ class _Planner:
                 self._found.append(finding)
             if root is not None:
                 self._packs.update((pack.name, pack) for pack in root.needed)
-                if self._job.level in ("structure", "footers", "content"):
+                if self._job.level in LISTINGS:
+                    self._rooted.append(f"{name.series}/{name.point}")
                     yield from self._blocks(name, root)
 
     def objects(self) -> Iterator[Unit]:
@@ -227,7 +289,7 @@ class _Planner:
         for name in self._packs.keys() - whole - self._cut:
             self._note_pack(name, "missing", "it is not in the bucket")
         good = [pack for name, pack in self._packs.items() if name in whole]
-        yield self._unit(found=self._found, census=self._census)
+        yield self._unit(found=self._found, census=self._census, rooted=self._rooted)
         yield from self._reads(good, scrubbed, segments)
 
     def _reads(self, packs: list[PackRef], scrubbed: list[Stored], segments: list[Stored]) -> Iterator[Unit]:
@@ -237,6 +299,8 @@ class _Planner:
         objects = scrubbed if level == "scrub" else segments + self._controls
         packs = packs if level in ("footers", "content") else []
         whole = level == "content"
+        if self._job.days or self._job.bytes_max:
+            objects, packs = self._longest_waiting(objects, packs)
         size = sum(s.size for s in objects) + sum(p.size if whole else min(p.size, _ENDS_BYTES) for p in packs)
         self._progress.total(entries=len(objects) + len(packs), bytes=size)
         for unit in _cut_objects(objects, self._number):
@@ -244,6 +308,19 @@ class _Planner:
             yield unit
         for group in _groups(sorted(packs, key=lambda p: p.name), lambda p: p.size if whole else _ENDS_BYTES):
             yield self._unit(packs=group)
+
+    def _longest_waiting(self, objects: list[Stored], packs: list[PackRef]) -> tuple[list[Stored], list[PackRef]]:
+        """Leave out what other runs are to read. At level content only packs are read in full."""
+        job = self._job
+        ledger = Ledger.load(self._vault.storage, self._vault.keys, now=job.started_at)
+        if job.level == "content":
+            sizes = {pack.name: pack.size for pack in packs}
+        else:
+            sizes = {last_part(stored.key): stored.size for stored in objects}
+        turn = choose(sizes, ledger, job.started_at, days=job.days, bytes_max=job.bytes_max, seed=job.session)
+        if job.level == "content":
+            return objects, [pack for pack in packs if pack.name in turn]
+        return [stored for stored in objects if last_part(stored.key) in turn], packs
 
     def _names(self) -> list[PointName]:
         if not self._all:
@@ -302,17 +379,19 @@ def _check_blocks(vault: Vault, unit: Unit, result: Result, progress: Progress) 
     name = PointName(unit.series, unit.point)
     try:
         blocks = Blocks(vault, name, vault.root(name))
-    except PointMissing:
-        return  # expired since it was planned
+    except PointMissing:  # expired since it was planned
+        result.unchecked = len(unit.blocks)
+        return
     for number in unit.blocks:
         result.found += blocks.check(number)
         result.blocks += 1
         progress.check()
 
 
-def _check_object(vault: Vault, level: Level, key: str) -> Finding | None:
+def _check_object(vault: Vault, level: Level, key: str, size: int) -> Finding | None:
     if level == "scrub":
-        return scrub(vault.storage, key)
+        finding = scrub(vault.storage, key)
+        return where_damaged(vault, finding, size) if finding is not None else None
     return check_segment(vault, key) if key.startswith(SEGMENTS) else check_control(vault, key)
 
 
@@ -331,17 +410,13 @@ def _conclude(vault: Vault, job: VerifyJob, outcome: Outcome, progress: Progress
         if finding.object.startswith(SEGMENTS) and sha_name(finding.object) in replaced:
             continue  # rebuild has listed its chunks anew
         which = (finding.object, b"".join(finding.blocks) + finding.damage.encode() * bool(finding.blocks))
-        first = joined.setdefault(which, finding)
-        if first is not finding and len(finding.chunks) > len(first.chunks):
-            joined[which] = finding
-    files = job.level in ("structure", "footers", "content")
-    if files:
-        packs = Packs(vault)
-        for finding in joined.values():
-            if pack_name(finding.object) and not finding.chunks and finding.damage != "damaged":
-                finding.chunks = packs.lost_chunks(pack_name(finding.object))
+        joined[which] = max(joined.get(which, finding), finding, key=_says)
+    packs = Packs(vault)
+    for finding in joined.values():
+        if pack_name(finding.object) and not finding.chunks and finding.damage != "damaged":
+            finding.chunks = packs.lost_chunks(pack_name(finding.object))
     names = vault.points()
-    Affected(vault, list(joined.values()), files=files).look(names, progress)
+    Affected(vault, list(joined.values()), listings=job.level in LISTINGS).look(names, progress)
     visible = {f"{name.series}/{name.point}" for name in names}
     outcome.findings = [f for f in joined.values() if f.points or not _was_for_a_point(f)]
     for finding in outcome.findings:
@@ -350,6 +425,11 @@ def _conclude(vault: Vault, job: VerifyJob, outcome: Outcome, progress: Progress
         {p for f in outcome.findings if f.damage not in ("index", "contradiction") for p in f.points} & visible
     )
     outcome.state = "failed" if outcome.findings else "complete"
+
+
+def _says(finding: Finding) -> tuple[bool, int]:
+    """Return how much a finding says of its object: that it is not all there, or else how much of it is lost."""
+    return finding.damage in ("missing", "size"), len(finding.chunks)
 
 
 def _was_for_a_point(finding: Finding) -> bool:

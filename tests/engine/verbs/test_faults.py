@@ -188,5 +188,6 @@ def test_a_verification_calls_nothing_whole_that_it_could_not_read(bench: Bench,
         run.faulty.settle()
         after = run.below.objects()
         assert {key: after[key] for key in before} == before
-        assert {key.split("/")[0] for key in after.keys() - before.keys()} <= {"sessions"}
-        assert verified(run.below, "content").state == "complete"
+        assert {key.split("/")[0] for key in after.keys() - before.keys()} <= {"sessions", "verify", "damaged"}
+        again = verified(run.below, "content")
+        assert (again.state, again.damaged) == ("complete", [])
