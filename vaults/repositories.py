@@ -1,6 +1,7 @@
 """Rows -> the engine's view of them. The only place that touches a region's credentials and the service keyring."""
 
 import datetime as dt
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,9 @@ def bare_storage(region: Region) -> Storage:
     return store.inner if isinstance(store, Retrying) else store
 
 
-def storage(vault: Vault, *, create: bool = False) -> Storage:
-    """Return the store of one vault."""
-    return open_storage(location(vault.region, prefix=vault.prefix), create=create)
+def storage(vault: Vault, *, create: bool = False, clock: Callable[[], dt.datetime] | None = None) -> Storage:
+    """Return the store of one vault. What deletes passes a `clock`: without one a folder never forgets a lock."""
+    return open_storage(location(vault.region, prefix=vault.prefix), create=create, clock=clock)
 
 
 def keyring() -> Keyring:
@@ -72,8 +73,11 @@ def create(vault: Vault, *, now: dt.datetime) -> str:
     return recovery_key
 
 
-def open_vault(vault: Vault) -> EngineVault:
-    """Return the vault opened with the service key. Raises WrongKey, VaultMissing, Unreachable."""
+def open_vault(vault: Vault, *, clock: Callable[[], dt.datetime] | None = None) -> EngineVault:
+    """Return the vault opened with the service key. Raises WrongKey, VaultMissing, Unreachable.
+
+    What deletes passes a `clock`: without one a folder never forgets a lock.
+    """
     cache = Path(settings.CACHE_DIR) / str(vault.pk)
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return EngineVault.open(storage(vault), provider=keyring(), cache=cache)
+    return EngineVault.open(storage(vault, clock=clock), provider=keyring(), cache=cache)

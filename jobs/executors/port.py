@@ -10,6 +10,7 @@ import msgspec
 from engine.entries import Problem
 from engine.progress import Progress
 from engine.vault import Vault
+from engine.verbs.findings import Finding
 from jobs.models import Job
 
 Clock = Callable[[], dt.datetime]
@@ -50,4 +51,18 @@ def shown(problems: Iterable[Problem]) -> list[dict[str, Any]]:
             "lost": problem.lost,
         }
         for _, problem in zip(range(PROBLEMS_SHOWN), problems, strict=False)
+    ]
+
+
+def found(findings: Iterable[Finding]) -> list[dict[str, Any]]:
+    """Return the first findings as the job's report keeps them."""
+    return [
+        {
+            "path": one.object,
+            "reason": one.damage,
+            "detail": one.detail,
+            "lost": bool(one.points),
+            "advice": one.advice,
+        }
+        for _, one in zip(range(PROBLEMS_SHOWN), findings, strict=False)
     ]

@@ -43,11 +43,11 @@ def worker_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def open_vault(step: Step) -> Vault:
+def open_vault(step: Step, clock: Clock) -> Vault:
     """Return the job's vault, open. An open one is used again only inside the same round of the same job."""
     key = (step.job.vault_id, step.job_id, step.round)
     if _opened.key != key or _opened.vault is None:
-        _opened.vault = repositories.open_vault(step.job.vault)
+        _opened.vault = repositories.open_vault(step.job.vault, clock=clock)
         _opened.key = key
     return _opened.vault
 
@@ -103,7 +103,7 @@ def _code(error: EngineError) -> str:
 
 
 def _plan(executor: AnyExecutor, step: Step, progress: StepProgress, clock: Clock) -> None:
-    vault = open_vault(step)
+    vault = open_vault(step, clock)
     staging = Staging(vault, step.job_id, step.round)
     order = executor.prepare(step.job, clock())
     staging.put_order(order)
@@ -123,7 +123,7 @@ def _plan(executor: AnyExecutor, step: Step, progress: StepProgress, clock: Cloc
 
 
 def _work(executor: AnyExecutor, step: Step, progress: StepProgress, clock: Clock) -> None:
-    vault = open_vault(step)
+    vault = open_vault(step, clock)
     staging = Staging(vault, step.job_id, step.round)
     order = staging.order(executor.order)
     _keep_session(executor, vault, order, progress)
@@ -135,7 +135,7 @@ def _work(executor: AnyExecutor, step: Step, progress: StepProgress, clock: Cloc
 
 
 def _finish(executor: AnyExecutor, step: Step, progress: StepProgress, clock: Clock) -> None:
-    vault = open_vault(step)
+    vault = open_vault(step, clock)
     staging = Staging(vault, step.job_id, step.round)
     order = staging.order(executor.order)
     _keep_session(executor, vault, order, progress)

@@ -11,7 +11,7 @@ from engine.progress import Progress
 from engine.vault import Vault
 from engine.verbs import verify
 from engine.verbs.verify import Outcome, Result, Unit, VerifyJob
-from jobs.executors.port import PROBLEMS_SHOWN, Clock, Executor
+from jobs.executors.port import Clock, Executor, found
 from jobs.models import Job
 
 DAMAGED = "vault_damaged"
@@ -41,16 +41,7 @@ def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dic
             "blocks": outcome.blocks,
             "lost": outcome.lost,
             "census": msgspec.to_builtins(outcome.census),
-            "problems": [
-                {
-                    "path": found.object,
-                    "reason": found.damage,
-                    "detail": found.detail,
-                    "lost": bool(found.points),
-                    "advice": found.advice,
-                }
-                for found in outcome.findings[:PROBLEMS_SHOWN]
-            ],
+            "problems": found(outcome.findings),
         },
     }
     if outcome.findings:
