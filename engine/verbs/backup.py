@@ -12,6 +12,7 @@ from engine.entries import Entry, Kind, Problem
 from engine.errors import EngineError, Superseded
 from engine.ids import new_ulid
 from engine.listing import Block, Splitter
+from engine.locks import extend_point, lock_until, read_policy
 from engine.point import PROBLEMS_KEPT, Body, Root, Stats, encode_root
 from engine.progress import Progress
 from engine.session import Session
@@ -302,7 +303,13 @@ class _Gathered:
         self._stats.bytes_stored += self._listing.bytes_stored
         state = "partial_complete" if self._lost else "complete"
         body = self._body(blocks, self._scan, now, complete=not self._lost)
-        session.commit(encode_root(self._vault.keys, body, packs), series=body.series, point=body.point, now=now)
+        # Asked anew: the vault may have been locked since the session opened.
+        policy = read_policy(self._vault.storage, self._vault.keys)
+        if policy is not None:
+            body.locked_until = lock_until(policy, now, body.retention_days)
+            extend_point(self._vault, packs, until=body.locked_until, now=now)
+        root = encode_root(self._vault.keys, body, packs)
+        session.commit(root, series=body.series, point=body.point, now=now, locked_until=body.locked_until)
         return Outcome(
             state, body.series, body.point, self._stats, self._problems, self._problems_total, self._scan.mounts
         )
