@@ -178,6 +178,11 @@ class Session:
                     self.forbidden.update(read_names(self._storage, self._keys, stored.key))
                 except NotFound:
                     continue  # the prune ended between LIST and GET: what it deleted stands in its tombstones
+                except IntegrityError:
+                    if prefix == PRUNE_PREFIX:
+                        raise
+                    # A forged note of damage costs room; refusing to back up would cost more.
+                    self.forbidden.add(stored.key.removeprefix(DAMAGED_PREFIX))
 
     def _key(self, part: str) -> str:
         return f"{PREFIX}{self.name}/{part}"

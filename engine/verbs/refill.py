@@ -56,7 +56,10 @@ class _Filling:
 
 
 class Refill:
-    """Restores files from one point. `problems` lists what failed; `bytes` counts what was written."""
+    """Restores files from one point. `problems` lists what failed; `bytes` counts what was written.
+
+    `damaged` are the names of packs that could not be read as they were written.
+    """
 
     def __init__(self, vault: Vault, root: Root, target: Target, progress: Progress) -> None:
         self._storage, self._keys = vault.storage, vault.keys
@@ -64,6 +67,7 @@ class Refill:
         self._target, self._progress = target, progress
         self._zstd = Compressor()
         self.problems: list[Problem] = []
+        self.damaged: set[str] = set()
         self.bytes = 0
 
     def write(self, files: list[Entry]) -> list[Entry]:
@@ -150,6 +154,7 @@ class Refill:
             data = memoryview(stored.result())
             cipher = Cipher(self._keys, part.head.kind, part.head.epoch, part.head.salt)
         except IntegrityError as error:
+            self.damaged.add(part.head.name)
             for use in part.uses:
                 self._fail(fillings[use.file], "damaged", str(error))
             return
@@ -162,6 +167,7 @@ class Refill:
                 try:
                     slot = open_slot(self._zstd, cipher, place, data[at : at + place.slot_stored])
                 except IntegrityError as error:
+                    self.damaged.add(part.head.name)
                     broken = str(error)
             self._fill(use, slot, broken, fillings[use.file], done)
 

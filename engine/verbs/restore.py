@@ -1,13 +1,15 @@
 """Restore a point into a folder: plan -> work -> finish (architecture, section 3; vault-format, section 10)."""
 
+import contextlib
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
 from engine.browse import Browser
+from engine.damage import note_damaged
 from engine.entries import Entry, Kind, Problem, sort_key
-from engine.errors import PointMissing, Superseded, UnsafePath
+from engine.errors import PointMissing, StorageError, Superseded, UnsafePath
 from engine.patterns import Selection, Verdict
 from engine.point import PROBLEMS_KEPT
 from engine.progress import Progress
@@ -69,7 +71,10 @@ class Unit(msgspec.Struct):
 
 
 class Result(msgspec.Struct):
-    """A unit done. `linked` are those of its restored files that later entries are hard links of."""
+    """A unit done. `linked` are those of its restored files that later entries are hard links of.
+
+    `damaged` are packs that could not be read as they were written.
+    """
 
     number: int
     after: list[After]
@@ -80,6 +85,7 @@ class Result(msgspec.Struct):
     entries: int = 0
     files: int = 0
     bytes: int = 0
+    damaged: list[str] = []
 
 
 class Outcome(msgspec.Struct):
@@ -136,6 +142,7 @@ def work(vault: Vault, job: RestoreJob, unit: Unit, progress: Progress) -> Resul
         result.entries += not any(problem.lost for problem in problems)
     written = refill.write(unit.files)
     result.problems += refill.problems
+    result.damaged = sorted(refill.damaged)
     result.files, result.bytes = len(written), refill.bytes
     result.entries += len(written)
     result.linked = [entry.path for entry in written if entry.links > 1]
@@ -146,7 +153,10 @@ def work(vault: Vault, job: RestoreJob, unit: Unit, progress: Progress) -> Resul
 def finish(
     vault: Vault, job: RestoreJob, results: Iterable[Result], progress: Progress, *, clock: Callable[[], dt.datetime]
 ) -> Outcome:
-    """Make hard links, set folders' attributes from the inside out, make all durable. Safe to run twice."""
+    """Make hard links, set folders' attributes from the inside out, make all durable; note damaged packs.
+
+    Safe to run twice.
+    """
     ending = _Ending(vault, job, progress)
     session = Session(vault.storage, vault.keys, job.session)
     try:
@@ -154,6 +164,8 @@ def finish(
             ending.take(result)
             progress.check()
         outcome = ending.outcome()
+        with contextlib.suppress(StorageError):  # the files are restored, whoever may not write here
+            note_damaged(vault.storage, vault.keys, ending.damaged)
     except Superseded:
         raise
     except BaseException:
@@ -242,6 +254,7 @@ class _Ending:
         self._vault, self._job, self._progress = vault, job, progress
         self._open: list[Entry] = []
         self._linked: set[bytes] = set()
+        self.damaged: set[str] = set()
         self._problems: list[Problem] = []
         self._outcome = Outcome("complete", job.series, job.point, 0, 0, 0, 0, self._problems, 0)
 
@@ -252,6 +265,7 @@ class _Ending:
         outcome.bytes += result.bytes
         outcome.skipped += result.skipped
         self._linked.update(result.linked)
+        self.damaged.update(result.damaged)
         self._report(result.problems)
         for after in result.after:
             self._leave(after.entry.path)
@@ -281,6 +295,7 @@ class _Ending:
             refill = Refill(self._vault, root, self._job.target, self._progress)
             self._outcome.bytes += sum(file.size for file in refill.write([entry]))
             problems = refill.problems
+            self.damaged |= refill.damaged
             if not problems:
                 self._linked.add(entry.path)
         else:
