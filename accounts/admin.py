@@ -2,16 +2,19 @@
 
 from typing import Any, ClassVar
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group
-from django.http import HttpRequest
+from django.db import connection
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, StreamingHttpResponse
+from django.http.response import HttpResponseBase
+from django.urls import reverse
 from django.utils import timezone
 from unfold.admin import TabularInline
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
-from accounts import services
-from accounts.console import ReadOnlyAdmin, ServiceAdmin, actor_of
+from accounts import chain, exports, guards, services
+from accounts.console import ReadOnlyAdmin, ServiceAdmin, action, actor_of, display, lines
 from accounts.models import Account, Event, Member, User
 
 admin.site.unregister(Group)
@@ -30,6 +33,22 @@ class UserAdmin(DjangoUserAdmin, ServiceAdmin):  # type: ignore[misc,type-arg]  
     ]
     readonly_fields = ["last_login", "date_joined"]
     filter_horizontal = []
+
+    def log_addition(self, request: HttpRequest, obj: User, message: Any) -> Any:
+        services.record(actor_of(request), "user.create", obj, account=None, now=timezone.now())
+        return super().log_addition(request, obj, message)
+
+    def log_change(self, request: HttpRequest, obj: User, message: Any) -> Any:
+        """Say which fields changed, of a password only that it did; Django calls this for either page."""
+        changed = message if isinstance(message, list) else [{"changed": {"fields": ["Password"]}}]
+        fields = [name for part in changed for name in part.get("changed", {}).get("fields", [])]
+        services.record(actor_of(request), "user.change", obj, account=None, now=timezone.now(), fields=fields)
+        return super().log_change(request, obj, message)
+
+    def log_deletions(self, request: HttpRequest, queryset: Any) -> Any:
+        for user in queryset:
+            services.record(actor_of(request), "user.delete", user, account=None, now=timezone.now())
+        return super().log_deletions(request, queryset)
 
 
 class MemberInline(TabularInline):
@@ -54,7 +73,7 @@ class AccountAdmin(ServiceAdmin):
 
     def save_model(self, request: HttpRequest, obj: Account, form: Any, change: bool) -> None:
         if change:
-            super().save_model(request, obj, form, change)
+            services.rename_account(obj, actor=actor_of(request), now=timezone.now())
             return
         assert isinstance(request.user, User)
         made = services.create_account(name=obj.name, owner=request.user, actor=actor_of(request), now=timezone.now())
@@ -71,8 +90,70 @@ class AccountAdmin(ServiceAdmin):
 
 @admin.register(Event)
 class EventAdmin(ReadOnlyAdmin):
-    list_display = ["happened_at", "user_name", "action", "object_type", "object_name", "account", "address"]
-    list_filter: ClassVar = ["action", "account"]
-    search_fields = ["user_name", "object_name", "object_id"]
-    list_select_related = ["account"]
+    list_display = ["happened_at", "person", "action", "result", "what", "account_name", "address", "line"]
+    list_filter: ClassVar = ["outcome", "action", "object_type", "account_name"]
+    search_fields = ["user_name", "object_name", "object_id", "address", "account_name"]
+    list_select_related = ["link"]
     date_hierarchy = "happened_at"
+    list_before_template = "admin/audit_chain.html"
+    actions_list: ClassVar = ["verify", "export_lines", "export_table"]
+    fieldsets = [
+        (None, {"fields": ["happened_at", "person", "address", "action", "result"]}),
+        ("Object", {"fields": ["object_type", "object_name", "object_id", "account_name", "detail_shown"]}),
+        ("Chain", {"fields": ["line", "digest"]}),
+    ]
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        answer: HttpResponse = super().changelist_view(
+            request, (extra_context or {}) | {"chain": chain.state(), "guarded": guards.stand(connection)}
+        )
+        return answer
+
+    @display(description="Who", ordering="user_name")
+    def person(self, event: Event) -> str:
+        return event.user_name or "somebody unknown"
+
+    @display(description="Result", ordering="outcome", label={"Done": "success", "Refused": "danger"})
+    def result(self, event: Event) -> str:
+        return event.get_outcome_display()
+
+    @display(description="What")
+    def what(self, event: Event) -> str:
+        return " ".join(part for part in (event.object_type, event.object_name) if part) or "–"
+
+    @display(description="Line", ordering="link__sequence")
+    def line(self, event: Event) -> str:
+        return str(event.link.sequence) if hasattr(event, "link") else "–"
+
+    @display(description="Digest")
+    def digest(self, event: Event) -> str:
+        return event.link.digest if hasattr(event, "link") else "linked in a moment"
+
+    @display(description="Details")
+    def detail_shown(self, event: Event) -> str:
+        return lines([f"{name}: {value}" for name, value in event.detail.items()])
+
+    @action(description="Verify the chain", icon="verified", url_path="verify-chain")
+    def verify(self, request: HttpRequest) -> HttpResponse:
+        chain.sweep(now=timezone.now())
+        found = chain.verify_chain()
+        if found.intact:
+            messages.success(request, f"All {found.sequence} lines are what they were when they were written.")
+        else:
+            messages.error(request, f"The audit trail was tampered with: {found.problem}.")
+        return HttpResponseRedirect(reverse("admin:accounts_event_changelist"))
+
+    @action(description="Export JSON lines", icon="download", url_path="export-jsonl")
+    def export_lines(self, request: HttpRequest) -> HttpResponseBase:
+        return self._export("jsonl")
+
+    @action(description="Export table", icon="table", url_path="export-csv")
+    def export_table(self, request: HttpRequest) -> HttpResponseBase:
+        return self._export("csv")
+
+    def _export(self, form: str) -> HttpResponseBase:
+        chain.sweep(now=timezone.now())
+        parts = exports.stream(Event.objects.all(), form=form)
+        answer = StreamingHttpResponse(parts, content_type=exports.TYPES[form])
+        answer["Content-Disposition"] = f'attachment; filename="audit-trail.{form}"'
+        return answer

@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
+import structlog
 from django.contrib import messages
 from django.core.exceptions import ValidationError
+from django.db import DatabaseError
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.utils import timezone
 from django.utils.html import format_html_join
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import action as unfold_action
@@ -16,6 +19,8 @@ from accounts import services
 from accounts.models import User
 from accounts.refusals import Refused
 from engine.errors import EngineError
+
+log = structlog.get_logger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -36,7 +41,24 @@ def action(**options: Any) -> Callable[[F], F]:
 def actor_of(request: HttpRequest) -> services.Actor:
     """Return who uses the console, and from where."""
     assert isinstance(request.user, User)
-    return services.Actor(user=request.user, address=request.META.get("REMOTE_ADDR") or None)
+    return services.Actor(user=request.user, address=services.address_of(request.META))
+
+
+def note_refusal(request: HttpRequest, thing: Model | None, *, code: str, reason: str) -> None:
+    """Put into the audit trail what the console refused; the page's address tells what was asked.
+
+    A database that is away must not hide the refusal from the person: it is logged instead.
+    """
+    place = request.resolver_match
+    page = (place.url_name if place else "") or request.path
+    model, _, verb = page.partition("_")[2].partition("_")
+    asked = f"{model}.{verb}" if verb else page
+    try:
+        services.record_refusal(
+            actor_of(request), f"console.{asked}", thing, now=timezone.now(), code=code, reason=reason
+        )
+    except DatabaseError:
+        log.exception("audit.refusal_not_recorded", page=page, code=code)
 
 
 def leave_dialog(request: HttpRequest, url: str) -> HttpResponse:
@@ -94,7 +116,14 @@ class ServiceAdmin(ModelAdmin):
                 messages.error(request, text)
         except (Refused, EngineError) as error:
             messages.error(request, str(error))
+            if isinstance(error, Refused):
+                note_refusal(request, self._asked(request), code=error.code, reason=str(error))
         return None
+
+    def _asked(self, request: HttpRequest) -> Model | None:
+        """Return the row that the page is about."""
+        key = request.resolver_match.kwargs.get("object_id") if request.resolver_match else None
+        return self.get_object(request, key) if key else None
 
 
 class ReadOnlyAdmin(ServiceAdmin):

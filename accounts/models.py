@@ -1,11 +1,17 @@
 """WHO: people, accounts (tenants), roles, and the trail of what people did."""
 
 import uuid
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser, AbstractUser, AnonymousUser
 from django.db import models
+
+from accounts.refusals import Refused
+
+M = TypeVar("M", bound=models.Model)
+# What the first line of the chain has in the place of a digest before it.
+GENESIS = "0" * 64
 
 
 class User(AbstractUser):
@@ -60,26 +66,106 @@ class Member(models.Model):
         return f"{self.user} ({self.get_role_display()})"
 
 
-class Event(models.Model):
-    """One line of the audit trail: who did what to which object, from where. Never changed, never deleted.
+class Outcome(models.TextChoices):
+    """Whether what somebody asked for was done, or a rule or a missing right forbade it."""
 
-    Names are kept beside the ids, so that the line still reads when its object is gone.
+    DONE = "done", "Done"
+    REFUSED = "refused", "Refused"
+
+
+class TrailFixed(Refused):
+    """The audit trail only grows."""
+
+    code = "audit_trail_fixed"
+
+
+class AppendOnly(models.QuerySet[M]):
+    """Rows that are added and read, never changed and never removed; accounts.guards says the same to the database."""
+
+    def update(self, **values: Any) -> int:
+        raise TrailFixed("Lines of the audit trail are never changed.")
+
+    def bulk_update(self, *args: Any, **options: Any) -> int:
+        raise TrailFixed("Lines of the audit trail are never changed.")
+
+    def delete(self) -> tuple[int, dict[str, int]]:
+        raise TrailFixed("Lines of the audit trail are never deleted.")
+
+
+class AppendOnlyModel(models.Model):
+    """A row that is stored once."""
+
+    class Meta:
+        abstract = True
+
+    def save(self, *args: Any, **options: Any) -> None:
+        if not self._state.adding:
+            raise TrailFixed("Lines of the audit trail are never changed.")
+        super().save(*args, **options)
+
+    def delete(self, *args: Any, **options: Any) -> tuple[int, dict[str, int]]:
+        raise TrailFixed("Lines of the audit trail are never deleted.")
+
+
+class Event(AppendOnlyModel):
+    """One line of the audit trail: who did what to which object, from where, and whether it was refused.
+
+    Plain ids and names instead of references, so that the line stays as it is when what it tells about is gone.
+    `address` is None for what the service does of itself. Its `link` puts it into the chain, a moment after it was
+    stored (accounts.chain).
     """
 
-    account = models.ForeignKey(Account, null=True, on_delete=models.SET_NULL, related_name="events")
-    user = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
+    account_id = models.UUIDField(null=True)
+    account_name = models.CharField(max_length=64, blank=True)
+    user_id = models.BigIntegerField(null=True)
     user_name = models.CharField(max_length=150, blank=True)
     address = models.GenericIPAddressField(null=True)
     action = models.CharField(max_length=64)
+    outcome = models.CharField(max_length=8, choices=Outcome.choices, default=Outcome.DONE)
     object_type = models.CharField(max_length=32)
-    object_id = models.CharField(max_length=64)
+    object_id = models.CharField(max_length=64, blank=True)
     object_name = models.CharField(max_length=255, blank=True)
     detail = models.JSONField(default=dict)
     happened_at = models.DateTimeField()
 
+    objects = AppendOnly["Event"].as_manager()
+
     class Meta:
         ordering: ClassVar = ["-happened_at", "-id"]
-        indexes: ClassVar = [models.Index(fields=["account", "-happened_at"], name="event_by_account")]
+        indexes: ClassVar = [
+            models.Index(fields=["account_id", "-happened_at"], name="event_by_account"),
+            models.Index(fields=["-happened_at"], name="event_by_time"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.action} {self.object_type} {self.object_name}"
+
+
+class Link(AppendOnlyModel):
+    """The place of one event in the chain: `digest` is SHA-256 of the digest before and the event's canonical row."""
+
+    sequence = models.BigIntegerField(primary_key=True)
+    event = models.OneToOneField(Event, on_delete=models.DO_NOTHING, related_name="link", db_constraint=False)
+    digest = models.CharField(max_length=64)
+
+    objects = AppendOnly["Link"].as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["sequence"]
+
+    def __str__(self) -> str:
+        return f"{self.sequence} {self.digest}"
+
+
+class ChainHead(models.Model):
+    """The end of the chain; one row. Locked while links are added, and by nothing else.
+
+    Events up to the id `swept_to` have their links, or never came about.
+    """
+
+    sequence = models.BigIntegerField(default=0)
+    digest = models.CharField(max_length=64, default=GENESIS)
+    swept_to = models.BigIntegerField(default=0)
+
+    def __str__(self) -> str:
+        return f"{self.sequence} {self.digest}"

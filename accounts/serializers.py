@@ -55,19 +55,40 @@ class MemberRequestSerializer(serializers.Serializer[Member]):
 
 
 class EventSerializer(serializers.ModelSerializer[Event]):
+    """`sequence` and `digest` are the line's place in the chain; null in the moment before it is linked."""
+
+    sequence = serializers.IntegerField(source="link.sequence", default=None, read_only=True, allow_null=True)
+    digest = serializers.CharField(source="link.digest", default=None, read_only=True, allow_null=True)
+
     class Meta:
         model = Event
         fields = [
             "id",
+            "sequence",
+            "digest",
             "happened_at",
+            "account_id",
+            "account_name",
             "user_name",
             "address",
             "action",
+            "outcome",
             "object_type",
             "object_id",
             "object_name",
             "detail",
         ]
+
+
+class ChainSerializer(serializers.Serializer[Any]):
+    """Where the chain of the audit trail ends, and what a verification found."""
+
+    sequence = serializers.IntegerField()
+    digest = serializers.CharField()
+    guarded = serializers.BooleanField(help_text="The database refuses to change or delete lines")
+    intact = serializers.BooleanField()
+    broken_at = serializers.IntegerField(allow_null=True)
+    problem = serializers.CharField(allow_blank=True)
 
 
 class LoginSerializer(serializers.Serializer[AuthToken]):

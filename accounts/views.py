@@ -1,28 +1,33 @@
 """The API's ground: pages, permissions by role, the actor of a request; and the endpoints of accounts and tokens."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
-from django.conf import settings
+import structlog
 from django.contrib.auth import authenticate
-from django.db import models
+from django.db import DatabaseError, models
+from django.http import StreamingHttpResponse
 from django.utils import timezone
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter, extend_schema
 from knox.auth import TokenAuthentication
 from knox.models import AuthToken
 from rest_framework import exceptions, mixins, status, viewsets
 from rest_framework.decorators import action
 from rest_framework.pagination import CursorPagination
 from rest_framework.permissions import AllowAny, BasePermission, IsAuthenticated
+from rest_framework.renderers import BaseRenderer, JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
 
-from accounts import services
-from accounts.models import Account, Event, Member, User
+from accounts import chain, exports, services
+from accounts.models import Account, Event, Member, Role, User
 from accounts.permissions import INSTALL, MANAGE, OWN, VIEW
 from accounts.serializers import (
     AccountRequestSerializer,
     AccountSerializer,
+    ChainSerializer,
     EventSerializer,
     LoginSerializer,
     MemberRequestSerializer,
@@ -30,6 +35,8 @@ from accounts.serializers import (
     NewTokenSerializer,
     TokenSerializer,
 )
+
+log = structlog.get_logger(__name__)
 
 M = TypeVar("M", bound=models.Model)
 
@@ -43,6 +50,20 @@ class Pages(CursorPagination):
     max_page_size = 500
 
 
+class EventPages(Pages):
+    ordering: Any = ("-happened_at", "-pk")
+
+
+class AnyRenderer(BaseRenderer):
+    """Lets a client ask for a file with any Accept header; errors are still JSON."""
+
+    media_type = "application/octet-stream"
+    format = "bin"
+
+    def render(self, data: Any, *args: Any, **kwargs: Any) -> bytes:
+        return JSONRenderer().render(data)
+
+
 def user_of(request: Request) -> User:
     """Return the person behind an authenticated request."""
     assert isinstance(request.user, User)
@@ -50,24 +71,42 @@ def user_of(request: Request) -> User:
 
 
 def actor_of(request: Request) -> services.Actor:
-    """Return who asks, and from where: the address that the outermost trusted proxy saw."""
-    address = request.META.get("REMOTE_ADDR") or None
-    proxies = settings.REST_FRAMEWORK["NUM_PROXIES"]
-    forwarded = [one.strip() for one in request.META.get("HTTP_X_FORWARDED_FOR", "").split(",") if one.strip()]
-    if proxies and forwarded:
-        address = forwarded[-min(proxies, len(forwarded))]
-    return services.Actor(user=user_of(request), address=address)
+    """Return who asks, and from where."""
+    return services.Actor(user=user_of(request), address=services.address_of(request.META))
+
+
+def note_refusal(context: Mapping[str, Any], *, code: str, reason: str) -> None:
+    """Put into the audit trail what the API refused to somebody it knows; an unknown caller's requests are not kept.
+
+    `context` is the exception handler's: `request` and `view`. A database that is away must not hide the refusal from
+    the caller: it is logged instead.
+    """
+    request, view = context.get("request"), context.get("view")
+    if request is None or not isinstance(request.user, User):
+        return
+    asked = f"{getattr(view, 'basename', 'api')}.{getattr(view, 'action', None) or (request.method or '').lower()}"
+    thing = getattr(view, "subject", None)
+    try:
+        services.record_refusal(actor_of(request), f"api.{asked}", thing, now=timezone.now(), code=code, reason=reason)
+    except DatabaseError:
+        log.exception("audit.refusal_not_recorded", asked=asked, code=code)
 
 
 class RolePermission(BasePermission):
     """Ask the predicates of accounts.permissions about the object. What one may not see is not found instead."""
 
     def has_object_permission(self, request: Request, view: Any, obj: Any) -> bool:
+        view.subject = obj
         return user_of(request).has_perm(view.permission_needed(), obj)
 
 
 class AccountViewSet(viewsets.GenericViewSet[M]):
-    """Rows of the accounts that the user is a member of. An outsider's request finds nothing: 404."""
+    """Rows of the accounts that the user is a member of. An outsider's request finds nothing: 404.
+
+    `subject` is what the request turned out to be about: the audit trail names it when the request is refused.
+    """
+
+    subject: models.Model | None = None
 
     permission_classes = [IsAuthenticated, RolePermission]
     pagination_class: Any = Pages
@@ -87,6 +126,7 @@ class AccountViewSet(viewsets.GenericViewSet[M]):
 
     def need(self, permission: str, thing: Any) -> None:
         """Raise PermissionDenied unless the user has the permission for `thing`."""
+        self.subject = thing
         if not user_of(self.request).has_perm(permission, thing):
             raise exceptions.PermissionDenied
 
@@ -150,11 +190,69 @@ class AccountView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewS
     @action(detail=True)
     def events(self, request: Request, pk: str) -> Response:
         """List the audit trail, newest first."""
-        events = Event.objects.filter(account=self.get_object())
-        paginator = Pages()
-        paginator.ordering = ("-happened_at", "-pk")
+        events = Event.objects.filter(account_id=self.get_object().pk).select_related("link")
+        paginator = EventPages()
         page = paginator.paginate_queryset(events, request, view=self)
         return paginator.get_paginated_response(EventSerializer(page, many=True).data)
+
+
+class EventView(mixins.ListModelMixin, viewsets.GenericViewSet[Event]):
+    """The audit trail: of the accounts that the caller administers; all of it for a superuser."""
+
+    queryset = Event.objects.select_related("link")
+    serializer_class = EventSerializer
+    pagination_class = EventPages
+    filterset_fields: ClassVar = {
+        "account_id": ["exact"],
+        "user_name": ["exact"],
+        "action": ["exact", "startswith"],
+        "outcome": ["exact"],
+        "object_type": ["exact"],
+        "object_id": ["exact"],
+        "happened_at": ["gte", "lte"],
+    }
+
+    def get_queryset(self) -> models.QuerySet[Event]:
+        events = super().get_queryset()
+        if getattr(self, "swagger_fake_view", False):
+            return events.none()
+        user = user_of(self.request)
+        if user.is_superuser:
+            return events
+        managed = Member.objects.filter(user=user, role__in=(Role.ADMIN, Role.OWNER)).values("account_id")
+        seen = models.Q(account_id__in=managed)
+        return events.filter(seen | models.Q(account_id=None) if user.is_staff else seen)
+
+    @extend_schema(
+        parameters=[OpenApiParameter("as", str, enum=list(exports.TYPES), description="jsonl unless told")],
+        responses={(200, "application/octet-stream"): OpenApiTypes.BINARY},
+    )
+    @action(detail=False, pagination_class=None, renderer_classes=[JSONRenderer, AnyRenderer])
+    def export(self, request: Request) -> StreamingHttpResponse:
+        """Stream the chained events, oldest first, with what an outside script needs to check each digest."""
+        form = request.query_params.get("as", "jsonl")
+        if form not in exports.TYPES:
+            raise exceptions.ValidationError({"as": f"Must be one of {', '.join(exports.TYPES)}."})
+        chain.sweep(now=timezone.now())
+        answer = StreamingHttpResponse(
+            exports.stream(self.filter_queryset(self.get_queryset()), form=form), content_type=exports.TYPES[form]
+        )
+        answer["Content-Disposition"] = f'attachment; filename="audit-trail.{form}"'
+        return answer
+
+    @extend_schema(
+        parameters=[OpenApiParameter("verify", bool, description="Derive every digest anew; takes a while")],
+        responses={200: ChainSerializer},
+        filters=False,
+    )
+    @action(detail=False, pagination_class=None)
+    def chain(self, request: Request) -> Response:
+        """Tell where the chain ends; with `verify`, whether every line is what it was. For staff."""
+        if not request.user.has_perm(INSTALL):
+            raise exceptions.PermissionDenied
+        chain.sweep(now=timezone.now())
+        found = chain.verify_chain() if request.query_params.get("verify") in ("1", "true") else chain.state()
+        return Response(ChainSerializer(found).data)
 
 
 class TokenView(viewsets.GenericViewSet[AuthToken]):

@@ -2,7 +2,7 @@
 
 from rest_framework.routers import SimpleRouter
 
-from accounts.views import AccountView, TokenView
+from accounts.views import AccountView, EventView, TokenView
 from jobs.views import JobView
 from policies.views import PlanView, PolicyView, SourceView
 from vaults.views import RecoveryPointView, RegionView, VaultView
@@ -10,6 +10,7 @@ from vaults.views import RecoveryPointView, RegionView, VaultView
 router = SimpleRouter(use_regex_path=True)
 router.register("tokens", TokenView, basename="token")
 router.register("accounts", AccountView, basename="account")
+router.register("events", EventView, basename="event")
 router.register("regions", RegionView, basename="region")
 router.register("vaults", VaultView, basename="vault")
 router.register("recovery-points", RecoveryPointView, basename="point")

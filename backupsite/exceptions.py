@@ -8,6 +8,7 @@ from rest_framework import exceptions, serializers, status
 from rest_framework.response import Response
 
 from accounts.refusals import Refused
+from accounts.views import note_refusal
 from engine import errors
 from engine.browse import EntryMissing
 
@@ -58,6 +59,9 @@ class Handler(ExceptionHandler):
     def get_response(self, exc: exceptions.APIException, data: dict[str, Any]) -> Response:
         if isinstance(self.exc, Refused):
             data = data | {"context": self.exc.detail}
+            note_refusal(self.context, code=self.exc.code, reason=str(self.exc))
+        elif exc.status_code == status.HTTP_403_FORBIDDEN:
+            note_refusal(self.context, code="permission_denied", reason=str(exc.detail))
         response: Response = super().get_response(exc, data)
         return response
 

@@ -87,6 +87,15 @@ def _entry(name: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None) -> None:
+    """Let tests with real transactions end: the audit trail refuses to be emptied."""
+    # The engine's tests also run where Django is not installed.
+    from tests.support.trail import let_tests_empty_the_trail
+
+    let_tests_empty_the_trail()
+
+
+@pytest.fixture(scope="session")
 def chromium() -> str:
     """Return the path of an installed Chromium."""
     found = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))

@@ -14,12 +14,12 @@ from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import exceptions, mixins, status, viewsets
 from rest_framework.decorators import action
 from rest_framework.permissions import IsAuthenticated
-from rest_framework.renderers import BaseRenderer, JSONRenderer
+from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.permissions import INSTALL, MANAGE, OPERATE
-from accounts.views import AccountViewSet, Pages, actor_of
+from accounts.views import AccountViewSet, AnyRenderer, Pages, actor_of
 from vaults import browsing, services
 from vaults.models import RecoveryPoint, Region, Vault
 from vaults.serializers import (
@@ -119,16 +119,6 @@ class VaultView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet
             setattr(vault, name, value)
         services.change_vault(vault, actor=actor_of(request), now=timezone.now())
         return Response(VaultSerializer(vault).data)
-
-
-class AnyRenderer(BaseRenderer):
-    """Lets a client ask for a file with any Accept header; errors are still JSON."""
-
-    media_type = "application/octet-stream"
-    format = "bin"
-
-    def render(self, data: Any, *args: Any, **kwargs: Any) -> bytes:
-        return JSONRenderer().render(data)
 
 
 class PointPages(Pages):

@@ -37,7 +37,7 @@ def rung(monkeypatch) -> list[tuple[int, str]]:
             sent.append((args[0], queue))
 
     monkeypatch.setattr(doorbell, "current_app", Broker())
-    monkeypatch.setattr("django.db.transaction.on_commit", lambda call: call())
+    monkeypatch.setattr("django.db.transaction.on_commit", lambda call, **_: call())
     return sent
 
 

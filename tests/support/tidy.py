@@ -11,7 +11,8 @@ FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 60
 PARAMETERS_MAX = 6
 VAGUE_MODULES = {"utils", "util", "helpers", "helper", "common", "misc"}
-CLOCK_READERS = {"tasks", "views", "admin", "management"}
+# Edges: what a request, a message or a command comes to first.
+CLOCK_READERS = {"tasks", "views", "admin", "console", "signals", "commands", "management"}
 CLOCKS = {
     "datetime.datetime.now",
     "datetime.datetime.utcnow",
