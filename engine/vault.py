@@ -2,7 +2,6 @@
 
 import datetime as dt
 import hmac
-import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,15 +18,14 @@ from engine.errors import (
     PointMissing,
     VaultExists,
     VaultMissing,
-    WrongKey,
 )
 from engine.fetch import Fetcher
 from engine.ids import digest_name, valid_series
 from engine.index import Index
 from engine.keyproviders.keyring import RecoveryKey
 from engine.keyproviders.port import KeyProvider
-from engine.keys import FORMAT as KEYS_FORMAT
-from engine.keys import Keys, KeySet
+from engine.keys import Keys
+from engine.keysets import KEYS, open_keys
 from engine.listing import Block, decode, piece_ids
 from engine.locks import LockPolicy, read_policy
 from engine.moves import Moves
@@ -38,11 +36,9 @@ from engine.session import Session, read_note
 from engine.storage.port import Storage
 
 INFO_KEY = "vault.json"
-KEYS = "keys/"
 MAGIC = "backupsite-vault"
 FORMAT = 1
 READERS = ("restore", "verify", "drill", "replicate-out")
-_KEY_SET = re.compile(r"keys/[0-9]{1,9}/[0-9a-f]{64}")
 T = TypeVar("T")
 _UNREAD = LockPolicy(0, dt.datetime.fromtimestamp(0, dt.UTC))
 
@@ -123,7 +119,8 @@ class Vault:
             data = storage.get(INFO_KEY)
         except NotFound:
             raise VaultMissing("there is no vault at this place") from None
-        keys = _open_keys(storage, _check_format(data), provider)
+        vault_id = _check_format(data).vault_id
+        keys = open_keys(storage, vault_id, provider, check=lambda keys: keys.verify(INFO_KEY, data))
         info = _decode(INFO_KEY, keys.verify(INFO_KEY, data), Info)
         if not hmac.compare_digest(info.vault_id, keys.vault_id.hex()):
             raise IntegrityError("the vault's keys belong to another vault")
@@ -328,24 +325,3 @@ def _know(features: dict[str, list[str]], purpose: str) -> None:
     unknown = sorted(set(features.get(purpose, [])))
     if unknown:
         raise FormatError(f"to {purpose} this vault a program must know {', '.join(unknown)}, and this one does not")
-
-
-def _open_keys(storage: Storage, info: Info, provider: KeyProvider) -> Keys:
-    """Open the newest key set that is whole, belongs to the vault and opens with the provider."""
-    problem: EngineError = IntegrityError("the vault's keys are gone")
-    listed = [stored for stored in storage.scan(KEYS) if _KEY_SET.fullmatch(stored.key)]
-    for stored in sorted(listed, key=lambda stored: int(stored.key.split("/")[1]), reverse=True):
-        data = storage.get(stored.key)
-        if digest_name(data) != stored.key.rpartition("/")[2]:
-            problem = IntegrityError(f"{stored.key} is damaged")
-            continue
-        try:
-            known = _decode(stored.key, data, _Peek).format
-            if known != KEYS_FORMAT:
-                raise FormatError(f"{stored.key} has format {known}, this program knows {KEYS_FORMAT}")
-            key_set = _decode(stored.key, data, KeySet)
-            if key_set.vault_id.hex() == info.vault_id:  # another's was left by an init that did not finish
-                return Keys.open(key_set, provider)
-        except (WrongKey, IntegrityError) as error:
-            problem = error
-    raise problem

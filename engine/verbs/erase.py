@@ -15,13 +15,14 @@ from itertools import islice
 import msgspec
 
 from engine.errors import EngineError, NotFound
+from engine.keysets import KEYS
 from engine.locks import PREFIX as LOCKS
 from engine.locks import Ledger, in_threads
 from engine.point import PREFIX as POINTS
 from engine.progress import Progress
 from engine.session import LEASE_S, fence, open_sessions, running
 from engine.storage.port import Refusal, Storage, history_of
-from engine.vault import INFO_KEY, KEYS, Vault
+from engine.vault import INFO_KEY, Vault
 
 UNIT_KEYS = 500
 _BATCH = 1000

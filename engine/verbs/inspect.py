@@ -15,6 +15,7 @@ from engine.ids import digest_name
 from engine.index import PREFIX as SEGMENTS
 from engine.index import Index, Place, Segment, load_segment, wide_ids
 from engine.keys import ID_BYTES, Keys
+from engine.keysets import KEYS
 from engine.ledger import Ledger, point_states
 from engine.listing import FULL_ID_BYTES, Block
 from engine.pack import (
@@ -32,7 +33,7 @@ from engine.pack import (
 from engine.point import PackRef, Root, decode_commit, point_key
 from engine.session import Session
 from engine.storage.port import Storage
-from engine.vault import KEYS, PointName, Vault, read_block
+from engine.vault import PointName, Vault, read_block
 from engine.verbs.findings import Finding, block_key, pack_name
 
 _NAMED = (KEYS, SEGMENTS, *(f"{folder}/" for folder in FOLDERS))

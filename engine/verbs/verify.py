@@ -22,6 +22,7 @@ import msgspec
 
 from engine.errors import PointMissing, Superseded
 from engine.index import PREFIX as SEGMENTS
+from engine.keysets import KEYS
 from engine.ledger import Coverage, Ledger
 from engine.moves import PREFIX as MOVES
 from engine.pack import FOLDERS, HEADER_BYTES, pack_key
@@ -31,7 +32,7 @@ from engine.progress import Progress
 from engine.session import DAMAGED_PREFIX, PRUNE_PREFIX, Session
 from engine.session import PREFIX as SESSIONS
 from engine.storage.port import Storage, Stored
-from engine.vault import INFO_KEY, KEYS, PointName, Vault
+from engine.vault import INFO_KEY, PointName, Vault
 from engine.verbs.findings import Affected, Finding, block_key, pack_name
 from engine.verbs.inspect import (
     Blocks,

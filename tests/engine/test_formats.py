@@ -12,9 +12,10 @@ from engine.errors import FormatError, IntegrityError
 from engine.fetch import read_footer
 from engine.ids import digest_name, new_ulid
 from engine.index import load_segment
+from engine.keysets import KEYS
 from engine.pack import open_header
 from engine.point import Commit, decode_root, encode_commit, point_key, root_packs
-from engine.vault import INFO_KEY, KEYS, Vault
+from engine.vault import INFO_KEY, Vault
 from tests.support.vaults import Bench, contents, on_disk, replace, write_files
 
 

@@ -9,9 +9,10 @@ import pytest
 from engine.errors import BadKeyFile, IntegrityError, VaultExists, VaultMissing, WrongKey
 from engine.ids import digest_name
 from engine.keyproviders.keyring import Keyring, RecoveryKey
+from engine.keysets import KEYS
 from engine.pack import STEP_BYTES
 from engine.storage import Memory
-from engine.vault import KEYS, Vault
+from engine.vault import Vault
 from tests.support.vaults import START, Bench, contents, entries, on_disk, replace, write_files
 
 
