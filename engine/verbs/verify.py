@@ -47,7 +47,7 @@ from engine.verbs.inspect import (
     where_damaged,
 )
 from engine.verbs.record import Found, record
-from engine.verbs.rotation import DAYS, choose
+from engine.verbs.turns import DAYS, choose
 
 T = TypeVar("T")
 Level = Literal["inventory", "structure", "footers", "scrub", "content"]

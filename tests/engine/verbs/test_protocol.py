@@ -82,14 +82,17 @@ def test_the_session_is_announced_before_the_prunes_and_the_index_are_read(bench
     assert min(points) > opened
 
 
-def test_backup_restore_and_verify_delete_nothing(bench: Bench, store: Memory, home: Path, tmp_path: Path):
+def test_backup_restore_and_verify_delete_nothing_but_what_the_ledger_says_twice(
+    bench: Bench, store: Memory, home: Path, tmp_path: Path
+):
     (tmp_path / "back").mkdir()
     for _ in range(2):
         backed_up(bench, home)
         restored(bench, tmp_path / "back", same_name="overwrite")
         verified(bench, "content")
         (home / "a/one").write_bytes(b"changed")
-    assert {call.verb for call in store.log} == {"put", "get", "scan"}
+    assert {call.verb for call in store.log} == {"put", "get", "scan", "delete"}
+    assert {kind_of(call.key) for call in store.log if call.verb == "delete"} == {"verify"}
     assert all(kind_of(key) != "beat" for key in puts(store))
     opened = {key.rpartition("/")[0] for key in puts(store) if key.endswith("/open")}
     assert opened == {key.rpartition("/")[0] for key in puts(store) if key.endswith("/closed")}
