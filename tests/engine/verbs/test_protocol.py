@@ -82,7 +82,7 @@ def test_the_session_is_announced_before_the_prunes_and_the_index_are_read(bench
     assert min(points) > opened
 
 
-def test_backup_restore_and_verify_delete_nothing_but_what_the_ledger_says_twice(
+def test_backup_restore_and_verify_delete_nothing_but_stale_notes_of_the_ledger(
     bench: Bench, store: Memory, home: Path, tmp_path: Path
 ):
     (tmp_path / "back").mkdir()
