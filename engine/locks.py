@@ -20,6 +20,7 @@ import msgspec
 from engine.errors import Forbidden, IntegrityError, LockCannotLoosen, LockFailed, LockUnsupported, NotFound
 from engine.ids import digest_name, new_ulid
 from engine.keys import Keys
+from engine.keysets import needed as key_sets_in_force
 from engine.pack import pack_key
 from engine.point import PackRef
 from engine.session import put_note, put_once, read_note
@@ -38,7 +39,7 @@ _DIGITS = 6
 _THREADS = 8
 _NOTE_PACKS = 100_000
 T = TypeVar("T")
-_BASE = ("vault.json", "keys/", POLICIES)
+_BASE = ("vault.json", POLICIES)
 
 
 class Locking(Protocol):
@@ -157,8 +158,12 @@ def extend(vault: Locking, packs: Iterable[PackRef], *, until: dt.datetime) -> E
 
 
 def extend_base(vault: Locking, *, until: dt.datetime) -> None:
-    """Lock vault.json, the keys and the policies at least until then, and look whether they are."""
+    """Lock vault.json, the keys and the policies at least until then, and look whether they are.
+
+    A key set that a rotation replaced is left to end its lock: only then can it be deleted.
+    """
     keys = [stored.key for prefix in _BASE for stored in vault.storage.scan(prefix)]
+    keys += key_sets_in_force(vault.storage, vault.keys)
     _lock_all(vault.storage, keys, until)
     if short := short_of(vault.storage, keys, until):
         raise LockFailed(f"{short[0]} cannot be locked until {until.isoformat()}")
