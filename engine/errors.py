@@ -21,6 +21,7 @@ EngineError
     - KeyUnavailable     transient: the key service or token does not answer, or is sealed
     - LastKey            nothing at hand would open the vault after this rotation
   + VaultExists / VaultMissing
+  + ExpiryRefused        an expiry would take too much, or goes by an odd clock: a person must confirm it
   + PointMissing         no such recovery point, or its beginning is not unique
   + SessionFenced        a prune took this session for dead; nothing was committed, run again
   + LockError            a vault's lock cannot be set or kept as asked
@@ -163,6 +164,12 @@ class VaultMissing(EngineError):
 
 class VaultExists(EngineError):
     """There is a vault at this place already."""
+
+
+class ExpiryRefused(EngineError):
+    """A guard of expiry says no: nothing was expired."""
+
+    advice = "Look at the preview (a dry run) and at the clock; if both are right, confirm it"
 
 
 class PointMissing(EngineError):

@@ -40,7 +40,8 @@ class Memory:
 
     `clock` switches compliance object lock on (and versions with it): it alone decides when a lock has ended.
     With `write_once` a key that is ever put with other bytes than before raises AssertionError, also after a
-    delete; session beats and `staging/` are free (engine invariant 3). One process only; not picklable.
+    delete; session beats, marks of expiry and `staging/` are free (engine invariant 3). One process only; not
+    picklable.
     """
 
     def __init__(
@@ -234,7 +235,7 @@ class Memory:
         return self._clock is not None and version.locked_until is not None and self._clock() < version.locked_until
 
     def _assert_written_once(self, key: str, body: bytes) -> None:
-        if not self.write_once or key.endswith("/beat") or "/staging/" in f"/{key}":
+        if not self.write_once or key.endswith(("/beat", "/expired")) or "/staging/" in f"/{key}":
             return
         digest = hashlib.sha256(body).digest()
         assert self._digests.setdefault(key, digest) == digest, f"{key} was written twice with different bytes"
