@@ -28,6 +28,12 @@ class KeyFixed(Refused):
     code = "key_fixed"
 
 
+class ConfirmationWrong(Refused):
+    """What can't be undone is confirmed by typing the vault's name."""
+
+    code = "confirmation_wrong"
+
+
 class VaultKept(Refused):
     """Rows of vaults are not deleted: vaults are."""
 
@@ -181,6 +187,11 @@ class Vault(models.Model):
         if kept and (self.key_provider, self.key_url) != (kept.key_provider, kept.key_url):
             raise KeyFixed(f"The key of {self} was chosen when it was made and never changes. Make another vault.")
         super().save(*args, **kwargs)
+
+    def confirm(self, typed: str) -> None:
+        """See that a person typed the vault's name. Raises ConfirmationWrong."""
+        if typed != self.name:
+            raise ConfirmationWrong("Type the vault's name to confirm: this can't be undone.")
 
     @property
     def secret_context(self) -> str:

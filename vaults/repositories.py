@@ -9,12 +9,14 @@ from django.conf import settings
 
 from accounts import secrets
 from engine.errors import BadKeyFile
-from engine.keyproviders.keyring import Keyring
+from engine.keyproviders.keyring import Keyring, RecoveryKey
+from engine.keyproviders.port import KeyProvider as Provider
+from engine.keyproviders.spec import KeySpec, open_provider
 from engine.storage.location import Location, open_storage
 from engine.storage.port import Storage
 from engine.storage.retry import Retrying
 from engine.vault import Vault as EngineVault
-from vaults.models import Region, Vault
+from vaults.models import KeyProvider, Region, Vault
 
 CREDENTIALS = ("access_key", "secret_key")
 
@@ -67,17 +69,39 @@ def keyring() -> Keyring:
     return Keyring.load(path)
 
 
+def seal_key_secret(vault: Vault, secret: str) -> None:
+    """Put what reaching the vault's key needs, encrypted, into its row (not saved yet)."""
+    vault.key_credentials = secrets.seal({"secret": secret} if secret else {}, context=vault.secret_context)
+
+
+def key_spec(vault: Vault) -> KeySpec:
+    """Return where the vault's key is kept, with its secret. Raises ValueError with what to change."""
+    kept = secrets.unseal(vault.key_credentials, context=vault.secret_context)
+    return KeySpec.parse(vault.key_url, secret=kept.get("secret", ""))
+
+
+def provider(vault: Vault) -> Provider:
+    """Return who wraps and unwraps the vault's root key: the service keyring, or its own key (E31)."""
+    return keyring() if vault.key_provider == KeyProvider.KEYRING else open_provider(key_spec(vault))
+
+
 def create(vault: Vault, *, now: dt.datetime) -> str:
     """Make the vault in its region and return its recovery key, which is kept nowhere. Raises VaultExists."""
-    _, recovery_key = EngineVault.create(storage(vault, create=True), providers=[keyring()], now=now)
+    made, recovery_key = EngineVault.create(storage(vault, create=True), providers=[provider(vault)], now=now)
+    vault.stored_id = made.info.vault_id
     return recovery_key
 
 
 def open_vault(vault: Vault, *, clock: Callable[[], dt.datetime] | None = None) -> EngineVault:
-    """Return the vault opened with the service key. Raises WrongKey, VaultMissing, Unreachable.
+    """Return the vault opened with its key. Raises WrongKey, VaultMissing, Unreachable, KeyUnavailable.
 
     What deletes passes a `clock`: without one a folder never forgets a lock.
     """
     cache = Path(settings.CACHE_DIR) / str(vault.pk)
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return EngineVault.open(storage(vault, clock=clock), provider=keyring(), cache=cache)
+    return EngineVault.open(storage(vault, clock=clock), provider=provider(vault), cache=cache)
+
+
+def try_recovery_key(vault: Vault, key: RecoveryKey) -> None:
+    """Open the vault with its recovery key alone. Raises WrongKey, VaultMissing, Unreachable."""
+    EngineVault.open(storage(vault), provider=key)

@@ -1,4 +1,4 @@
-"""Regions and vaults come about here; the catalogue of recovery points is kept here."""
+"""Regions and vaults come about here, and become immutable."""
 
 import datetime as dt
 import uuid
@@ -9,10 +9,13 @@ from django.db import IntegrityError, transaction
 
 from accounts.refusals import Refused
 from accounts.services import Actor, record
-from engine.errors import EngineError
+from engine import locks
+from engine.errors import EngineError, KeyError_, LockCannotLoosen, LockUnsupported
+from engine.keyproviders.shares import MOST as SHARES_MAX
+from engine.keyproviders.spec import open_provider, round_trip
 from engine.storage.probe import probe
 from vaults import repositories
-from vaults.models import Region, Vault
+from vaults.models import ImmutabilityFixed, KeyProvider, Region, Vault, VaultState
 
 
 class RegionUnusable(Refused):
@@ -31,6 +34,30 @@ class NameFixed(Refused):
     """A region's name is part of its queues' names, its address part of its vaults' places."""
 
     code = "region_fixed"
+
+
+class RegionInUse(Refused):
+    """A region goes when nothing is left in it."""
+
+    code = "region_in_use"
+
+
+class KeyUnusable(Refused):
+    """The key that a vault shall be made with does not wrap and unwrap (E34)."""
+
+    code = "key_unusable"
+
+
+class VaultNotReady(Refused):
+    """The vault is being deleted, or has an error."""
+
+    code = "vault_not_ready"
+
+
+class LocksMissing(Refused):
+    """The store behind the vault does not keep locks."""
+
+    code = "store_cannot_lock"
 
 
 FIXED = ("name", "url")
@@ -88,16 +115,60 @@ def probe_region(region: Region, *, actor: Actor, now: dt.datetime) -> Region:
     return region
 
 
-def create_vault(vault: Vault, *, actor: Actor, now: dt.datetime) -> str:
+@transaction.atomic
+def delete_region(region: Region, *, actor: Actor, now: dt.datetime) -> None:
+    """Forget a region in which nothing is left; its store is not touched. Raises RegionInUse.
+
+    The jobs of vaults that were deleted there are forgotten too; the audit trail keeps what was done.
+    """
+    if present := list(region.vaults.all().present().values_list("name", flat=True)):
+        raise RegionInUse(f"The region holds {len(present)} vaults. Delete them first.", vaults=present)
+    if sources := list(region.sources.values_list("name", flat=True)):
+        raise RegionInUse(f"{len(sources)} sources belong to the region. Delete them first.", sources=sources)
+    record(actor, "region.delete", region, account=None, now=now)
+    for vault in region.vaults.all():
+        vault.jobs.all().delete()
+        vault.delete()
+    region.delete()
+
+
+def _check_key(vault: Vault, secret: str) -> None:
+    """See that the vault's key is there and does what it must (E34). Raises ValidationError, KeyUnusable."""
+    vault.key_provider = vault.key_url.partition(":")[0] or KeyProvider.KEYRING
+    if vault.key_provider == KeyProvider.KEYRING:
+        if vault.key_url or secret:
+            raise ValidationError({"key_url": "Leave address and secret empty to use the service key."})
+        return
+    if vault.key_provider not in (KeyProvider.TRANSIT, KeyProvider.PKCS11):
+        raise ValidationError({"key_url": "Give a transit: or a pkcs11: address, or nothing for the service key."})
+    repositories.seal_key_secret(vault, secret)
+    try:
+        round_trip(open_provider(repositories.key_spec(vault)))
+    except ValueError as error:
+        raise ValidationError({"key_url": str(error)}) from error
+    except KeyError_ as error:
+        raise KeyUnusable(f"The key cannot be used: {error}") from error
+
+
+def _check_shares(vault: Vault) -> None:
+    needed, shares = vault.recovery_threshold, vault.recovery_shares
+    if (needed or shares) and not 2 <= needed <= shares <= SHARES_MAX:
+        raise ValidationError({"recovery_shares": f"Make 2 to {SHARES_MAX} shares, and let at least 2 be needed."})
+
+
+def create_vault(vault: Vault, *, key_secret: str = "", actor: Actor, now: dt.datetime) -> str:
     """Make a vault in its region and return its recovery key, which is shown once and kept nowhere.
 
-    Raises VaultTaken, ValidationError, RegionUnusable. Crash: leaves an empty vault in the store that no row names.
+    `key_secret` is what reaching the key at `vault.key_url` needs. Raises VaultTaken, ValidationError, KeyUnusable,
+    RegionUnusable. Crash: leaves an empty vault in the store that no row names.
     """
     vault.prefix = f"vaults/{vault.pk}"
     vault.created_at = now
     vault.full_clean(validate_unique=False, validate_constraints=False)
-    if Vault.objects.filter(account=vault.account, name=vault.name).exists():
+    _check_shares(vault)
+    if Vault.objects.present().filter(account=vault.account, name=vault.name).exists():
         raise VaultTaken(f"There is a vault {vault.name!r} already. Choose another name.")
+    _check_key(vault, key_secret)
     try:
         recovery_key = repositories.create(vault, now=now)
     except (EngineError, OSError) as error:
@@ -105,7 +176,10 @@ def create_vault(vault: Vault, *, actor: Actor, now: dt.datetime) -> str:
     try:
         with transaction.atomic():
             vault.save(force_insert=True)
-            record(actor, "vault.create", vault, account=vault.account, now=now, region=vault.region.name)
+            record(
+                actor, "vault.create", vault, account=vault.account, now=now,
+                region=vault.region.name, key=vault.key_url or "service key",
+            )  # fmt: skip
     except IntegrityError as error:
         raise VaultTaken(f"There is a vault {vault.name!r} already. Choose another name.") from error
     return recovery_key
@@ -113,10 +187,42 @@ def create_vault(vault: Vault, *, actor: Actor, now: dt.datetime) -> str:
 
 @transaction.atomic
 def change_vault(vault: Vault, *, actor: Actor, now: dt.datetime) -> Vault:
-    """Store a changed name or description; the place and the type never change. Raises VaultTaken, ValidationError."""
-    if Vault.objects.filter(account=vault.account, name=vault.name).exclude(pk=vault.pk).exists():
+    """Store a changed name or description; the place, type and key never change. Raises VaultTaken, ValidationError."""
+    if Vault.objects.present().filter(account=vault.account, name=vault.name).exclude(pk=vault.pk).exists():
         raise VaultTaken(f"There is a vault {vault.name!r} already. Choose another name.")
     vault.full_clean()
     vault.save(update_fields=["name", "description"])
     record(actor, "vault.change", vault, account=vault.account, now=now)
+    return vault
+
+
+def make_immutable(vault: Vault, *, days: int, confirmation: str, actor: Actor, now: dt.datetime) -> Vault:
+    """Lock every point of the vault for at least `days` from its completion, or lengthen that (B6). It can't be undone.
+
+    The vault itself keeps the policy; the audit that is made due at once locks the points that are there. Raises
+    ConfirmationWrong, ImmutabilityFixed, VaultNotReady, LocksMissing, ValidationError. Crash: the policy may be in
+    force before the row says so; asking again brings the row up to it.
+    """
+    vault.confirm(confirmation)
+    if not 1 <= days <= locks.LOCK_DAYS_MAX:
+        raise ValidationError({"days": f"Give 1 to {locks.LOCK_DAYS_MAX} days."})
+    if vault.state != VaultState.READY:
+        raise VaultNotReady(f"{vault} is {vault.get_state_display().lower()}: it can't be made immutable now.")
+    if days < vault.lock_days:
+        raise ImmutabilityFixed(f"{vault} is locked for {vault.lock_days} days: that is never shortened.")
+    try:
+        policy = locks.enable(repositories.open_vault(vault), days=days, now=now)
+    except LockCannotLoosen as error:
+        raise ImmutabilityFixed(f"{error}: that is never shortened.") from error
+    except LockUnsupported as error:
+        raise LocksMissing(f"The store can't lock objects: {error}") from error
+    probe_region(vault.region, actor=actor, now=now)
+    with transaction.atomic():
+        vault.immutable_since = vault.immutable_since or policy.since
+        vault.lock_days = policy.days
+        vault.save(update_fields=["immutable_since", "lock_days"])
+        vault.duties.filter(kind="audit").update(due_at=now)
+        record(
+            actor, "vault.make_immutable", vault, account=vault.account, now=now, days=policy.days, level=policy.level
+        )
     return vault
