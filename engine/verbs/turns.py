@@ -22,8 +22,8 @@ def choose(
     lost ledger, too, every run reads others.
     """
 
-    def order(name: str) -> tuple[dt.datetime, bytes]:
-        return ledger.since(name) or now, blake3(f"{seed} {name}".encode()).digest(8)
+    def order(name: str) -> tuple[dt.datetime, bool, bytes]:
+        return ledger.since(name) or now, name in ledger.read_at, blake3(f"{seed} {name}".encode()).digest(8)
 
     share = -(-sum(sizes.values()) // days) if days else 0
     chosen: set[str] = set()

@@ -219,7 +219,7 @@ def finish(
         if outcome.findings:
             _conclude(vault, job, outcome, progress)
         found = Found(job.started_at, whole, [] if unchecked else rooted, outcome.findings, is_all=not job.points)
-        recorded = record(vault, found, clock(), notes_sight=job.level == "scrub", days=job.days or DAYS)
+        recorded = record(vault, found, clock(), notes_sight=job.level in WHOLE, days=job.days or DAYS)
         outcome.damaged, outcome.healed, outcome.coverage = recorded
     except Superseded:
         raise

@@ -4,7 +4,7 @@ import datetime as dt
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -12,10 +12,11 @@ from engine.entries import Entry, Kind
 from engine.ids import new_ulid
 from engine.keyproviders.keyring import Keyring
 from engine.progress import Silent
+from engine.session import LEASE_S
 from engine.sources.files import files_source
 from engine.storage import Memory, Storage
 from engine.vault import PointName, Vault, read_block
-from engine.verbs import backup, rebuild, verify
+from engine.verbs import backup, prune, rebuild, verify
 
 T = TypeVar("T")
 START = dt.datetime(2031, 5, 6, 7, 8, 9, tzinfo=dt.UTC)
@@ -106,9 +107,9 @@ def on_disk(folder: Path) -> dict[bytes, bytes]:
     }
 
 
-def verified(bench: Bench, level: verify.Level, *, points: tuple[str, ...] = ()) -> verify.Outcome:
-    """Verify a bench's vault as a fresh process would."""
-    job = verify.VerifyJob(session=new_ulid(bench.clock()), level=level, started_at=bench.clock(), points=points)
+def verified(bench: Bench, level: verify.Level, **options: Any) -> verify.Outcome:
+    """Verify a bench's vault as a fresh process would; `options` are those of VerifyJob."""
+    job = verify.VerifyJob(session=new_ulid(bench.clock()), level=level, started_at=bench.clock(), **options)
     planner, worker, silent = bench.open(), bench.open(), Silent()
     results = (
         travelled(verify.work(worker, job, travelled(unit), silent))
@@ -126,6 +127,17 @@ def rebuilt(bench: Bench) -> rebuild.Outcome:
         for unit in rebuild.plan(planner, job, silent, now=bench.clock())
     )
     return rebuild.finish(planner, job, results, silent, clock=bench.clock)
+
+
+def pruned(bench: Bench, *, dry_run: bool = False, lease_s: int = LEASE_S) -> prune.Outcome:
+    """Prune a bench's vault as a fresh process would."""
+    job = prune.PruneJob(run=new_ulid(bench.clock()), started_at=bench.clock(), dry_run=dry_run, lease_s=lease_s)
+    planner, worker, finisher, silent = bench.open(), bench.open(), bench.open(), Silent()
+    results = [
+        travelled(prune.work(worker, job, travelled(unit), silent))
+        for unit in prune.plan(planner, job, silent, now=bench.clock())
+    ]
+    return prune.finish(finisher, job, results, silent, clock=bench.clock)
 
 
 def flip(bench: Bench, key: str, at: int, *, mask: int = 1) -> None:
