@@ -146,6 +146,10 @@ class VerifyOptions(Opening):
     """Prove by reading that a vault's points can be restored."""
 
     level: Annotated[Level, Option(help="How deep to look.")] = Level.FOOTERS
+    days: Annotated[
+        int, Option(min=0, help="Scrub and content: read one day's share of a round of so many days. 0: all.")
+    ] = 0
+    mib_max: Annotated[int, Option(min=0, help="Scrub and content: end after so many MiB were read. 0: all.")] = 0
     workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None
 
 
