@@ -22,6 +22,8 @@ from accounts import guards
 from accounts.models import GENESIS, ChainHead, Event, Link
 
 BATCH = 2000
+# How many events before its own a writer links too.
+GROUP = 50
 # No transaction lasts as long as this: what an older one did not leave behind will never come.
 SETTLED = dt.timedelta(days=1)
 
@@ -76,16 +78,26 @@ def digest_of(before: str, row: dict[str, Any]) -> str:
 
 
 def seal(event_ids: Iterable[int]) -> int:
-    """Link those of the events that are committed and have no link yet; return how many. Safe to call twice."""
+    """Link the events, and others of the same moment; return how many. Safe to call twice.
+
+    Whoever gets the lock links what the others wait for too: under load most find nothing left to do.
+    """
+    wanted = list(event_ids)
+    if Link.objects.filter(event_id__in=wanted).count() == len(wanted):
+        return 0
     with transaction.atomic():
-        return _link(_head(), Event.objects.filter(pk__in=list(event_ids)))
+        head = _head()
+        since = min(wanted) - GROUP
+        linked = set(Link.objects.filter(event_id__gt=since).values_list("event_id", flat=True))
+        stored = Event.objects.filter(pk__gt=since).values_list("pk", flat=True)
+        return _link(head, Event.objects.filter(pk__in=set(stored) - linked))
 
 
 def sweep(*, now: dt.datetime) -> int:
     """Link what a process that died left without a link; return how many."""
     with transaction.atomic():
         head = _head()
-        linked = _link(head, Event.objects.filter(pk__gt=head.swept_to))
+        linked = _link(head, Event.objects.filter(pk__gt=head.swept_to, link=None))
         settled = Event.objects.filter(pk__gt=head.swept_to, happened_at__lt=now - SETTLED).order_by("-pk").first()
         if settled is not None:
             head.swept_to = settled.pk
@@ -94,13 +106,17 @@ def sweep(*, now: dt.datetime) -> int:
 
 
 def _head() -> ChainHead:
-    ChainHead.objects.get_or_create(pk=1)
-    return ChainHead.objects.select_for_update().get(pk=1)
+    """Return the chain's head, locked until the transaction ends."""
+    head = ChainHead.objects.select_for_update().filter(pk=1).first()
+    if head is None:
+        ChainHead.objects.get_or_create(pk=1)
+        head = ChainHead.objects.select_for_update().get(pk=1)
+    return head
 
 
 def _link(head: ChainHead, events: Any) -> int:
     links = []
-    for event in events.filter(link=None).order_by("pk"):
+    for event in events.order_by("pk"):
         head.sequence += 1
         head.digest = digest_of(head.digest, row_of(event, head.sequence))
         links.append(Link(sequence=head.sequence, event_id=event.pk, digest=head.digest))

@@ -7,6 +7,8 @@ import json
 import django.db.models.deletion
 from django.db import migrations, models
 
+from accounts import guards
+
 GENESIS = "0" * 64
 
 
@@ -49,6 +51,11 @@ def chain(apps, schema_editor):
             batch = []
     links.objects.bulk_create(batch)
     head.save()
+
+
+def free(apps, schema_editor):
+    """Take the triggers away."""
+    guards.remove(schema_editor.connection)
 
 
 class Migration(migrations.Migration):
@@ -119,4 +126,6 @@ class Migration(migrations.Migration):
         ),
         migrations.RunPython(keep_names, migrations.RunPython.noop),
         migrations.RunPython(chain, migrations.RunPython.noop),
+        # Put in place after every migration (accounts.guards); to go back, the tables must be free of them.
+        migrations.RunPython(migrations.RunPython.noop, free),
     ]
