@@ -102,18 +102,31 @@ class Keys:
             raise FormatError(f"the vault's keys have format {key_set.format}, this program knows {FORMAT}")
         for wrap in wraps_for(key_set, provider):
             try:
-                return cls.unwrap(key_set, wrap, provider)
+                return cls.unwrap([key_set], wrap, provider)
             except WrongKey:
                 continue
         raise WrongKey(f"the {provider.name} key does not open this vault")
 
     @classmethod
-    def unwrap(cls, key_set: KeySet, wrap: Wrap, provider: KeyProvider) -> "Keys":
-        """Open the set by one of its wraps. Raises WrongKey, IntegrityError."""
-        root = provider.unwrap(wrap.wrapped, context=_context(key_set.vault_id))
+    def unwrap(cls, key_sets: Sequence[KeySet], wrap: Wrap, provider: KeyProvider) -> "Keys":
+        """Open by one wrap of these sets of one vault; what was not made with its root is left out.
+
+        Raises WrongKey, and IntegrityError when nothing is left.
+        """
+        vault_id = key_sets[0].vault_id
+        root = provider.unwrap(wrap.wrapped, context=_context(vault_id))
         if len(root) != _KEY_BYTES:
             raise WrongKey(f"the {provider.name} key does not open this vault")
-        return cls(key_set.vault_id, root, _open_epochs(key_set, root))
+        data_keys: dict[int, bytes] = {}
+        problem = IntegrityError("the vault has no data key")
+        for key_set in key_sets:
+            try:
+                data_keys = {**_open_epochs(key_set, root), **data_keys}
+            except IntegrityError as error:
+                problem = error
+        if not data_keys:
+            raise problem
+        return cls(vault_id, root, data_keys)
 
     def seal(
         self,

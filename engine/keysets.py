@@ -5,7 +5,7 @@ set that was written last is never deleted by another, and no data key is ever i
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -97,16 +97,13 @@ def open_keys(storage: Storage, vault_id: str, provider: KeyProvider, *, check: 
     """
     looked = look(storage, vault_id)
     problems: list[EngineError] = []
-    for found, wrap in _candidates(looked.found, provider):
+    for wrap in _candidates(looked.found, provider):
         try:
-            keys = Keys.unwrap(found.key_set, wrap, provider)
+            keys = Keys.unwrap([one.key_set for one in looked.found], wrap, provider)
             check(keys)
         except (WrongKey, IntegrityError) as error:
             problems.append(error)
             continue
-        for one in looked.found:
-            keys.learn(one.key_set)
-        keys.epoch = keys.epochs[-1]
         if wrap.digest not in in_force(keys, looked.found).revoked:
             keys.look_again = lambda: [one.key_set for one in look(storage, vault_id).found]
             return keys
@@ -140,14 +137,10 @@ def needed(storage: Storage, keys: Keys) -> list[str]:
     return [one.key for one in in_force(keys, found).sets]
 
 
-def _candidates(found: Sequence[Found], provider: KeyProvider) -> Iterator[tuple[Found, Wrap]]:
-    """Yield each wrap that the provider may open once, those of the newest set first."""
-    seen = set()
-    for one in found:
-        for wrap in wraps_for(one.key_set, provider):
-            if wrap.digest not in seen:
-                seen.add(wrap.digest)
-                yield one, wrap
+def _candidates(found: Sequence[Found], provider: KeyProvider) -> list[Wrap]:
+    """Return each wrap that the provider may open once, those of the newest set first."""
+    wraps = {wrap.digest: wrap for one in found for wrap in wraps_for(one.key_set, provider)}
+    return list(wraps.values())
 
 
 def _roll(keys: Keys, key_set: KeySet) -> Roll | None:

@@ -1,0 +1,440 @@
+"""A rotation changes who opens a vault, and rewrites none of its data."""
+
+import base64
+import datetime as dt
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from engine.errors import EngineError, FormatError, IntegrityError, KeyRefused, LastKey, RevokedKey, WrongKey
+from engine.ids import digest_name
+from engine.keyproviders.keyring import Keyring, RecoveryKey
+from engine.keyproviders.port import KeyProvider
+from engine.keys import Keys, KeySet, Wrap
+from engine.keysets import GENERATION_MAX, KEYS, needed
+from engine.locks import extend_base
+from engine.rotation import Holder, Rotated, opens, prove, replace_recovery_key, rotate, state
+from engine.storage import Memory, Storage
+from engine.storage.faulty import Fault, Faulty, Mode
+from engine.vault import INFO_KEY, Vault
+from tests.support.vaults import START, Bench, Clock, contents, on_disk, replace, write_files
+
+YEAR = dt.timedelta(days=365)
+
+
+def rotated(bench: Bench, **options: Any) -> Rotated:
+    """Rotate with the bench's keyring at hand."""
+    return rotate(bench.open(), bench.ring, now=bench.clock(), **options)
+
+
+def recovery(bench: Bench) -> RecoveryKey:
+    return RecoveryKey.parse(bench.recovery)
+
+
+def key_sets(storage: Storage) -> list[str]:
+    return [stored.key for stored in storage.scan(KEYS)]
+
+
+@pytest.mark.invariant(25)
+def test_a_rotation_writes_one_key_set_and_touches_nothing_else(bench: Bench, tmp_path: Path):
+    folder = write_files(tmp_path / "home", {"a": os.urandom(3000)})
+    bench.back_up(folder)
+    before = bench.objects()
+    done = rotated(bench, new_data_key=True)
+    after = bench.objects()
+    assert {key for key in after if key not in before} == {done.key_set}
+    assert {key for key in before if key not in after} == set(done.removed) == set(key_sets_of(before))
+    assert all(after[key] == before[key] for key in after if key in before)
+    for provider in (bench.ring, recovery(bench)):
+        vault = Vault.open(bench.storage, provider=provider)
+        assert contents(vault, vault.find("latest"), below=folder) == on_disk(folder)
+
+
+def key_sets_of(objects: dict[str, bytes]) -> list[str]:
+    return [key for key in objects if key.startswith(KEYS)]
+
+
+@pytest.mark.invariant(25)
+def test_later_packs_use_the_new_data_key_and_old_ones_stay_readable(bench: Bench, tmp_path: Path):
+    folders = [write_files(tmp_path / str(n), {"f": os.urandom(2000)}) for n in range(3)]
+    for number, folder in enumerate(folders):
+        bench.back_up(folder, series=f"s{number}")
+        assert rotated(bench, new_data_key=True).state.epochs == list(range(1, number + 3))
+    assert {epoch_of(data) for key, data in bench.objects().items() if key.startswith("packs/")} == {1, 2, 3}
+    vault = bench.open()
+    for number, folder in enumerate(folders):
+        assert contents(vault, vault.find("latest", series=f"s{number}"), below=folder) == on_disk(folder)
+
+
+def epoch_of(pack: bytes) -> int:
+    return int.from_bytes(pack[8:12], "big")
+
+
+@pytest.mark.invariant(25)
+def test_a_worker_that_opened_the_vault_before_goes_on_reading_and_writing(bench: Bench, tmp_path: Path):
+    early = bench.open()
+    done = rotated(bench, new_data_key=True)
+    new = write_files(tmp_path / "new", {"f": b"written with the new data key"})
+    bench.back_up(new)
+    assert early.keys.epoch == 1
+    assert contents(early, early.find("latest"), below=new) == on_disk(new)
+    salt = os.urandom(32)
+    assert early.keys.record_key(1, salt, "pack") == bench.open().keys.record_key(1, salt, "pack")
+    assert done.state.epochs == [1, 2]
+
+
+@pytest.mark.invariant(24)
+def test_an_unknown_data_key_is_looked_for_once_and_is_an_error(bench: Bench):
+    storage = Faulty(bench.storage)
+    keys = Vault.open(storage, provider=bench.ring).keys
+    for _ in range(3):
+        with pytest.raises(IntegrityError, match="data key 7, which this vault does not have"):
+            keys.record_key(7, bytes(32), "pack")
+    assert storage.count("scan", KEYS) == 2
+
+
+@pytest.mark.invariant(25)
+def test_a_revoked_key_opens_nothing_and_all_others_do(bench: Bench):
+    other, another = Keyring.generate(), RecoveryKey.generate()
+    rotated(bench, add=[other, another])
+    done = rotated(bench, revoke=[other.key_id])
+    assert done.revoked == [Holder("keyring", other.key_id)]
+    assert not opens(bench.storage, other)
+    assert all(opens(bench.storage, key) for key in (bench.ring, another, recovery(bench)))
+
+
+@pytest.mark.invariant(25)
+def test_a_revoked_key_is_refused_while_a_lock_still_keeps_its_key_set(tmp_path: Path):
+    clock = Clock()
+    storage = Memory(clock=lambda: clock.time)
+    bench = Bench(storage)
+    bench.clock = clock
+    old = recovery(bench)
+    extend_base(bench.open(), until=START + YEAR)
+    _, done = replace_recovery_key(bench.open(), bench.ring, now=clock())
+    assert [(one.key, one.until) for one in done.remaining] == [(key_sets(storage)[0], START + YEAR)]
+    assert storage.locked_until(done.key_set) == START + YEAR
+    with pytest.raises(RevokedKey, match=r"was revoked.*newest recovery key"):
+        Vault.open(storage, provider=old)
+    assert needed(storage, bench.open().keys) == [done.key_set]
+    extend_base(bench.open(), until=START + 2 * YEAR)
+    clock.time = START + YEAR + dt.timedelta(days=1)
+    rotated(bench)
+    assert len(key_sets(storage)) == 2, "the set in force is locked for another year, the first one is gone"
+    assert not opens(storage, old)
+
+
+def test_the_recovery_key_is_replaced(bench: Bench, tmp_path: Path):
+    folder = write_files(tmp_path / "home", {"a": b"one"})
+    bench.back_up(folder)
+    new, done = replace_recovery_key(bench.open(), bench.ring, now=bench.clock())
+    assert done.revoked == [Holder("recovery", recovery(bench).key_id)]
+    assert not prove(bench.storage, bench.recovery)
+    vault = Vault.open(bench.storage, provider=RecoveryKey.parse(new.text()))
+    assert contents(vault, vault.find("latest"), below=folder) == on_disk(folder)
+
+
+def test_with_only_the_recovery_key_at_hand_it_is_not_replaced(bench: Bench):
+    with pytest.raises(LastKey, match="Add another key first"):
+        replace_recovery_key(bench.open(), recovery(bench), now=bench.clock())
+    assert prove(bench.storage, bench.recovery)
+
+
+def test_the_key_at_hand_is_never_revoked(bench: Bench):
+    with pytest.raises(LastKey, match="while it is the one at hand"):
+        rotated(bench, revoke=[bench.ring.key_id])
+    new = Keyring.generate()
+    with pytest.raises(LastKey):
+        rotated(bench, add=[new], revoke=[new.key_id])
+
+
+def test_a_key_id_that_opens_nothing_is_not_revoked(bench: Bench):
+    before = bench.objects()
+    with pytest.raises(KeyRefused, match="no key 0123456789abcdef opens this vault"):
+        rotated(bench, revoke=["0123456789abcdef"])
+    assert bench.objects() == before
+
+
+@pytest.mark.rule("E34")
+def test_a_key_that_does_not_open_what_it_wrapped_never_gets_into_a_vault(bench: Bench):
+    class Forgetful(Keyring):
+        """Encrypts, and can't decrypt."""
+
+        def unwrap(self, wrapped: bytes, *, context: bytes) -> bytes:
+            raise WrongKey("no")
+
+    class Wrong(Keyring):
+        """Answers with something else."""
+
+        def unwrap(self, wrapped: bytes, *, context: bytes) -> bytes:
+            return bytes(32)
+
+    for kind in (Forgetful, Wrong):
+        before = bench.objects()
+        with pytest.raises(KeyRefused, match="does not open what it wrapped"):
+            rotated(bench, add=[kind([os.urandom(32)])])
+        assert bench.objects() == before
+        with pytest.raises(KeyRefused, match="does not open what it wrapped"):
+            Vault.create(Memory(), providers=[kind([os.urandom(32)])], now=START)
+
+
+@pytest.mark.rule("E33")
+def test_a_key_is_wrapped_anew_under_its_own_id(bench: Bench):
+    first = wraps(bench)
+    done = rotated(bench)
+    assert done.revoked == []
+    assert {(w.provider, w.key_id) for w in wraps(bench)} == {(w.provider, w.key_id) for w in first}
+    changed = {w.provider for w in wraps(bench)} - {w.provider for w in wraps(bench) if w in first}
+    assert changed == {"keyring"}, "the recovery key, which nobody typed, keeps its wrap"
+
+
+def wraps(bench: Bench) -> list[Wrap]:
+    sets = [msgspec.json.decode(bench.storage.get(key), type=KeySet) for key in key_sets(bench.storage)]
+    return [wrap for one in sets for wrap in one.wraps]
+
+
+def test_the_state_tells_who_opens_the_vault(bench: Bench):
+    rotated(bench, new_data_key=True)
+    told = state(bench.open())
+    assert told.epochs == [1, 2]
+    assert {holder.provider: holder.key_id for holder in told.holders} == {
+        "keyring": bench.ring.key_id,
+        "recovery": recovery(bench).key_id,
+    }
+    assert told.sets == key_sets(bench.storage)
+
+
+# What somebody who can write the bucket, and has no key, can do to it
+
+
+def forged(bench: Bench, **changes: object) -> str:
+    """Store a changed copy of the newest key set under its right name; return its key."""
+    key_set = msgspec.json.decode(bench.storage.get(key_sets(bench.storage)[-1]), type=KeySet)
+    data = msgspec.json.encode(msgspec.structs.replace(key_set, **changes))
+    key = f"{KEYS}{changes.get('generation', key_set.generation)}/{digest_name(data)}"
+    bench.storage.put(key, data)
+    return key
+
+
+def test_forged_wraps_push_none_out_and_are_not_carried_on(bench: Bench):
+    key_set = msgspec.json.decode(bench.storage.get(key_sets(bench.storage)[0]), type=KeySet)
+    spoilt = [msgspec.structs.replace(wrap, wrapped=os.urandom(len(wrap.wrapped))) for wrap in key_set.wraps]
+    forged(bench, wraps=spoilt, generation=9)
+    forged(bench, wraps=spoilt, generation=8, roll=b"")
+    assert opens(bench.storage, bench.ring)
+    rotated(bench)
+    assert prove(bench.storage, bench.recovery)
+    assert not {wrap.wrapped for wrap in spoilt} & {wrap.wrapped for wrap in wraps(bench)}
+
+
+def test_a_key_set_with_other_data_keys_counts_for_nothing_and_is_left_alone(bench: Bench):
+    stranger = Bench()
+    theirs = msgspec.json.decode(stranger.storage.get(key_sets(stranger.storage)[0]), type=KeySet)
+    key = forged(bench, epochs=theirs.epochs, generation=5)
+    salt = bytes(32)
+    expected = bench.open().keys.record_key(1, salt, "pack")
+    rotated(bench)
+    assert bench.open().keys.record_key(1, salt, "pack") == expected
+    assert key in key_sets(bench.storage)
+
+
+def test_a_revoked_key_does_not_come_back_with_its_old_key_set(bench: Bench):
+    old = {key: bench.storage.get(key) for key in key_sets(bench.storage)}
+    replace_recovery_key(bench.open(), bench.ring, now=bench.clock())
+    for _ in range(3):
+        rotated(bench)
+    for key, data in old.items():
+        bench.storage.put(key, data)
+    assert not prove(bench.storage, bench.recovery)
+    rotated(bench)
+    assert not prove(bench.storage, bench.recovery)
+    assert not old.keys() & set(key_sets(bench.storage))
+
+
+def test_no_generation_is_so_high_that_none_can_follow(bench: Bench):
+    forged(bench, generation=GENERATION_MAX)
+    for _ in range(2):
+        done = rotated(bench, new_data_key=True)
+        assert done.generation == GENERATION_MAX
+    assert bench.open().keys.epochs == [1, 2, 3]
+    assert prove(bench.storage, bench.recovery)
+
+
+def test_a_key_set_under_another_generations_name_is_none(bench: Bench):
+    data = bench.storage.get(key_sets(bench.storage)[0])
+    misplaced = f"{KEYS}77/{digest_name(data)}"
+    bench.storage.put(misplaced, data)
+    assert rotated(bench).generation == 2
+    assert misplaced in key_sets(bench.storage)
+
+
+def test_a_root_of_somebody_elses_behind_the_same_key_is_refused(bench: Bench):
+    """Who may use the key service, and write the bucket, can wrap a root of their own: vault.json tells it."""
+    theirs = Keys(bytes.fromhex(bench.open().info.vault_id), os.urandom(32), {1: os.urandom(32), 2: os.urandom(32)})
+    sealed = theirs.seal([bench.ring], generation=9)
+    bench.storage.put(f"{KEYS}9/{digest_name(sealed)}", sealed)
+    assert bench.open().keys.epochs == [1]
+
+
+def test_a_key_set_of_a_newer_program_stops_a_rotation(bench: Bench):
+    vault = bench.open()
+    forged(bench, format=2, generation=2)
+    with pytest.raises(FormatError, match="format 2"):
+        rotate(vault, bench.ring, now=bench.clock())
+
+
+# Vaults made before key sets had a roll
+
+
+def test_a_vault_whose_first_set_has_no_roll_is_rotated_like_any_other(bench: Bench):
+    key = key_sets(bench.storage)[0]
+    bare = forged(bench, roll=b"")
+    bench.storage.delete([key])
+    done = rotated(bench, new_data_key=True)
+    assert done.removed == [bare]
+    assert prove(bench.storage, bench.recovery)
+    assert opens(bench.storage, bench.ring)
+
+
+# Proof of possession
+
+
+def test_the_proof_of_the_recovery_key_only_reads(bench: Bench):
+    storage = Faulty(bench.storage)
+    assert prove(storage, bench.recovery.lower())
+    assert not prove(storage, RecoveryKey.generate().text())
+    assert {call.verb for call in storage.calls} == {"get", "scan"}
+
+
+def test_a_damaged_vault_json_is_told_from_a_wrong_key(bench: Bench):
+    replace(bench, INFO_KEY, bench.storage.get(INFO_KEY)[:-1] + b"!")
+    with pytest.raises(IntegrityError, match="damaged or forged"):
+        prove(bench.storage, bench.recovery)
+
+
+def test_a_wrong_key_and_a_damaged_key_set_are_both_told(bench: Bench):
+    bench.storage.put(f"{KEYS}1/{'0' * 64}", b"damaged")
+    with pytest.raises(WrongKey, match=r"does not open this vault; keys/1/0{64} is damaged"):
+        Vault.open(bench.storage, provider=Keyring.generate())
+
+
+def test_a_process_that_has_the_keys_brings_back_key_sets_that_were_deleted(bench: Bench):
+    vault = bench.open()
+    bench.storage.delete(key_sets(bench.storage))
+    rotate(vault, bench.ring, now=bench.clock(), add=[recovery(bench)])
+    assert opens(bench.storage, bench.ring)
+    assert prove(bench.storage, bench.recovery)
+
+
+# Faults and crashes at every storage call
+
+FAULTS = {
+    "put": (Mode.BEFORE, Mode.AFTER, Mode.DELAYED),
+    "get": (Mode.BEFORE, Mode.SHORT, Mode.WRONG),
+    "scan": (Mode.BEFORE, Mode.AFTER),
+    "delete": (Mode.BEFORE, Mode.AFTER, Mode.DELAYED),
+    "locked_until": (Mode.BEFORE, Mode.AFTER),
+}
+
+
+def start() -> tuple[Bench, Keyring, RecoveryKey]:
+    """Return a vault with two key sets, as two rotations at once leave it, and what a rotation shall add and revoke."""
+    bench = Bench()
+    first = bench.open()
+    first_set = bench.storage.get(key_sets(bench.storage)[0])
+    rotate(first, bench.ring, now=bench.clock(), new_data_key=True)
+    bench.storage.put(f"{KEYS}1/{digest_name(first_set)}", first_set)
+    return bench, Keyring.generate(), RecoveryKey.generate()
+
+
+def swap(bench: Bench, storage: Storage, new: Keyring, key: RecoveryKey) -> Rotated:
+    vault = Vault.open(bench.storage, provider=bench.ring)
+    vault.storage = storage
+    revoke = [recovery(bench).key_id]
+    return rotate(vault, bench.ring, now=bench.clock(), add=[new, key], revoke=revoke, new_data_key=True)
+
+
+@pytest.mark.invariant(25)
+@pytest.mark.parametrize("times", [1, 0], ids=["once", "from then on"])
+def test_a_fault_at_any_call_leaves_a_vault_that_opens(times: int):
+    bench, new, key = start()
+    calls = Faulty(bench.storage)
+    swap(bench, calls, new, key)
+    assert {seen.verb for seen in calls.calls} == set(FAULTS)
+    for at, seen in enumerate(calls.calls, 1):
+        for mode in FAULTS[seen.verb]:
+            check_fault(Fault(at=at, mode=mode, times=times))
+
+
+def check_fault(fault: Fault) -> None:
+    bench, new, key = start()
+    salt = os.urandom(32)
+    expected = [bench.open().keys.record_key(epoch, salt, "pack") for epoch in (1, 2)]
+    storage = Faulty(bench.storage, [fault])
+    try:
+        done = swap(bench, storage, new, key)
+    except EngineError:
+        done = None
+    for moment in ("after the fault", "after what the network had kept"):
+        keys = bench.open().keys
+        assert [keys.record_key(epoch, salt, "pack") for epoch in (1, 2)] == expected, (fault, moment)
+        assert opens(bench.storage, recovery(bench)) or opens(bench.storage, key), (fault, moment)
+        if done is not None:
+            assert keys.epochs == [1, 2, 3], (fault, moment)
+            assert opens(bench.storage, new), (fault, moment)
+            assert not opens(bench.storage, recovery(bench)), (fault, moment)
+        storage.settle()
+    final = swap_again(bench, new)
+    assert final.state.sets == [final.key_set]
+    assert len(key_sets(bench.storage)) == 1, "the next rotation deletes what was left"
+
+
+def swap_again(bench: Bench, new: Keyring) -> Rotated:
+    return rotate(bench.open(), bench.ring, now=bench.clock(), add=[new])
+
+
+@pytest.mark.invariant(25)
+def test_nothing_is_deleted_before_the_new_set_was_read_back_and_opened(bench: Bench):
+    storage = Faulty(bench.storage)
+    vault = bench.open()
+    vault.storage = storage
+    done = rotate(vault, bench.ring, now=bench.clock())
+    verbs = [(seen.verb, seen.key) for seen in storage.calls]
+    put, deleted = verbs.index(("put", done.key_set)), verbs.index(("delete", done.removed[0]))
+    assert ("get", done.key_set) in verbs[put:deleted]
+
+    class Reversed(Keyring):
+        """Opens its wraps when they are made, and not when they are read back."""
+
+        asked = 0
+
+        def unwrap(self, wrapped: bytes, *, context: bytes) -> bytes:
+            self.asked += 1
+            if self.asked > 1:
+                raise WrongKey("no")
+            return super().unwrap(wrapped, context=context)
+
+    before = key_sets(bench.storage)
+    with pytest.raises(WrongKey):
+        rotated(bench, add=[Reversed([os.urandom(32)])])
+    assert set(before) < set(key_sets(bench.storage))
+    assert opens(bench.storage, bench.ring)
+
+
+def test_no_secret_is_in_what_a_rotation_says(bench: Bench):
+    new, done = replace_recovery_key(bench.open(), bench.ring, now=bench.clock())
+    shown = [repr(done), repr(bench.open().keys), repr(new), repr(bench.ring), msgspec.json.encode(done).decode()]
+    for secret in secrets_of(new, bench.ring, recovery(bench)):
+        assert not any(secret in text for text in shown)
+
+
+def secrets_of(*providers: KeyProvider) -> set[str]:
+    raw = [
+        vars(one)["_key"] if isinstance(one, RecoveryKey) else next(iter(vars(one)["_keys"].values()))
+        for one in providers
+    ]
+    texts = {one.text() for one in providers if isinstance(one, RecoveryKey)}
+    return texts | {key.hex() for key in raw} | {base64.b64encode(key).decode() for key in raw} | {str(k) for k in raw}
