@@ -1,0 +1,145 @@
+"""Backups, prunes, expiry and resolver at once, in thousands of orders of their storage calls, with kills and fences.
+
+After each order every committed point is whole, and everything that a backup reported as done is there. Each step of
+the protocol that is taken away makes some order lose data: that is what the last test shows. Engine invariants 1-7.
+"""
+
+import random
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from engine.point import Expired, point_key
+from engine.session import Session, put_note
+from engine.storage import Memory
+from engine.verbs import backup, sweep
+from engine.verbs.needs import Needs
+from tests.support.interleaving import Actor, interleave
+from tests.support.runs import backed_up
+from tests.support.vaults import Bench, contents, on_disk, pruned, write_files
+
+GARBAGE, DOOMED = random.Random(1).randbytes(3000), random.Random(2).randbytes(3000)
+
+
+class Start(NamedTuple):
+    """A vault with a pack that nothing needs any more, and folders that hold just what is in it."""
+
+    bench: Bench
+    folders: list[Path]
+    doomed: str
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    bench = Bench()
+    content = {"old": GARBAGE, "doomed": DOOMED, "kept": b"kept" * 50}
+    points = {
+        name: backed_up(bench, write_files(tmp_path / name, {"file": data}), series=name).point
+        for name, data in content.items()
+    }
+    expire(bench, "old", points["old"])
+    folders = [write_files(tmp_path / f"new{n}", {"a": GARBAGE, "b": DOOMED, "own": b"%d" % n * 70}) for n in range(2)]
+    return Start(bench, folders, points["doomed"])
+
+
+def expire(bench: Bench, series: str, point: str) -> None:
+    """Expire a point, in the order that expiry must have."""
+    vault = bench.open()
+    note = Expired(point, series, "test", bench.clock())
+    put_note(bench.storage, vault.keys, point_key(series, point, "expired"), note)
+    bench.storage.delete([point_key(series, point, "commit")])
+    bench.storage.delete([point_key(series, point, "root")])
+
+
+def back_up(folder: Path, series: str, bench: Bench) -> backup.Outcome:
+    return backed_up(bench, folder, series=series)
+
+
+def prune_twice(lease_s: int, bench: Bench) -> None:
+    for _ in range(2):
+        pruned(bench, lease_s=lease_s)
+
+
+def twin(bench: Bench) -> Bench:
+    memory = Memory()
+    for key, data in bench.objects().items():
+        memory.put(key, data)
+    copy = Bench.__new__(Bench)
+    copy.__dict__.update(bench.__dict__, storage=memory)
+    return copy
+
+
+def lost(bench: Bench, truth: dict[str, dict[bytes, bytes]], promised: list[str]) -> str:
+    """Say what is lost, empty when all is well."""
+    vault = bench.open()
+    names = vault.points()
+    missing = set(promised) - {name.point for name in names}
+    if missing:
+        return f"{missing} were reported as done and are not there"
+    present = {stored.key.rpartition("/")[2]: stored.size for stored in bench.storage.scan("")}
+    for name in names:
+        for pack in vault.root(name).needed:
+            if present.get(pack.name) != pack.size:
+                return f"{name} misses {pack.name}"
+        if contents(vault, name) != truth[name.series]:
+            return f"{name} has other content"
+    return ""
+
+
+def play(start: Start, seed: int, *, kill_share: float = 0.01) -> str:
+    """Run one order; return what was lost."""
+    rng = random.Random(seed)
+    bench = twin(start.bench)
+    actors = [
+        Actor(f"backup{n}", bench, partial(back_up, start.folders[n], f"s{n}")) for n in range(rng.choice((1, 2)))
+    ]
+    backups = list(actors)
+    for n in range(rng.choice((1, 2))):
+        lease_s = rng.choice((0, 0, 7200))
+        actors.append(Actor(f"prune{n}", bench, partial(prune_twice, lease_s)))
+    if rng.random() < 0.5:
+        actors.append(Actor("expire", bench, lambda own: expire(own, "doomed", start.doomed)))
+    interleave(actors, rng, kill_share=kill_share if rng.random() < 0.5 else 0.0)
+    truth = {f"s{n}": as_stored(folder) for n, folder in enumerate(start.folders)}
+    truth |= {name: as_stored(start.folders[0].parent / name) for name in ("doomed", "kept")}
+    promised = [actor.result.point for actor in backups if isinstance(actor.result, backup.Outcome)]
+    found = lost(bench, truth, promised)
+    if not found:
+        for lease_s in (7200, 0, 0, 0):  # what was begun is brought to its end, and loses nothing either
+            pruned(bench, lease_s=lease_s)
+            found = found or lost(bench, truth, promised)
+    return found
+
+
+def as_stored(folder: Path) -> dict[bytes, bytes]:
+    return {bytes(folder)[1:] + b"/" + path: data for path, data in on_disk(folder).items()}
+
+
+@pytest.mark.invariant(1, 2, 3, 4, 5, 6, 7)
+@pytest.mark.parametrize("part", range(4))
+def test_no_order_of_the_calls_loses_anything(start: Start, part: int):
+    for seed in range(part * 1000, part * 1000 + 60):
+        assert play(start, seed) == "", f"seed {seed}"
+
+
+def no_packs(*args: Any, **options: Any) -> Needs:
+    return Needs({}, set(), [], [])
+
+
+BROKEN: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+    "sessions do not read what is condemned": (Session, "_read_forbidden", lambda self: None),
+    "sessions do not look for a fence": (Session, "check", lambda self, now: None),
+    "a prune waits for nobody": (sweep, "_pass_barrier", lambda *args, **options: None),
+    "a prune passes dead sessions over without a fence": (sweep, "fence", lambda *args: None),
+    "a prune does not look again": (sweep, "look", no_packs),
+}
+
+
+@pytest.mark.invariant(4)
+@pytest.mark.parametrize("name", BROKEN)
+def test_without_a_step_of_the_protocol_some_order_loses_data(start: Start, monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.setattr(*BROKEN[name])
+    assert any(play(start, seed) for seed in range(1500))

@@ -1,0 +1,112 @@
+"""Several verbs at once on one store, in an order that a seed decides: every storage call is a place to change turns.
+
+The verbs are the real ones. An actor that is killed is never given a turn again, and nothing of it takes effect any
+more, as after kill -9. What it does in threads of its own belongs to the turn it has.
+"""
+
+import copy
+import datetime as dt
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+from greenlet import getcurrent, greenlet
+
+from engine.errors import EngineError
+from engine.storage import Memory
+from engine.storage.port import Bytes, Refusal, Stored
+from tests.support.vaults import Bench
+
+
+class Killed(BaseException):
+    """The actor's process is gone: unwind without touching anything."""
+
+
+class Actor:
+    """One process: `act` gets a bench on the shared store. `result` or `error` tell how it ended, if it did."""
+
+    def __init__(self, name: str, bench: Bench, act: Callable[[Bench], object]) -> None:
+        self.name = name
+        self.result: object = None
+        self.error: EngineError | None = None
+        self.calls = 0
+        self.is_dead = False
+        self._bench = copy.copy(bench)
+        assert isinstance(bench.storage, Memory)
+        self._bench.storage = _Turns(bench.storage, self)
+        self._act = act
+        self.greenlet = greenlet(self._run)
+
+    @property
+    def is_over(self) -> bool:
+        """Say whether it ended or was killed."""
+        return self.greenlet.dead or self.is_dead
+
+    def kill(self) -> None:
+        """Stop it for good, now."""
+        self.is_dead = True
+        if self.greenlet:
+            self.greenlet.throw(Killed)
+
+    def pause(self) -> None:
+        """Give the turn away before a call takes effect."""
+        if self.is_dead:
+            raise Killed
+        self.calls += 1
+        if getcurrent() is self.greenlet:
+            self.greenlet.parent.switch()
+        if self.is_dead:
+            raise Killed
+
+    def _run(self) -> None:
+        try:
+            self.result = self._act(self._bench)
+        except EngineError as error:
+            self.error = error
+        except Killed:
+            pass
+
+
+class _Turns:
+    """A store whose every call waits for its actor's turn."""
+
+    def __init__(self, inner: Memory, actor: Actor) -> None:
+        self._inner, self._actor = inner, actor
+
+    def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None) -> None:
+        self._actor.pause()
+        self._inner.put(key, data, locked_until=locked_until)
+
+    def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        self._actor.pause()
+        return self._inner.get(key, offset=offset, length=length)
+
+    def scan(self, prefix: str, *, after: str = "") -> Iterator[Stored]:
+        self._actor.pause()
+        return iter(list(self._inner.scan(prefix, after=after)))
+
+    def delete(self, keys: Sequence[str]) -> list[Refusal]:
+        refusals: list[Refusal] = []
+        for key in keys:  # a batch is no single moment
+            self._actor.pause()
+            refusals += self._inner.delete([key])
+        return refusals
+
+    def extend_lock(self, key: str, *, until: dt.datetime) -> None:
+        self._actor.pause()
+        self._inner.extend_lock(key, until=until)
+
+    def locked_until(self, key: str) -> dt.datetime | None:
+        self._actor.pause()
+        return self._inner.locked_until(key)
+
+
+def interleave(actors: Sequence[Actor], rng: random.Random, *, kill_share: float = 0.0) -> None:
+    """Give turns until all are over. Runs of turns differ in length, so that now one and now another falls behind."""
+    current, change_share = rng.choice(actors), rng.choice((0.02, 0.05, 0.1, 0.3))
+    while running := [actor for actor in actors if not actor.is_over]:
+        if current.is_over or rng.random() < change_share:
+            current = rng.choice(running)
+        if kill_share and rng.random() < kill_share:
+            current.kill()
+            continue
+        current.greenlet.switch()
