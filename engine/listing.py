@@ -174,6 +174,15 @@ def _runs(data: bytes, rows: int) -> list[list[Extent]]:
     return [extents[end - count : end] for end, count in zip(ends, counts, strict=True)]
 
 
+def chunk_ids(extents: bytes, rows: int) -> bytes:
+    """Return the short ids of all chunks of an extents group, joined, without its holes. Raises IntegrityError."""
+    total, odd = divmod(len(extents) - 4 * rows, 24)
+    if total < 0 or odd or sum(_columns(extents, ("<u4",), rows)[0][0]) != total:
+        raise IntegrityError("a listing block has a wrong number of extents")
+    ids = np.frombuffer(extents, np.uint8, 16 * total, 4 * rows).reshape(-1, 16)
+    return ids[ids.any(axis=1)].tobytes()
+
+
 def _shuffle(values: Iterable[int], kind: str) -> bytes:
     rows = values if isinstance(values, list) else list(values)
     try:

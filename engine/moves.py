@@ -76,12 +76,16 @@ class Moves:
         return moved
 
 
-def _follow(pack: PackRef, places: dict[str, list[PackRef]]) -> Iterator[PackRef]:
-    """Yield what stands for a pack; what was moved may have been moved on. Ends, because names never recur."""
-    for new in places.get(pack.name, ()):
-        yield from _follow(new, places)
-    if pack.name not in places:
+def _follow(pack: PackRef, places: dict[str, list[PackRef]], above: frozenset[str] = frozenset()) -> Iterator[PackRef]:
+    """Yield what stands for a pack; what was moved may have been moved on.
+
+    Two compactions at once may each have put the other's pack in the place of their own: then both stay.
+    """
+    if pack.name not in places or pack.name in above:
         yield pack
+        return
+    for new in places[pack.name]:
+        yield from _follow(new, places, above | {pack.name})
 
 
 def commit_move(session: Session, storage: Storage, keys: Keys, move: Move, *, now: dt.datetime) -> None:

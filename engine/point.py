@@ -107,8 +107,8 @@ class Root(msgspec.Struct, frozen=True):
     moved: dict[int, list[PackRef]] = {}
 
     def needs(self, number: int) -> list[PackRef]:
-        """Return what now stands for one pack of the set."""
-        return self.moved.get(number) or [self.packs[number]]
+        """Return what now stands for one pack of the set: nothing, when compaction found nothing in it alive."""
+        return self.moved.get(number, [self.packs[number]])
 
     @property
     def needed(self) -> list[PackRef]:
