@@ -214,3 +214,12 @@ class RestoreOptions(_OfPoint):
     same_name: Annotated[SameName, Option(help="What to do with a file that is there already.")] = SameName.SKIP
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would be written, and write nothing.")] = False
     workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None
+
+
+@dataclass(kw_only=True)
+class PruneOptions(Opening):
+    """Delete the packs that no recovery point needs."""
+
+    dry_run: Annotated[bool, Option("--dry-run", help="Say what would be freed, and change nothing.")] = False
+    wait: Annotated[bool, Option("--wait", help="Go on until no session has to be waited for.")] = False
+    workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None

@@ -26,6 +26,7 @@ _COMMANDS: dict[str, tuple[type[Any], str]] = {
     "restore": (options.RestoreOptions, "restore"),
     "verify": (options.VerifyOptions, "verify"),
     "rebuild": (options.RebuildOptions, "rebuild"),
+    "prune": (options.PruneOptions, "prune"),
 }
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
