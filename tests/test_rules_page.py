@@ -2,11 +2,12 @@
 
 import pytest
 
-from tests.support.rules_page import PAGE, BadMarker, collect, page, proofs
+from tests.support.markers import BadMarker
+from tests.support.rules_page import MARKER, PAGE, page
 
 
 def test_the_page_is_current():
-    is_current = PAGE.read_text() == page(collect())
+    is_current = PAGE.read_text() == page(MARKER.collect())
     assert is_current, "docs/rules.md is out of date: run `make rules`"
 
 
@@ -24,7 +25,7 @@ class TestTwo:
 
     def not_a_test(self): ...
 """
-    assert sorted(proofs("t.py", text)) == [
+    assert sorted(MARKER.proofs("t.py", text)) == [
         ("A1", "t.py::TestTwo::test_three"),
         ("A1", "t.py::test_one"),
         ("B10", "t.py::TestTwo::test_three"),
@@ -37,7 +38,7 @@ class TestTwo:
 @pytest.mark.parametrize("arguments", ["'c27'", "'F1'", "'C027'", "RULE", ""])
 def test_a_marker_that_names_no_rule_is_refused(arguments: str):
     with pytest.raises(BadMarker, match=r"t\.py:1: a rule marker takes ids"):
-        list(proofs("t.py", f"@pytest.mark.rule({arguments})\ndef test_x(): ..."))
+        list(MARKER.proofs("t.py", f"@pytest.mark.rule({arguments})\ndef test_x(): ..."))
 
 
 def test_rules_are_listed_by_chapter_and_number():

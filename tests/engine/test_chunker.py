@@ -32,6 +32,7 @@ def test_chunks_join_to_what_was_read():
     assert cut(b"") == []
 
 
+@pytest.mark.invariant(12)
 @pytest.mark.parametrize("piece", [4093, 65536, 5 * MIB])
 def test_cuts_do_not_depend_on_how_the_stream_arrives(piece: int):
     assert cut(DATA, piece=piece) == cut(DATA)
@@ -68,6 +69,7 @@ GOLDEN = {
 }
 
 
+@pytest.mark.invariant(12, 30)
 @pytest.mark.parametrize("profile", PROFILES)
 def test_cuts_are_those_of_every_version_of_this_program(profile: str):
     """Another library or version that cuts elsewhere would store everything anew: never change these digests."""

@@ -61,6 +61,7 @@ def test_a_sealed_record_opens_with_nothing_else():
         unseal(KEYS, Purpose.ROOT, data[:4] + b"\x02" + data[5:], context=b"here")
 
 
+@pytest.mark.invariant(9)
 def test_every_damaged_byte_of_a_record_is_noticed():
     data = seal(KEYS, Purpose.ROOT, b"payload", context=b"here")
     for at in range(len(data)):

@@ -38,6 +38,7 @@ def cuts(chunker: Chunker, data: bytes, pieces: list[int] | None = None) -> list
     return [len(chunk) for window in chunker.windows(read) for chunk in window]
 
 
+@pytest.mark.invariant(12, 30)
 def test_cut_points_are_those_of_the_first_version():
     digest = hashlib.sha256()
     for profile in sorted(PROFILES):
@@ -48,6 +49,7 @@ def test_cut_points_are_those_of_the_first_version():
     assert digest.hexdigest() == PINNED
 
 
+@pytest.mark.invariant(12)
 @pytest.mark.parametrize("profile", sorted(PROFILES))
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_compiled_and_the_pure_python_chunker_cut_alike(profile: str, seed: int):
@@ -60,6 +62,7 @@ def test_the_compiled_and_the_pure_python_chunker_cut_alike(profile: str, seed: 
     assert cuts(Chunker(profile, seed), data) == expected
 
 
+@pytest.mark.invariant(12)
 @settings(max_examples=25, deadline=None)
 @given(
     pieces=st.lists(st.integers(1, 6 << 20), max_size=40), seed=st.sampled_from(SEEDS), start=st.integers(0, 4 << 20)

@@ -92,6 +92,7 @@ def cuts(data: bytes) -> list[int]:
     return sorted({0, 1, 4, 16, 60, 128, len(data) // 2, len(data) - 33, len(data) - 1} & set(range(len(data))))
 
 
+@pytest.mark.invariant(9)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flipped_bit_anywhere_raises_or_changes_nothing(patient: Patient, kind: str):
     outcomes = set()
@@ -102,6 +103,7 @@ def test_a_flipped_bit_anywhere_raises_or_changes_nothing(patient: Patient, kind
     assert outcomes == expected.get(kind, {"raised"})
 
 
+@pytest.mark.invariant(9)
 @pytest.mark.parametrize("kind", ["packs/", "meta/"])
 def test_a_flipped_bit_raises_or_changes_nothing_when_footers_replace_the_index(without_index: Patient, kind: str):
     outcomes = set()
@@ -111,6 +113,7 @@ def test_a_flipped_bit_raises_or_changes_nothing_when_footers_replace_the_index(
     assert outcomes == {"raised", "same"}
 
 
+@pytest.mark.invariant(9)
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_object_cut_short_raises_or_changes_nothing(patient: Patient, without_index: Patient, kind: str):
     for one in (patient, without_index):
@@ -120,6 +123,7 @@ def test_an_object_cut_short_raises_or_changes_nothing(patient: Patient, without
         assert outcomes <= {"raised", "same"}
 
 
+@pytest.mark.invariant(9)
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_object_that_grew_or_holds_another_objects_bytes_raises_or_changes_nothing(patient: Patient, kind: str):
     for key in patient.of_kind(kind):
@@ -128,6 +132,7 @@ def test_an_object_that_grew_or_holds_another_objects_bytes_raises_or_changes_no
             assert patient.outcome(key, data) in ("raised", "same"), key
 
 
+@pytest.mark.invariant(9)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_missing_object_raises_or_changes_nothing(patient: Patient, kind: str):
     for key in patient.of_kind(kind):
@@ -144,6 +149,7 @@ def test_a_missing_object_raises_or_changes_nothing(patient: Patient, kind: str)
             assert found == patient.truth
 
 
+@pytest.mark.invariant(29)
 @pytest.mark.parametrize("kind", ["packs/", "meta/", "index/", "keys/"])
 def test_scrubbing_finds_every_flipped_bit_of_a_named_object_padding_included(patient: Patient, kind: str):
     for key in patient.of_kind(kind):
@@ -163,6 +169,7 @@ def places(patient: Patient, key: str) -> Iterator[int]:
     yield from (at for at in (0, 4, 40, 70, 130, size // 2, size - 30, size - 14, size - 1) if 0 <= at < size)
 
 
+@pytest.mark.invariant(29)
 @pytest.mark.parametrize(
     ("level", "kinds"),
     [

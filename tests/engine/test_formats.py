@@ -18,6 +18,8 @@ from engine.point import Commit, decode_root, encode_commit, point_key, root_pac
 from engine.vault import INFO_KEY, Vault
 from tests.support.vaults import Bench, contents, on_disk, replace, write_files
 
+pytestmark = pytest.mark.invariant(30)
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

@@ -28,6 +28,8 @@ from engine.storage import Memory
 from engine.vault import INFO_KEY, Vault
 from tests.support.vaults import START, Bench, entries, write_files
 
+pytestmark = pytest.mark.invariant(9)
+
 MEMORY_MAX = 32 << 20
 STRANGERS = [
     "keys/x",

@@ -13,6 +13,8 @@ from engine.vault import Vault
 from tests.support.golden import describe
 from tests.support.vaults import Bench, verified
 
+pytestmark = pytest.mark.invariant(30)
+
 GOLDEN = Path(__file__).parent.parent / "golden"
 VAULTS = sorted(GOLDEN.glob("vault-*.tar"))
 

@@ -193,6 +193,7 @@ def folder_instead(file: Path) -> None:
     file.mkdir()
 
 
+@pytest.mark.invariant(11)
 @pytest.mark.parametrize("harm", [truncate, flip, swap, empty, folder_instead, Path.unlink])
 def test_a_damaged_cache_only_costs_a_read(store: Memory, tmp_path: Path, harm: Callable[[Path], None]):
     name = add(store, packed(store, [b"x"]))
@@ -219,6 +220,7 @@ def test_the_cache_is_private(store: Memory, tmp_path: Path):
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.invariant(11)
 def test_a_deleted_index_loses_nothing(bench: Bench, tmp_path: Path):
     """Engine invariant 11, from the outside: restores read footers, a backup stores anew what it can't find."""
     folder = write_files(tmp_path / "d", {f"{n}": NOISE.randbytes(1000) for n in range(20)})

@@ -124,6 +124,7 @@ def test_a_vault_without_key_sets_says_so(bench: Bench):
         bench.open()
 
 
+@pytest.mark.invariant(24)
 def test_a_worker_without_an_epochs_key_cannot_read_what_it_encrypted(bench: Bench):
     keys = bench.open().keys
     with pytest.raises(IntegrityError, match="data key 2, which this vault does not have"):
@@ -141,6 +142,7 @@ MARKS = (b"MARKED-CONTENT", b"marked-name", b"marked-folder", b"marked-target", 
 LENGTHS = (77_777, 654_321)
 
 
+@pytest.mark.invariant(26)
 def test_nothing_in_the_bucket_shows_names_contents_chunk_ids_or_lengths(bench: Bench, tmp_path: Path):
     """Every byte of the bucket is searched: raw, as hex and as base64, in both byte orders for lengths."""
     folder = tmp_path / "marked-folder"
@@ -169,6 +171,7 @@ def test_nothing_in_the_bucket_shows_names_contents_chunk_ids_or_lengths(bench: 
         assert not any(length in data[:128] or length in data[-32:] for length in small), key
 
 
+@pytest.mark.invariant(26)
 def test_sizes_of_packs_are_whole_steps(bench: Bench, tmp_path: Path):
     for size in (1, 100, 65_000, 65_536, 700_001):
         bench.back_up(write_files(tmp_path / str(size), {"x": os.urandom(size)}), series=f"s{size}")

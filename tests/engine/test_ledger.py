@@ -55,6 +55,7 @@ def test_an_empty_reading_is_not_stored(storage: Memory):
     assert notes(storage) == []
 
 
+@pytest.mark.invariant(9, 11)
 @pytest.mark.parametrize("data", [b"", b"{}\n" + b"0" * 64, b"\xff\xfe"])
 def test_a_forged_note_says_nothing_and_is_dropped(storage: Memory, data: bytes):
     storage.put(f"{PREFIX}2031-05/{'0' * 64}", data)

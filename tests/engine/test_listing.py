@@ -149,6 +149,7 @@ PACKS = [PackRef("ab" * 32, 0, 65536), PackRef("cd" * 32 + ".7", 1, 2**32 - 1)]
 KEY = point_key("home", "01", "root")
 
 
+@pytest.mark.invariant(24)
 def test_a_root_comes_back_and_its_packs_need_no_key():
     data = encode_root(KEYS, body(), PACKS)
     root = decode_root(KEYS, KEY, data)
@@ -157,6 +158,7 @@ def test_a_root_comes_back_and_its_packs_need_no_key():
     assert encode_root(KEYS, body(), PACKS) != data
 
 
+@pytest.mark.invariant(9)
 def test_a_root_opens_only_in_its_place_with_its_packs_and_its_vault():
     data = encode_root(KEYS, body(), PACKS)
     with pytest.raises(IntegrityError, match="fails its authentication"):
@@ -187,6 +189,7 @@ def test_a_root_that_was_changed_is_refused(change, error, reason):
         decode_root(KEYS, KEY, change(encode_root(KEYS, body(), PACKS)))
 
 
+@pytest.mark.invariant(9)
 def test_a_commit_counts_for_its_own_key_alone():
     commit = Commit("01", "home", "s", "0" * 64, NOW)
     data = encode_commit(KEYS, commit)

@@ -143,6 +143,7 @@ def test_an_error_of_the_executor_reaches_the_writer(store: Memory, monkeypatch:
         fill()
 
 
+@pytest.mark.invariant(8)
 def test_a_forked_process_draws_salts_of_its_own(store: Memory):
     writer = PackWriter(KEYS, DATA, store.put)
     receive, send = os.pipe()
@@ -182,6 +183,7 @@ def test_a_header_of_another_kind_vault_or_version_is_refused(store: Memory):
         open_header(KEYS, one.head.name, data[:127] + b"\x01", **opening)
 
 
+@pytest.mark.invariant(9)
 def test_slots_can_not_be_exchanged_within_a_pack_or_between_packs(store: Memory):
     first, second = (written(store, chunk_sizes(600 * KIB, 600 * KIB))[0] for _ in range(2))
     data = store.get(first.head.key)
@@ -210,6 +212,7 @@ def test_a_footer_that_points_outside_or_names_no_slot_is_refused(store: Memory)
         open_footer(KEYS, one.head, bytes(60))
 
 
+@pytest.mark.invariant(11)
 def test_a_rebuilt_index_says_what_the_writer_said(store: Memory):
     """Engine invariant 11."""
     chunks = chunk_sizes(1, 100, 600 * KIB, 5000)

@@ -101,6 +101,7 @@ def test_a_vault_in_a_bucket_gives_back_every_version_after_the_source_was_lost(
     on_s3.run("verify", "--level", "content")
 
 
+@pytest.mark.invariant(23)
 def test_with_the_bucket_and_the_recovery_key_alone_everything_is_there(
     on_s3: CommandLine, source: Path, tmp_path: Path
 ) -> None:
@@ -119,6 +120,7 @@ def test_with_the_bucket_and_the_recovery_key_alone_everything_is_there(
     assert difference(snapshot(source), snapshot(target / str(source).lstrip("/"))) == []
 
 
+@pytest.mark.invariant(1, 2)
 def test_a_backup_that_is_killed_at_any_moment_loses_nothing_and_the_next_one_completes(
     on_disk: CommandLine, source: Path, tmp_path: Path
 ) -> None:

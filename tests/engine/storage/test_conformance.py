@@ -224,6 +224,7 @@ def test_a_locked_object_is_not_deleted_and_the_others_are(case: Case) -> None:
     assert case.storage.get("p/locked") == b"x"
 
 
+@pytest.mark.invariant(19)
 @locking
 def test_a_lock_can_be_lengthened_and_never_shortened(case: Case) -> None:
     start = case.now().replace(microsecond=0)

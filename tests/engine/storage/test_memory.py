@@ -9,6 +9,7 @@ from engine.storage import Memory
 from tests.engine.storage.conftest import NOON, HandClock
 
 
+@pytest.mark.invariant(3)
 @pytest.mark.parametrize("key", ["packs/ab/one", "points/s/u/root", "vault.json", "sessions/s/open"])
 def test_a_key_put_twice_with_different_bytes_is_an_error_of_the_program(key: str) -> None:
     store = Memory()

@@ -223,6 +223,7 @@ def test_two_vaults_in_one_bucket_do_not_see_each_other(minio_service: S3) -> No
     assert two.get("a") == b"2"
 
 
+@pytest.mark.invariant(20)
 @pytest.mark.parametrize("server", ["minio_service", "radosgw_service"])
 @pytest.mark.services
 def test_a_delete_leaves_neither_versions_nor_markers(server: str, request: pytest.FixtureRequest) -> None:
@@ -240,6 +241,7 @@ def test_a_delete_leaves_neither_versions_nor_markers(server: str, request: pyte
     assert [item.object_name for item in left] == ["a.1"]
 
 
+@pytest.mark.invariant(20)
 @pytest.mark.parametrize("server", ["minio_service", "radosgw_service"])
 @pytest.mark.services
 def test_a_delete_never_adds_a_marker_over_a_locked_version(server: str, request: pytest.FixtureRequest) -> None:

@@ -27,6 +27,7 @@ def copied(folder: Path, *, small: int) -> list[str]:
     return difference(snapshot(folder / "in"), snapshot(restored))
 
 
+@pytest.mark.invariant(14)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(tree=trees(), small=st.sampled_from([0, 1 << 19]))
 def test_any_tree_comes_out_as_it_went_in(tree: Tree, small: int) -> None:
@@ -37,6 +38,7 @@ def test_any_tree_comes_out_as_it_went_in(tree: Tree, small: int) -> None:
         assert copied(folder, small=small) == []
 
 
+@pytest.mark.invariant(14)
 @pytest.mark.parametrize("levels", [20, 150])
 def test_paths_beyond_path_max_come_out_as_they_went_in(tmp_path: Path, levels: int) -> None:
     (tmp_path / "in").mkdir()
@@ -58,6 +60,7 @@ def _remove(folder: Path) -> None:
             path.rmdir()
 
 
+@pytest.mark.invariant(14)
 def test_hard_links_stay_links_also_across_folders(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     tree = {

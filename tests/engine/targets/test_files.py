@@ -106,6 +106,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_done(out:
             os.seteuid(0)
 
 
+@pytest.mark.invariant(15)
 @pytest.mark.parametrize("path", HOSTILE_PATHS)
 def test_a_path_that_would_leave_the_target_is_refused(out: Path, path: bytes) -> None:
     before = snapshot(out.parent)
@@ -120,6 +121,7 @@ def test_a_path_that_would_leave_the_target_is_refused(out: Path, path: bytes) -
     assert difference(before, snapshot(out.parent), ignore=lambda path, fact: fact == "mtime_ns") == []
 
 
+@pytest.mark.invariant(15)
 @pytest.mark.parametrize("leads_to", ["../canary", "canary-by-absolute-path", ".", "nowhere"])
 def test_nothing_is_written_through_a_link_in_place_of_a_folder(out: Path, leads_to: str) -> None:
     absolute = str(out.parent / "canary")
@@ -136,6 +138,7 @@ def test_nothing_is_written_through_a_link_in_place_of_a_folder(out: Path, leads
     assert difference(before, snapshot(out.parent)) == []
 
 
+@pytest.mark.invariant(15)
 def test_a_link_restored_a_moment_ago_is_not_followed(out: Path) -> None:
     target = files_target(out)
     assert target.make(entry(b"d", Kind.SYMLINK, target=b"../canary")) == []
@@ -168,6 +171,7 @@ def test_a_hard_link_is_made_only_to_a_file_inside_the_target(out: Path) -> None
     assert not (out / "second").exists()
 
 
+@pytest.mark.invariant(15)
 @settings(max_examples=60, deadline=None)
 @given(
     planted=st.lists(

@@ -243,6 +243,7 @@ def test_a_file_that_is_swapped_for_a_link_after_it_was_listed_is_never_followed
     assert b"TOP SECRET" not in contents(bench.open(), bench.open().find("latest")).values()
 
 
+@pytest.mark.invariant(3, 5)
 def test_packs_that_a_prune_condemned_are_not_referred_to_but_stored_anew(bench: Bench, home: Path, tmp_path: Path):
     backed_up(bench, home)
     old = packs_of(bench.open(), "latest")
@@ -255,6 +256,7 @@ def test_packs_that_a_prune_condemned_are_not_referred_to_but_stored_anew(bench:
     assert_restores(bench, home, tmp_path / "back")
 
 
+@pytest.mark.invariant(29)
 @pytest.mark.parametrize("kind", ["packs", "meta"])
 @pytest.mark.parametrize("harm", ["deleted", "cut short"])
 def test_a_pack_that_was_lost_is_stored_again_by_the_next_backup(
@@ -283,6 +285,7 @@ def test_a_lost_pack_of_a_point_with_many_blocks_is_stored_again(bench: Bench, t
     assert_restores(bench, folder, tmp_path / "back")
 
 
+@pytest.mark.invariant(5)
 @pytest.mark.usefixtures("small_blocks")
 def test_of_many_packs_with_one_chunk_only_one_that_is_not_condemned_is_chosen(bench: Bench, tmp_path: Path):
     """Engine invariant 5. The condemned ones are many, so that one of them would be the first to be found."""

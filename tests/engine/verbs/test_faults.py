@@ -23,6 +23,7 @@ MODES = {
     "put": (Mode.BEFORE, Mode.AFTER, Mode.DELAYED, Mode.SLOW),
     "get": (Mode.BEFORE, Mode.SHORT, Mode.WRONG, Mode.SLOW),
     "scan": (Mode.BEFORE, Mode.AFTER),
+    "delete": (Mode.BEFORE, Mode.AFTER, Mode.DELAYED, Mode.SLOW),
 }
 
 
@@ -130,11 +131,13 @@ def assert_backups_survive(start: Bench, folder: Path, flavour: Flavour) -> None
     assert unknown < 10
 
 
+@pytest.mark.invariant(1, 2, 3)
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_a_first_backup_survives_every_fault(bench: Bench, folder: Path, flavour: str):
     assert_backups_survive(bench, folder, FLAVOURS[flavour])
 
 
+@pytest.mark.invariant(1, 2, 3)
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_an_incremental_backup_survives_every_fault(bench: Bench, folder: Path, flavour: str):
     backed_up(bench, folder)
@@ -174,6 +177,7 @@ def test_a_restore_writes_nothing_wrong_whatever_fails(bench: Bench, folder: Pat
         assert on_disk(landed(latest, folder)) == truth
 
 
+@pytest.mark.invariant(9)
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_a_verification_calls_nothing_whole_that_it_could_not_read(bench: Bench, folder: Path, flavour: str):
     backed_up(bench, folder)

@@ -11,6 +11,8 @@ import pytest
 from engine.entries import Entry
 from tests.support.large import ONE_FOLDER
 
+pytestmark = pytest.mark.invariant(27)
+
 ROOT = Path(__file__).parents[3]
 MIB = 1 << 20
 FILES = 300_000

@@ -49,6 +49,7 @@ def come_back(bench: Bench, folder: Path, where: Path, point: str) -> dict[bytes
     return snapshot(landed(where, folder))
 
 
+@pytest.mark.invariant(14)
 @pytest.mark.rule("B1", "C24")
 @MODEST
 @given(tree=trees(), in_folder=st.booleans())
@@ -125,6 +126,7 @@ def rows(bench: Bench, point: str) -> list[Entry]:
     return listing(bench.open(), point)
 
 
+@pytest.mark.invariant(14, 16)
 @pytest.mark.rule("B12")
 @MODEST
 @given(tree=trees(max_size=10), scripts=st.lists(EDITS, min_size=1, max_size=3))

@@ -54,6 +54,7 @@ def put_by_hand(bench: Bench, key: str, thing: msgspec.Struct | dict[str, Any]) 
     bench.storage.put(key, bench.open().keys.sign(key, msgspec.json.encode(thing)))
 
 
+@pytest.mark.invariant(13)
 def test_the_order_is_open_packs_segments_root_commit_closed(bench: Bench, store: Memory, home: Path):
     store.log.clear()
     backed_up(bench, home)
@@ -61,6 +62,7 @@ def test_the_order_is_open_packs_segments_root_commit_closed(bench: Bench, store
     assert kinds == ["open", "packs", "index", "packs", "index", "root", "commit", "closed"]
 
 
+@pytest.mark.invariant(13)
 def test_each_segment_comes_after_all_packs_that_it_lists(bench: Bench, store: Memory, home: Path):
     store.log.clear()
     backed_up(bench, home)
@@ -98,6 +100,7 @@ def test_backup_restore_and_verify_delete_nothing_but_stale_notes_of_the_ledger(
     assert opened == {key.rpartition("/")[0] for key in puts(store) if key.endswith("/closed")}
 
 
+@pytest.mark.invariant(6)
 @pytest.mark.parametrize("moment", range(1, 12))
 def test_a_session_that_is_fenced_before_its_root_is_checked_never_commits(bench: Bench, home: Path, moment: int):
     """Engine invariant 6: the fence appears before the `moment`-th put of the run."""
@@ -127,6 +130,7 @@ def test_a_session_that_is_fenced_before_its_root_is_checked_never_commits(bench
         assert len(bench.open().points()) == 1
 
 
+@pytest.mark.invariant(6)
 @pytest.mark.parametrize("outcome", ["committed", "aborted"])
 def test_a_late_coordinator_commits_nothing_after_its_session_was_closed(bench: Bench, home: Path, outcome: str):
     vault = bench.open()
@@ -141,6 +145,7 @@ def test_a_late_coordinator_commits_nothing_after_its_session_was_closed(bench: 
     assert bench.open().points() == []
 
 
+@pytest.mark.invariant(2)
 def test_a_session_whose_commit_may_have_arrived_is_left_open(bench: Bench, home: Path):
     memory = bench.storage
     bench.storage = faulty = Faulty(memory, [Fault(1, Mode.DELAYED, "put", "points/home/", later=10_000)])
@@ -166,6 +171,7 @@ def test_a_session_whose_commit_may_have_arrived_is_left_open(bench: Bench, home
     assert len(bench.open().points()) == 1
 
 
+@pytest.mark.invariant(2)
 def test_finish_done_twice_commits_once(bench: Bench, home: Path):
     job = backup_job(bench, files_source([str(home)], host="host"))
     vault = bench.open()
@@ -215,6 +221,7 @@ def test_two_backups_of_one_series_at_once_both_commit_and_both_restore(bench: B
     assert verified(bench, "content").state == "complete"
 
 
+@pytest.mark.invariant(1)
 def test_concurrent_backups_in_threads_leave_a_whole_vault(bench: Bench, tmp_path: Path):
     folders = [write_files(tmp_path / f"{n}", {"same": b"same" * 99, "own": b"%d" % n}) for n in range(4)]
 
@@ -247,6 +254,7 @@ def salts(bench: Bench) -> list[bytes]:
     return found
 
 
+@pytest.mark.invariant(8)
 def test_no_salt_is_ever_used_twice(bench: Bench, home: Path):
     """Engine invariant 8, over repeated units and repeated runs; for forks see the pack's own tests."""
     source = files_source([str(home)], host="host")
@@ -265,6 +273,7 @@ def test_no_salt_is_ever_used_twice(bench: Bench, home: Path):
     assert len(set(found)) == len(found)
 
 
+@pytest.mark.invariant(10)
 def test_chunks_are_checked_against_their_ids_on_every_read(bench: Bench, home: Path):
     """Engine invariant 10: a slot that decrypts is still not believed."""
     backed_up(bench, home)
@@ -281,6 +290,7 @@ def with_epochs(keys: Keys, epochs: Sequence[int]) -> Keys:
     return Keys(keys.vault_id, keys._root, {epoch: keys._data_keys.get(epoch, b"new" * 10 + b"!!") for epoch in epochs})
 
 
+@pytest.mark.invariant(24)
 def test_keys_without_an_old_epoch_cannot_read_its_packs_and_inventories_need_no_key(bench: Bench, home: Path):
     """Engine invariant 24."""
     backed_up(bench, home)
@@ -300,6 +310,7 @@ def test_keys_without_an_old_epoch_cannot_read_its_packs_and_inventories_need_no
     assert set(scrubbed) == {None}
 
 
+@pytest.mark.invariant(9)
 def test_a_commit_of_one_point_does_not_make_another_visible(bench: Bench, home: Path):
     first = backed_up(bench, home).point
     vault = bench.open()
@@ -318,6 +329,7 @@ def test_a_commit_of_one_point_does_not_make_another_visible(bench: Bench, home:
     assert bench.open().latest("home").name.point == first  # type: ignore[union-attr] # there is one
 
 
+@pytest.mark.invariant(9)
 def test_a_root_swapped_after_its_commit_is_refused(bench: Bench, home: Path):
     first, second = backed_up(bench, home).point, backed_up(bench, home).point
     vault = bench.open()
@@ -332,6 +344,7 @@ def test_a_root_swapped_after_its_commit_is_refused(bench: Bench, home: Path):
     assert found.name.point == first
 
 
+@pytest.mark.invariant(26)
 def test_nothing_readable_stands_in_the_bucket(bench: Bench, tmp_path: Path):
     """Engine invariant 26."""
     folder = write_files(tmp_path / "SECRETFOLDER", {"SECRETNAME": b"SECRETCONTENT" * 9})

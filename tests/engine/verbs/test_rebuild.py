@@ -61,6 +61,7 @@ def assert_all_is_well(bench: Bench, folder: Path) -> None:
     assert (outcome.state, outcome.findings) == ("complete", [])
 
 
+@pytest.mark.invariant(23)
 def test_the_catalogue_has_one_row_for_each_point_equal_to_what_its_backup_said(cached_bench: Bench, folder: Path):
     made = [cached_bench.back_up(folder), cached_bench.back_up(folder, series="other")]
     outcome = rebuilt(cached_bench)
@@ -79,6 +80,7 @@ def test_the_catalogue_has_one_row_for_each_point_equal_to_what_its_backup_said(
     assert 0 < row.packs <= len(packs)
 
 
+@pytest.mark.invariant(23)
 def test_rows_come_from_the_bucket_and_the_keys_alone(filled: Bench):
     before = rebuilt(filled).rows
     copied = Bench()
@@ -87,6 +89,7 @@ def test_rows_come_from_the_bucket_and_the_keys_alone(filled: Bench):
     assert [row.parent for row in before][1] == before[0].point
 
 
+@pytest.mark.invariant(23)
 def test_rebuilding_twice_changes_nothing(filled: Bench):
     filled.storage.delete(segments(filled)[:1])
     flip(filled, segments(filled)[0], 80)
@@ -100,6 +103,7 @@ def test_rebuilding_twice_changes_nothing(filled: Bench):
     assert segments(filled) == index
 
 
+@pytest.mark.invariant(11)
 @pytest.mark.parametrize("which", ["all", "first", "last"])
 @pytest.mark.parametrize("cache", ["kept", "lost"])
 def test_a_deleted_index_is_rebuilt_equal(filled: Bench, folder: Path, which: str, cache: str):
@@ -115,6 +119,7 @@ def test_a_deleted_index_is_rebuilt_equal(filled: Bench, folder: Path, which: st
     assert_all_is_well(filled, folder)
 
 
+@pytest.mark.invariant(11)
 @pytest.mark.parametrize("damage", ["deleted", "flipped", "cut short", "emptied"])
 def test_without_an_index_points_are_listed_read_and_followed_by_the_next_backup(
     filled: Bench, folder: Path, damage: str

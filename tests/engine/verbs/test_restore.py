@@ -420,6 +420,7 @@ HOSTILE: dict[str, list[tuple[Entry, bytes]]] = {
 }
 
 
+@pytest.mark.invariant(15)
 @pytest.mark.parametrize("same_name", ["skip", "overwrite"])
 @pytest.mark.parametrize("attack", HOSTILE)
 def test_a_hostile_listing_touches_nothing_outside_the_target(

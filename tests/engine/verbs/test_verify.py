@@ -201,6 +201,7 @@ def test_scrub_reads_objects_that_no_point_needs_too(filled: Bench):
     assert finding.points == []
 
 
+@pytest.mark.invariant(24)
 def test_scrubbing_needs_the_bucket_alone(filled: Bench):
     key = biggest_pack(filled)
     flip(filled, key, 12345)
