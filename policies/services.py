@@ -14,7 +14,7 @@ from accounts.services import Actor, record
 from engine.sources.mounts import mounts_inside
 from policies import schedule
 from policies.models import Plan, PlanState, Policy, Source, SourceKind
-from vaults.models import VaultType
+from vaults.models import VaultState, VaultType
 
 
 class PlanExists(Refused):
@@ -187,6 +187,8 @@ def create_plan(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
         raise PlanUnfit("Source, policy and vault must belong to one account.")
     if plan.vault.type != VaultType.GENERAL:
         raise PlanUnfit(f"{plan.vault} is a replication target and takes no new plans.", code="vault_read_only")
+    if plan.vault.state in (VaultState.DELETING, VaultState.DELETED):
+        raise PlanUnfit(f"{plan.vault} is being deleted. Choose another vault.", code="vault_not_ready")
     plan.account_id = plan.source.account_id
     plan.start_minute = random.SystemRandom().randrange(schedule.DRAWN_START_MINUTES)
     plan.next_run_at = next_run_at(plan, after=now)

@@ -199,6 +199,13 @@ class Vault(models.Model):
         return f"vault:{self.pk}"
 
     @property
+    def coverage_share(self) -> float | None:
+        """Return the share of the needed bytes that was read lately, None when nobody looked yet."""
+        if self.coverage_at is None:
+            return None
+        return self.coverage_read / self.coverage_total if self.coverage_total else 1.0
+
+    @property
     def retention_label(self) -> str:
         """Say what keeps the points: `immutable` only where the last probe proved that the store refuses deletion."""
         return str(self.region.capabilities.get("retention") or APPLICATION_LEVEL)

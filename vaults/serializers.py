@@ -57,10 +57,23 @@ class RegionRequestSerializer(serializers.ModelSerializer[Region]):
         fields = [*REGION_FIELDS, "access_key", "secret_key"]
 
 
+class CoverageSerializer(serializers.Serializer[Vault]):
+    """How much of what the points need was read in full, and found whole, within the last 30 days."""
+
+    bytes = serializers.IntegerField(source="coverage_total")
+    bytes_read = serializers.IntegerField(source="coverage_read")
+    share = serializers.FloatField(source="coverage_share", allow_null=True, help_text="0 to 1; null: never looked")
+    at = serializers.DateTimeField(source="coverage_at", allow_null=True)
+
+
 class VaultSerializer(serializers.ModelSerializer[Vault]):
     region = serializers.SlugRelatedField[Region](slug_field="name", read_only=True)
     points_count = serializers.IntegerField(read_only=True)
     bytes_stored = serializers.IntegerField(read_only=True)
+    retention_label = serializers.CharField(
+        read_only=True, help_text="`immutable` where the store proved that it refuses deletion"
+    )
+    coverage = CoverageSerializer(source="*", read_only=True)
 
     class Meta:
         model = Vault
@@ -72,8 +85,20 @@ class VaultSerializer(serializers.ModelSerializer[Vault]):
             "description",
             "type",
             "state",
+            "immutable_since",
+            "lock_days",
+            "retention_label",
+            "key_provider",
+            "key_url",
+            "recovery_proven_at",
+            "recovery_threshold",
+            "recovery_shares",
+            "coverage",
             "points_count",
             "bytes_stored",
+            "delete_requested_at",
+            "deletable_at",
+            "deleted_at",
             "created_at",
         ]
 
@@ -84,6 +109,19 @@ class VaultRequestSerializer(serializers.Serializer[Vault]):
     name = serializers.CharField(min_length=1, max_length=64)
     description = serializers.CharField(max_length=255, required=False, allow_blank=True)
     type = serializers.ChoiceField(choices=VaultType.choices, default=VaultType.GENERAL)
+    key_url = serializers.CharField(
+        max_length=500,
+        default="",
+        allow_blank=True,
+        help_text="Where the key is kept, `transit:` or `pkcs11:`; empty for the service key. Never changes (E33)",
+    )
+    key_secret = serializers.CharField(
+        max_length=4096, write_only=True, default="", allow_blank=True, help_text="Token, secret id or PIN for it"
+    )
+    recovery_threshold = serializers.IntegerField(
+        min_value=0, max_value=16, default=0, help_text="Shares that are needed together; 0 hands the key out whole"
+    )
+    recovery_shares = serializers.IntegerField(min_value=0, max_value=16, default=0)
 
 
 class VaultChangeSerializer(serializers.Serializer[Vault]):
@@ -93,7 +131,69 @@ class VaultChangeSerializer(serializers.Serializer[Vault]):
 
 class NewVaultSerializer(serializers.Serializer[Any]):
     vault = VaultSerializer()
-    recovery_key = serializers.CharField(help_text="Opens the vault without this service. Shown once, kept nowhere.")
+    recovery_key = serializers.CharField(
+        allow_blank=True, help_text="Opens the vault without this service. Shown once, kept nowhere."
+    )
+    recovery_shares = serializers.ListField(
+        child=serializers.CharField(), help_text="In place of the key, when it was asked for in shares."
+    )
+
+
+class ConfirmationSerializer(serializers.Serializer[Any]):
+    confirmation = serializers.CharField(max_length=64, help_text="The vault's name, typed")
+
+
+class ImmutabilityRequestSerializer(ConfirmationSerializer):
+    """Asks for what can't be undone."""
+
+    days = serializers.IntegerField(help_text="Every point is locked for at least so many days from its completion")
+
+
+class RecoveryProofSerializer(serializers.Serializer[Any]):
+    """The recovery key, or as many of its shares as are needed. Not stored."""
+
+    recovery_key = serializers.CharField(max_length=400, required=False, write_only=True)
+    shares = serializers.ListField(
+        child=serializers.CharField(max_length=400), required=False, write_only=True, max_length=16
+    )
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if ("recovery_key" in attrs) == ("shares" in attrs):
+            raise serializers.ValidationError("Give recovery_key or shares.")
+        return attrs
+
+
+class WorkSerializer(serializers.Serializer[Any]):
+    """One kind of upkeep: how it ended last, and when it is due next."""
+
+    kind = serializers.CharField()
+    state = serializers.CharField(allow_blank=True, help_text="Of the last job that ended; empty: there was none")
+    job = serializers.UUIDField(allow_null=True)
+    ended_at = serializers.DateTimeField(allow_null=True)
+    summary = serializers.CharField(allow_blank=True)
+    due_at = serializers.DateTimeField(allow_null=True, help_text="null: not by itself")
+
+
+class DamageSerializer(serializers.Serializer[Any]):
+    """One damaged or missing object, and what it touches."""
+
+    object = serializers.CharField()
+    damage = serializers.CharField()
+    detail = serializers.CharField(allow_blank=True)
+    points = serializers.ListField(child=serializers.CharField())
+    files = serializers.IntegerField()
+    first_files = serializers.ListField(child=serializers.CharField())
+    advice = serializers.CharField(allow_blank=True)
+
+
+class ConditionSerializer(serializers.Serializer[Any]):
+    """How a vault is: what was read of it, what is damaged, what was done last and comes next."""
+
+    coverage = CoverageSerializer()
+    verified_at = serializers.DateTimeField(allow_null=True)
+    damaged = DamageSerializer(many=True)
+    damaged_total = serializers.IntegerField()
+    work = WorkSerializer(many=True)
 
 
 class RecoveryPointSerializer(serializers.ModelSerializer[RecoveryPoint]):

@@ -18,14 +18,18 @@ from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts.permissions import INSTALL, MANAGE, OPERATE
+from accounts.permissions import INSTALL, MANAGE, OPERATE, OWN
 from accounts.views import AccountViewSet, AnyRenderer, Pages, actor_of
-from vaults import browsing, services
-from vaults.models import RecoveryPoint, Region, Vault
+from vaults import browsing, condition, deletion, recovery, services
+from vaults.models import RecoveryPoint, Region, Vault, VaultState
 from vaults.serializers import (
+    ConditionSerializer,
+    ConfirmationSerializer,
     EntryPageSerializer,
+    ImmutabilityRequestSerializer,
     NewVaultSerializer,
     RecoveryPointSerializer,
+    RecoveryProofSerializer,
     RegionRequestSerializer,
     RegionSerializer,
     VaultChangeSerializer,
@@ -85,6 +89,13 @@ class RegionView(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
         region = services.probe_region(self.get_object(), actor=actor_of(request), now=timezone.now())
         return Response(RegionSerializer(region).data)
 
+    @extend_schema(request=None, responses={204: None})
+    def destroy(self, request: Request, name: str) -> Response:
+        """Forget a region in which nothing is left."""
+        self._staff(request)
+        services.delete_region(self.get_object(), actor=actor_of(request), now=timezone.now())
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
 
 class VaultView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[Vault]):
     """Vaults of the caller's accounts."""
@@ -92,6 +103,7 @@ class VaultView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet
     queryset = Vault.objects.select_related("region", "account")
     serializer_class = VaultSerializer
     filterset_fields: ClassVar = ["account", "region", "type", "state"]
+    permissions: ClassVar = {"make_immutable": OWN, "request_deletion": OWN}
 
     def get_queryset(self) -> QuerySet[Vault]:
         return (
@@ -100,16 +112,27 @@ class VaultView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet
             .annotate(points_count=Count("points"), bytes_stored=Coalesce(Sum("points__bytes_stored"), 0))
         )
 
+    def filter_queryset(self, queryset: Any) -> Any:
+        """Leave out what was deleted, unless it is asked for."""
+        if self.action == "list" and "state" not in self.request.query_params:
+            queryset = queryset.exclude(state=VaultState.DELETED)
+        return super().filter_queryset(queryset)
+
+    def _shown(self, vault: Vault, *, status_code: int = status.HTTP_200_OK) -> Response:
+        return Response(VaultSerializer(self.get_queryset().get(pk=vault.pk)).data, status=status_code)
+
     @extend_schema(request=VaultRequestSerializer, responses={201: NewVaultSerializer})
     def create(self, request: Request) -> Response:
-        """Make a vault. The answer shows its recovery key, this once."""
-        vault = Vault(**self.checked(VaultRequestSerializer))
+        """Make a vault. The answer shows its recovery key, or the shares of it, this once."""
+        values = self.checked(VaultRequestSerializer)
+        secret = values.pop("key_secret")
+        vault = Vault(**values)
         self.need(MANAGE, vault)
-        recovery_key = services.create_vault(vault, actor=actor_of(request), now=timezone.now())
+        key = services.create_vault(vault, key_secret=secret, actor=actor_of(request), now=timezone.now())
+        shares = recovery.shares_of(vault, key)
         shown = self.get_queryset().get(pk=vault.pk)
-        return Response(
-            NewVaultSerializer({"vault": shown, "recovery_key": recovery_key}).data, status=status.HTTP_201_CREATED
-        )
+        answer = {"vault": shown, "recovery_key": "" if shares else key, "recovery_shares": shares}
+        return Response(NewVaultSerializer(answer).data, status=status.HTTP_201_CREATED)
 
     @extend_schema(request=VaultChangeSerializer(partial=True), responses={200: VaultSerializer})
     def partial_update(self, request: Request, pk: str) -> Response:
@@ -118,7 +141,41 @@ class VaultView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet
         for name, value in self.checked(VaultChangeSerializer, partial=True).items():
             setattr(vault, name, value)
         services.change_vault(vault, actor=actor_of(request), now=timezone.now())
-        return Response(VaultSerializer(vault).data)
+        return self._shown(vault)
+
+    @extend_schema(request=ImmutabilityRequestSerializer, responses={200: VaultSerializer})
+    @action(detail=True, methods=["post"], url_path="make-immutable")
+    def make_immutable(self, request: Request, pk: str) -> Response:
+        """Lock every point for at least `days` from its completion, or lengthen that (B6). It can't be undone."""
+        vault = self.get_object()
+        wanted = self.checked(ImmutabilityRequestSerializer)
+        services.make_immutable(vault, actor=actor_of(request), now=timezone.now(), **wanted)
+        return self._shown(vault)
+
+    @extend_schema(request=ConfirmationSerializer, responses={202: VaultSerializer})
+    @action(detail=True, methods=["post"], url_path="delete")
+    def request_deletion(self, request: Request, pk: str) -> Response:
+        """Delete the vault and all in it (E41). What is locked stays until `deletable_at`; nothing new comes in."""
+        vault = self.get_object()
+        wanted = self.checked(ConfirmationSerializer)
+        deletion.request(vault, actor=actor_of(request), now=timezone.now(), **wanted)
+        return self._shown(vault, status_code=status.HTTP_202_ACCEPTED)
+
+    @extend_schema(request=RecoveryProofSerializer, responses={200: VaultSerializer})
+    @action(detail=True, methods=["post"], url_path="prove-recovery-key")
+    def prove_recovery_key(self, request: Request, pk: str) -> Response:
+        """Prove that the recovery key, or enough shares of it, is at hand. It is tried, and kept nowhere."""
+        vault = self.get_object()
+        wanted = self.checked(RecoveryProofSerializer)
+        typed = wanted.get("shares", [wanted.get("recovery_key", "")])
+        recovery.prove(vault, typed, actor=actor_of(request), now=timezone.now())
+        return self._shown(vault)
+
+    @extend_schema(responses={200: ConditionSerializer}, filters=False)
+    @action(detail=True, pagination_class=None)
+    def condition(self, request: Request, pk: str) -> Response:
+        """Tell what was read of the vault, what is damaged, what was done last and what comes next."""
+        return Response(ConditionSerializer(condition.of(self.get_object())).data)
 
 
 class PointPages(Pages):

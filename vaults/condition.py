@@ -1,0 +1,82 @@
+"""How a vault is: coverage, damage, last results, next moments. Reads what its jobs left; asks no store."""
+
+import datetime as dt
+from typing import Any
+
+from accounts.console import human_bytes
+from vaults.models import Vault
+
+# The kinds of upkeep that are told of, in this order.
+KINDS = ("verify", "audit", "expire", "prune", "compact", "disaster")
+_ENDED = ("complete", "partial_complete", "failed", "canceled")
+
+
+def of(vault: Vault) -> dict[str, Any]:
+    """Return the vault's condition, in the words of the API."""
+    return {"coverage": vault, **damage(vault), "work": work(vault)}
+
+
+def damage(vault: Vault) -> dict[str, Any]:
+    """Return what the last verification that came to its end found damaged, with the points and files it touches."""
+    last = vault.jobs.filter(kind="verify", state__in=("complete", "failed"), report__has_key="level").first()
+    found = last.report.get("problems", []) if last else []
+    return {
+        "verified_at": last.ended_at if last else None,
+        "damaged_total": last.problems_count if last else 0,
+        "damaged": [
+            {
+                "object": one["path"],
+                "damage": one["reason"],
+                "detail": one["detail"],
+                "points": one.get("points", []),
+                "files": one.get("files", 0),
+                "first_files": one.get("first_files", []),
+                "advice": one.get("advice", ""),
+            }
+            for one in found
+        ],
+    }
+
+
+def work(vault: Vault) -> list[dict[str, Any]]:
+    """Return, for each kind of upkeep, how its last job ended and when it is due next. Two queries a kind at most."""
+    due = dict(vault.duties.values_list("kind", "due_at"))
+    rows = []
+    for kind in KINDS:
+        last = vault.jobs.filter(kind=kind, state__in=_ENDED).first()
+        rows.append(
+            {
+                "kind": kind,
+                "state": last.state if last else "",
+                "job": last.pk if last else None,
+                "ended_at": last.ended_at if last else None,
+                "summary": (last.error or summary(kind, last.report)) if last else "",
+                "due_at": due.get(kind),
+            }
+        )
+    return rows
+
+
+def summary(kind: str, report: dict[str, Any]) -> str:
+    """Return one line about what a job did."""
+    return "; ".join(_parts(kind, report))
+
+
+def _parts(kind: str, report: dict[str, Any]) -> list[str]:
+    if kind == "verify":
+        return [f"{report.get('level', '')}: {report.get('objects', 0):,} objects, {_size(report, 'bytes')}"]
+    if kind == "prune":
+        waits = [f"waits for {len(report['waiting'])} sessions"] if report.get("waiting") else []
+        return [f"{report.get('packs_deleted', 0):,} packs deleted, {_size(report, 'bytes_freed')} freed", *waits]
+    if kind == "expire":
+        return [f"{report.get('expired', 0):,} points expired of {report.get('visible', 0):,}"]
+    return []
+
+
+def _size(report: dict[str, Any], name: str) -> str:
+    return human_bytes(report.get(name, 0))
+
+
+def note_coverage(vault: Vault, *, total: int, read: int, now: dt.datetime) -> None:
+    """Store how many bytes the points need and how many of them were read in full within the last 30 days."""
+    Vault.objects.filter(pk=vault.pk).update(coverage_total=total, coverage_read=read, coverage_at=now)
