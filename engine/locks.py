@@ -38,6 +38,7 @@ _GENERATION = dt.timedelta(days=GENERATION_DAYS)
 _DIGITS = 6
 _THREADS = 8
 _NOTE_PACKS = 100_000
+A = TypeVar("A")
 T = TypeVar("T")
 _BASE = ("vault.json", POLICIES)
 
@@ -243,12 +244,12 @@ def bare_storage(storage: Storage) -> Storage:
     return storage
 
 
-def in_threads(call: Callable[[str], T], keys: Sequence[str]) -> list[T]:
-    """Return the answers for all keys, in order; the first error is raised when the calls that run have ended."""
-    if not keys:
+def in_threads(call: Callable[[A], T], things: Sequence[A]) -> list[T]:
+    """Return the answers for all things, in order; the first error is raised when the calls that run have ended."""
+    if not things:
         return []
-    with ThreadPoolExecutor(min(_THREADS, len(keys))) as threads:
-        return list(threads.map(call, keys))
+    with ThreadPoolExecutor(min(_THREADS, len(things))) as threads:
+        return list(threads.map(call, things))
 
 
 def _lock_all(storage: Storage, keys: Iterable[str], until: dt.datetime) -> None:

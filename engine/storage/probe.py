@@ -4,7 +4,7 @@ import contextlib
 import datetime as dt
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import msgspec
 
@@ -98,6 +98,16 @@ def probe(
     locks = (found.lock_refused_delete, found.lock_refused_shortening, found.lock_survived_overwrite)
     found.retention = IMMUTABLE if found.object_lock and all(locks) else APPLICATION_LEVEL
     return found
+
+
+def canary(storage: Attackable, key: str, *, until: dt.datetime) -> list[str]:
+    """Lock a fresh object until then and attack it; return what worked, in sentences: none when the lock holds.
+
+    The object stays below `key` until its lock ends. Raises StorageError when it can't be tried.
+    """
+    found = Capabilities(problems=[], left_behind=[])
+    _try_lock(cast("Storage", storage), key, found, until)
+    return found.problems
 
 
 def clean_up(storage: Storage, found: Capabilities) -> list[Refusal]:
