@@ -5,6 +5,7 @@ that a thousand vaults don't start at once. A job that fails is done again at th
 """
 
 import datetime as dt
+from collections.abc import Iterator
 from typing import Any
 
 from django.conf import settings
@@ -17,8 +18,11 @@ from jobs import services
 from jobs.models import Duty, Job
 from jobs.states import RECURRING, Kind, Trigger
 from policies import schedule
-from vaults.models import Vault, VaultState
+from policies.models import Plan, Source
+from policies.services import end_keep_one, next_drill_at
+from vaults.models import RecoveryPoint, Vault, VaultState
 
+SOON = dt.timedelta(seconds=60)
 EVERY_S_MIN, EVERY_S_MAX = 60, 366 * 24 * 3600
 # What a vault that is not ready may still do: find out what is wrong with it, and mend it.
 _CAREFUL = (Kind.VERIFY, Kind.AUDIT, Kind.REBUILD, Kind.DISASTER)
@@ -33,6 +37,12 @@ class MaintenanceBusy(Refused):
     """A vault does one job of each kind of maintenance at a time."""
 
     code = "maintenance_busy"
+
+
+class NoPoint(Refused):
+    """There is nothing to restore yet."""
+
+    code = "no_point"
 
 
 def every_s(vault: Vault, kind: str) -> int:
@@ -54,10 +64,30 @@ def complete_duties(vaults: Any, *, now: dt.datetime) -> None:
     Duty.objects.bulk_create(rows, ignore_conflicts=True, batch_size=500)
 
 
+def sweep(*, now: dt.datetime, rows_max: int) -> Iterator[Job]:
+    """Start what is due and yield its jobs: a few queries while nothing is, however many vaults there are."""
+    complete_duties(Vault.objects.present().filter(duties=None)[:rows_max], now=now)
+    if vaults := end_keep_one(now=now):
+        hasten(vaults, Kind.EXPIRE, now=now)
+    for duty in Duty.objects.due(now).select_related("vault__account", "vault__region")[:rows_max]:
+        if job := request_due(duty, now=now):
+            yield job
+    plans = Plan.objects.drill_due(now).select_related("account", "source", "policy", "vault__region")
+    for plan in plans[:rows_max]:
+        if job := request_due_drill(plan, now=now):
+            yield job
+
+
 def request_due(duty: Duty, *, now: dt.datetime) -> Job | None:
-    """Turn a duty's moment into a job and move the duty on. None when another sweep was first, or one still runs."""
+    """Turn a duty's moment into a job and move the duty on. None when another sweep was first, or one still runs.
+
+    The one that runs does for this moment too; but an expiry may go by rules that changed, so another follows soon.
+    """
     following = next_due(duty.vault, duty.kind, after=now)
     mine = Duty.objects.filter(pk=duty.pk, due_at=duty.due_at)
+    if duty.kind == Kind.AUDIT and not duty.vault.immutable_since:
+        mine.update(due_at=following)
+        return None
     try:
         with transaction.atomic():
             if not mine.update(due_at=following):
@@ -66,8 +96,45 @@ def request_due(duty: Duty, *, now: dt.datetime) -> Job | None:
             Duty.objects.filter(pk=duty.pk).update(last_job=job)
             return job
     except IntegrityError:
-        mine.update(due_at=following)  # the one that runs does for this moment too
+        mine.update(due_at=now + SOON if duty.kind == Kind.EXPIRE else following)
         return None
+
+
+def request_due_drill(plan: Plan, *, now: dt.datetime) -> Job | None:
+    """Restore the plan's newest point on trial and move the plan on. None when there is no point, or one still runs."""
+    following = next_drill_at(plan, plan.policy, after=now)
+    mine = Plan.objects.filter(pk=plan.pk, next_drill_at=plan.next_drill_at)
+    try:
+        with transaction.atomic():
+            if not mine.update(next_drill_at=following):
+                return None
+            return _create_drill(plan.source, plan.vault, percent=plan.policy.drill_percent, now=now, plan=plan)
+    except IntegrityError:
+        mine.update(next_drill_at=following)
+        return None
+
+
+def request_drill(source: Source, vault: Vault, *, percent: int, actor: Actor, now: dt.datetime) -> Job:
+    """Restore the source's newest point in the vault on trial, by hand. Raises NoPoint, MaintenanceBusy."""
+    try:
+        with transaction.atomic():
+            job = _create_drill(source, vault, percent=percent, now=now, requested_by=actor.user)
+            if job is None:
+                raise NoPoint(f"{source} has no recovery point in {vault} yet.")
+            record(actor, "job.drill", job, account=vault.account, now=now, percent=percent)
+            return job
+    except IntegrityError as error:
+        raise MaintenanceBusy(f"A trial restore of {source} from {vault} runs already. Wait for it to end.") from error
+
+
+def _create_drill(source: Source, vault: Vault, *, percent: int, now: dt.datetime, **values: Any) -> Job | None:
+    point = RecoveryPoint.objects.in_series(vault, source.series).first()
+    if point is None:
+        return None
+    trigger = Trigger.SCHEDULED if "plan" in values else Trigger.MANUAL
+    return _create(
+        vault, Kind.DRILL, {"percent": percent}, now=now, source=source, point=point, trigger=trigger, **values
+    )
 
 
 def request(vault: Vault, kind: str, wanted: dict[str, Any], *, actor: Actor, now: dt.datetime) -> Job:

@@ -7,11 +7,10 @@ from celery import shared_task
 from django.conf import settings
 from django.utils import timezone
 
-from jobs import doorbell, executors, maintenance, presence, services, steps
-from jobs.models import Duty, Job, Step
+from jobs import doorbell, executors, maintenance, presence, removal, services, steps
+from jobs.models import Job, Step
 from jobs.states import ENDED
 from policies.models import Plan
-from vaults.models import Vault
 
 log = structlog.get_logger(__name__)
 SWEEP_ROWS_MAX = 1000
@@ -41,12 +40,10 @@ def sweep_due_plans() -> None:
 
 @shared_task(name="jobs.sweep_maintenance")
 def sweep_maintenance() -> None:
-    """Turn the maintenance that is due into jobs: two queries while nothing is, however many vaults there are."""
+    """Start the maintenance that is due, and go on with deletions that locks held up."""
     now = timezone.now()
-    maintenance.complete_duties(Vault.objects.filter(duties=None)[:SWEEP_ROWS_MAX], now=now)
-    for duty in Duty.objects.due(now).select_related("vault__account", "vault__region")[:SWEEP_ROWS_MAX]:
-        if job := maintenance.request_due(duty, now=now):
-            doorbell.ring(services.first_step(job), now=now)
+    for job in (*maintenance.sweep(now=now, rows_max=SWEEP_ROWS_MAX), *removal.sweep(now=now, rows_max=SWEEP_ROWS_MAX)):
+        doorbell.ring(services.first_step(job), now=now)
 
 
 @shared_task(name="jobs.sweep_steps")

@@ -71,7 +71,9 @@ def judge_rows(rows: Iterable[RecoveryPoint], rules: tuple[Rules, ...], *, now: 
     for one in rules:
         for verdict in judge(versions, one, now):
             found[verdict.point].append(verdict)
-    judged = [Judged(by_point[point], _shown(_together(verdicts), now)) for point, verdicts in found.items()]
+    judged = [
+        Judged(by_point[point], _shown(_together(verdicts), by_point[point])) for point, verdicts in found.items()
+    ]
     return sorted(judged, key=lambda one: (one.row.completed_at, one.row.point_id), reverse=True)
 
 
@@ -103,12 +105,19 @@ def _together(verdicts: list[Verdict]) -> Verdict:
 
 _NEVER = dt.datetime.max.replace(tzinfo=dt.UTC)
 # Longer than any policy but those that keep for ever.
-_FOREVER = dt.timedelta(days=DAYS_MAX - 3660)
+_FOREVER = dt.timedelta(days=DAYS_MAX - 1)
 
 
-def _shown(verdict: Verdict, now: dt.datetime) -> Verdict:
+def shown_end(expires_at: dt.datetime | None, completed_at: dt.datetime | None) -> dt.datetime | None:
+    """Return when a point expires, None for ever, from an end that may lie a thousand years away."""
+    if expires_at is None or completed_at is None or expires_at - completed_at > _FOREVER:
+        return None
+    return expires_at
+
+
+def _shown(verdict: Verdict, row: RecoveryPoint) -> Verdict:
     """Return the verdict with "for ever" instead of a date a thousand years away."""
-    if verdict.expires_at is None or verdict.expires_at - now < _FOREVER:
+    if verdict.expires_at is None or shown_end(verdict.expires_at, row.completed_at):
         return verdict
     reasons = ["kept for ever" if "since completion" in reason else reason for reason in verdict.reasons]
     return Verdict(verdict.point, verdict.keep, reasons, None)

@@ -7,7 +7,7 @@ import structlog
 from engine.errors import EngineError, NotFound
 from engine.session import Session
 from engine.vault import Vault
-from jobs.executors import backup, prune, restore, stages, staging, verify
+from jobs.executors import backup, expire, prune, restore, stages, staging, verify
 from jobs.executors.port import Clock, Executor
 from jobs.executors.stages import worker_name
 from jobs.models import Job, Step
@@ -23,6 +23,7 @@ EXECUTORS: dict[str, Executor[Any, Any, Any, Any]] = {
     Kind.RESTORE: restore.EXECUTOR,
     Kind.VERIFY: verify.EXECUTOR,
     Kind.PRUNE: prune.EXECUTOR,
+    Kind.EXPIRE: expire.EXECUTOR,
 }
 
 

@@ -27,7 +27,8 @@ class Executor(Generic[J, U, R, O]):
     """One kind of job. `order`, `unit` and `result` are the verb's structs; they travel through the staging area.
 
     `prepare` makes the order for one round. `conclude` stores the outcome and returns the fields of the ended job.
-    `session` names the engine session behind an order, empty when there is none.
+    `session` names the engine session behind an order, empty when there is none. `is_current` says, before the end,
+    whether the order is still what the job is about; else the job is planned anew.
     """
 
     order: type[J]
@@ -39,6 +40,7 @@ class Executor(Generic[J, U, R, O]):
     finish: Callable[[Vault, J, Iterable[R], Progress, Clock], O]
     conclude: Callable[[Job, Vault, O, dt.datetime], dict[str, Any]]
     session: Callable[[J], str]
+    is_current: Callable[[Job, J, dt.datetime], bool] = lambda job, order, now: True
 
 
 def shown(problems: Iterable[Problem]) -> list[dict[str, Any]]:
@@ -62,6 +64,9 @@ def found(findings: Iterable[Finding]) -> list[dict[str, Any]]:
             "reason": one.damage,
             "detail": one.detail,
             "lost": bool(one.points),
+            "points": one.points[:PROBLEMS_SHOWN],
+            "files": one.files,
+            "first_files": ["/" + path.decode("utf-8", "backslashreplace") for path in one.paths],
             "advice": one.advice,
         }
         for _, one in zip(range(PROBLEMS_SHOWN), findings, strict=False)

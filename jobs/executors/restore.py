@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from engine.errors import PointMissing
 from engine.ids import new_ulid
 from engine.progress import Progress
 from engine.targets.files import FilesTarget
@@ -18,7 +19,8 @@ ORIGINAL = "/"
 
 
 def _prepare(job: Job, now: dt.datetime) -> RestoreJob:
-    assert job.point is not None
+    if job.point is None:
+        raise PointMissing("the recovery point expired, or was deleted, before this job began")
     wanted = job.settings
     patterns = tuple(wanted["patterns"])
     return RestoreJob(

@@ -139,6 +139,9 @@ def _finish(executor: AnyExecutor, step: Step, progress: StepProgress, clock: Cl
     staging = Staging(vault, step.job_id, step.round)
     order = staging.order(executor.order)
     _keep_session(executor, vault, order, progress)
+    if not executor.is_current(step.job, order, clock()):
+        steps.plan_anew(step, error="what the job goes by was changed while it ran", now=clock())
+        return
     results = staging.results(step.job.units_total, executor.result)
     outcome = executor.finish(vault, order, results, progress, clock)
     fields = executor.conclude(step.job, vault, outcome, clock())

@@ -18,7 +18,12 @@ DAMAGED = "vault_damaged"
 
 
 def _prepare(job: Job, now: dt.datetime) -> VerifyJob:
-    return VerifyJob(session=new_ulid(now), level=job.settings["level"], started_at=job.started_at or now)
+    return VerifyJob(
+        session=new_ulid(now),
+        level=job.settings["level"],
+        days=int(job.settings.get("days", 0)),
+        started_at=job.started_at or now,
+    )
 
 
 def _plan(vault: Vault, order: VerifyJob, progress: Progress, clock: Clock) -> Iterator[Unit]:

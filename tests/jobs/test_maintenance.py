@@ -16,6 +16,7 @@ from accounts.services import SERVICE
 from jobs import doorbell, maintenance, services, tasks
 from jobs.models import Duty, Job
 from jobs.states import MAINTENANCE, RECURRING, JobState, Kind, Trigger
+from policies.models import Plan
 from tests.support.people import T0, make_account, make_region, make_vault
 from vaults.models import Vault, VaultState
 
@@ -78,6 +79,7 @@ def test_a_vault_that_is_older_than_a_kind_gets_its_duty_at_the_next_start(vault
 
 def test_every_kind_runs_at_its_interval_and_no_oftener(vault):
     began: Counter[str] = Counter()
+    Vault.objects.update(immutable_since=T0, lock_days=1)
     for hour in range(24 * 14 + 1):
         sweep(T0 + hour * HOUR)
         began.update(Job.objects.active().values_list("kind", flat=True))
@@ -101,6 +103,14 @@ def test_two_sweeps_start_a_duty_once(vault):
     end_all()
     assert maintenance.request_due(stale, now=moment(stale)) is None
     assert Job.objects.count() == 1
+
+
+def test_an_expiry_that_meets_a_running_one_follows_soon(vault):
+    row = duty(vault, Kind.EXPIRE)
+    assert maintenance.request_due(row, now=moment(row))
+    now = moment(duty(vault, Kind.EXPIRE))
+    assert maintenance.request_due(duty(vault, Kind.EXPIRE), now=now) is None
+    assert moment(duty(vault, Kind.EXPIRE)) == now + maintenance.SOON
 
 
 def test_a_moment_that_meets_a_running_job_passes(vault):
@@ -144,16 +154,22 @@ def test_a_thousand_vaults_do_not_start_at_once():
     assert max(per_minute.values()) < 40
 
 
-def test_a_sweep_of_many_vaults_costs_two_queries_and_both_use_indexes(vault):
+def test_the_locks_of_a_vault_that_is_not_immutable_are_not_audited(vault):
+    sweep(moment(duty(vault, Kind.AUDIT)))
+    assert not Job.objects.filter(kind=Kind.AUDIT).exists()
+    assert moment(duty(vault, Kind.AUDIT)) > T0 + HOUR
+
+
+def test_a_sweep_of_many_vaults_with_nothing_to_do_costs_a_few_queries_that_use_indexes(vault):
     for number in range(50):
         duty(make_vault(vault.account, vault.region, f"v{number}"))
     duty(vault)
     Duty.objects.update(due_at=T0 + DAY)
     with CaptureQueriesContext(connection) as queries:
         sweep(T0)
-    assert len(queries) == 2
-    plan = Duty.objects.due(T0).explain()
-    assert "due_at" in plan, plan
+    assert len(queries) == 5
+    assert "due_at" in Duty.objects.due(T0).explain()
+    assert "next_drill_at" in Plan.objects.drill_due(T0).explain()
 
 
 def test_a_prune_that_waits_is_due_again_within_minutes_until_it_waits_no_more(vault, settings):
