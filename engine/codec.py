@@ -5,7 +5,7 @@ Sealed record, format 1. Integers big-endian.
 offset  bytes  field
 0       4      magic b"BSRC"
 4       1      version, 1
-5       1      purpose: 1 index segment, 2 recovery-point root, 3 staged work
+5       1      purpose: 1 index segment, 2 recovery-point root, 3 staged work, 4 system export
 6       2      zero
 8       4      data-key epoch
 12      32     salt, random
@@ -39,6 +39,7 @@ class Purpose(enum.IntEnum):
     SEGMENT = 1
     ROOT = 2
     STAGED = 3
+    SYSTEM = 4
 
 
 class Compressor:
