@@ -29,11 +29,12 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, c
 import msgspec
 
 from engine.errors import Canceled, EngineError, StorageError
-from engine.keyproviders.keyring import Keyring, RecoveryKey
 from engine.keyproviders.port import KeyProvider
+from engine.keyproviders.spec import KeySpec, open_provider
 from engine.progress import Progress
 from engine.session import Session
 from engine.storage.location import Location, open_storage
+from engine.storage.port import Storage
 from engine.vault import Vault
 
 if TYPE_CHECKING:
@@ -78,23 +79,26 @@ class Verb(Protocol[Job, Unit, Result, Outcome]):
 class VaultOpener(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """All that another process needs to open the vault. Holds secrets: it goes through pipes, never into a file.
 
-    `key` is the text of a service key file, or a recovery key; `cache` a folder of this host, empty for none.
+    `cache` is a folder of this host, empty for none. `clock`, a module's function, lets a folder forget locks that
+    have ended.
     """
 
     location: Location
-    key: str
-    is_recovery_key: bool = False
+    key: KeySpec
     cache: str = ""
+    clock: Callable[[], dt.datetime] | None = None
 
     def open(self) -> Vault:
         """Open the vault. Raises what Vault.open raises."""
-        return Vault.open(
-            open_storage(self.location), provider=self.provider(), cache=Path(self.cache) if self.cache else None
-        )
+        return Vault.open(self.storage(), provider=self.provider(), cache=Path(self.cache) if self.cache else None)
+
+    def storage(self) -> Storage:
+        """Return the store; nothing is contacted yet."""
+        return open_storage(self.location, clock=self.clock)
 
     def provider(self) -> KeyProvider:
-        """Return the key. Raises BadKeyFile."""
-        return RecoveryKey.parse(self.key) if self.is_recovery_key else Keyring.parse(self.key)
+        """Return the key, with connections of its own, which no fork shares. Raises BadKeyFile, KeyRefused."""
+        return open_provider(self.key)
 
     @cached_property
     def vault(self) -> Vault:

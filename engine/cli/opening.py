@@ -9,13 +9,14 @@ from pathlib import Path
 from engine.cli.options import Common, Opening
 from engine.cli.output import WrongUsage
 from engine.errors import BadKeyFile
+from engine.keyproviders.spec import KeySpec
 from engine.patterns import BadPattern
 from engine.runner import VaultOpener, usable_cores
 from engine.storage.location import Location
 
 _NO_KEY = (
     "no key: give --key-file FILE or set BACKUPSITE_KEY_FILE, "
-    "or give --recovery-key-file FILE (BACKUPSITE_RECOVERY_KEY)"
+    "or give --key ADDRESS (BACKUPSITE_KEY), or --recovery-key-file FILE (BACKUPSITE_RECOVERY_KEY)"
 )
 
 
@@ -55,12 +56,46 @@ def location(options: Common) -> Location:
 def opener(options: Opening) -> VaultOpener:
     """Return what opens the vault, here and in workers. Raises WrongUsage, BadKeyFile."""
     cache = "" if options.no_cache else str(_cache(options))
-    place = location(options)
-    if options.recovery_key:
-        return VaultOpener(location=place, key=_recovery_key(options.recovery_key), is_recovery_key=True, cache=cache)
+    return VaultOpener(location=location(options), key=key(options), cache=cache, clock=clock)
+
+
+def key(options: Opening) -> KeySpec:
+    """Return the key to open with: shares, the recovery key, or what `service_key` returns."""
+    if offline := recovery_key(options):
+        return KeySpec(url="recovery:", secret=offline)
+    return service_key(options)
+
+
+def recovery_key(options: Opening) -> str:
+    """Return the recovery key that was given, as it is or in shares; empty when none was. Raises BadKeyFile."""
+    if options.shares_file:
+        # The words are loaded by those who open with them.
+        from engine.keyproviders.shares import join
+
+        lines = [line for path in options.shares_file for line in read_key(path).splitlines()]
+        return join([line for line in lines if line.strip() and not line.startswith("#")]).text()
+    if not options.recovery_key.strip().upper().startswith("BSRK"):
+        return read_key(Path(options.recovery_key)) if options.recovery_key else ""
+    return options.recovery_key
+
+
+def service_key(options: Common) -> KeySpec:
+    """Return the key that is not for emergencies: an address, a key file's text, a key file. Raises WrongUsage."""
+    if options.key:
+        return addressed(options.key, secret=options.key_secret, secret_file=options.key_secret_file)
+    if options.keyring:
+        return KeySpec(url="keyring:", secret=options.keyring)
     if options.key_file is None:
         raise WrongUsage(_NO_KEY)
-    return VaultOpener(location=place, key=read_key(options.key_file), cache=cache)
+    return KeySpec(url="keyring:", secret=read_key(options.key_file))
+
+
+def addressed(address: str, *, secret: str, secret_file: Path | None) -> KeySpec:
+    """Return the key at an address. Raises WrongUsage, BadKeyFile."""
+    if secret_file is not None:
+        secret = read_key(secret_file).strip()
+    with checking_input():
+        return KeySpec.parse(address, secret=secret)
 
 
 def key_file(options: Common) -> Path:
@@ -87,12 +122,6 @@ def workers(given: int | None) -> int:
     if given is not None and given < 1:
         raise WrongUsage(f"--workers {given} can't do anything: give at least 1")
     return given or usable_cores()
-
-
-def _recovery_key(given: str) -> str:
-    if given.strip().upper().startswith("BSRK"):
-        return given
-    return read_key(Path(given))
 
 
 def _cache(options: Opening) -> Path:

@@ -38,6 +38,27 @@ class Common:
         Path | None,
         Option(envvar="BACKUPSITE_KEY_FILE", help="The service key file.", rich_help_panel=_VAULT),
     ] = None
+    key: Annotated[
+        str,
+        Option(
+            envvar="BACKUPSITE_KEY",
+            help="A key elsewhere, in place of the key file: transit:https://host:8200/mount/key, "
+            "or pkcs11:/module.so?token=NAME&label=NAME.",
+            metavar="ADDRESS",
+            rich_help_panel=_VAULT,
+        ),
+    ] = ""
+    key_secret_file: Annotated[
+        Path | None,
+        Option(
+            envvar="BACKUPSITE_KEY_SECRET_FILE",
+            help="A file with what reaching that key needs: a token, the secret id of an AppRole, or a PIN.",
+            metavar="FILE",
+            rich_help_panel=_VAULT,
+        ),
+    ] = None
+    key_secret: Annotated[str, Option("--key-secret", envvar="BACKUPSITE_KEY_SECRET", hidden=True)] = ""
+    keyring: Annotated[str, Option("--keyring", envvar="BACKUPSITE_KEYRING", hidden=True)] = ""
     endpoint: Annotated[
         str,
         Option(
@@ -122,6 +143,14 @@ class Opening(Common):
             rich_help_panel=_VAULT,
         ),
     ] = ""
+    shares_file: Annotated[
+        list[Path],
+        Option(
+            help="A file with shares of the recovery key, one a line, in place of the key file; may be repeated.",
+            metavar="FILE",
+            rich_help_panel=_VAULT,
+        ),
+    ] = field(default_factory=list)
     cache_dir: Annotated[
         Path | None,
         Option(
@@ -222,4 +251,84 @@ class PruneOptions(Opening):
 
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would be freed, and change nothing.")] = False
     wait: Annotated[bool, Option("--wait", help="Go on until no session has to be waited for.")] = False
+    workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None
+
+
+@dataclass(kw_only=True)
+class KeysOptions(Opening):
+    """List the keys that open a vault."""
+
+
+@dataclass(kw_only=True)
+class KeyRotateOptions(Opening):
+    """Change the keys that open a vault; no data is rewritten.
+
+    The key at hand is wrapped anew and stays, all others stay but those that are revoked.
+    """
+
+    add_key: Annotated[
+        str,
+        Option(
+            help="Let this key open the vault too: keyring:/file, transit:... or pkcs11:...",
+            metavar="ADDRESS",
+        ),
+    ] = ""
+    add_key_secret_file: Annotated[
+        Path | None,
+        Option(
+            envvar="BACKUPSITE_ADD_KEY_SECRET_FILE", help="A file with what reaching that key needs.", metavar="FILE"
+        ),
+    ] = None
+    add_key_secret: Annotated[str, Option("--add-key-secret", envvar="BACKUPSITE_ADD_KEY_SECRET", hidden=True)] = ""
+    revoke: Annotated[
+        list[str], Option(metavar="KEY_ID", help="Let this key open the vault no more; may be repeated.")
+    ] = field(default_factory=list)
+    new_recovery_key: Annotated[
+        bool, Option("--new-recovery-key", help="Print a new recovery key, and revoke the ones before.")
+    ] = False
+    new_data_key: Annotated[bool, Option("--new-data-key", help="Encrypt with another data key from now on.")] = False
+
+
+@dataclass(kw_only=True)
+class KeyProveOptions(Opening):
+    """Prove that a recovery key, or shares of it, open a vault; nothing is changed."""
+
+
+@dataclass(kw_only=True)
+class KeySplitOptions(Opening):
+    """Print shares of a vault's recovery key: any --needed of them are the key, fewer are nothing."""
+
+    shares: Annotated[int, Option(help="How many shares to make, 2 to 16.")]
+    needed: Annotated[int, Option(help="How many of them open the vault, 2 or more.")]
+
+
+@dataclass(kw_only=True)
+class KeyJoinOptions(Opening):
+    """Print the recovery key that shares of it make (--shares-file)."""
+
+
+@dataclass(kw_only=True)
+class KeyNewOptions:
+    """Put a new service key first into a key file; the ones in it stay, and go on opening vaults."""
+
+    path: Annotated[Path, Argument(metavar="FILE", help="The key file; it is made if it isn't there.")]
+    json: Annotated[bool, Option("--json", help="One JSON document on stdout.", rich_help_panel=_OUTPUT)] = False
+    quiet: Annotated[
+        bool, Option("--quiet", "-q", help="Only problems and errors, no progress.", rich_help_panel=_OUTPUT)
+    ] = False
+
+
+@dataclass(kw_only=True)
+class LockOptions(Opening):
+    """Show a vault's lock; with --days, lock every recovery point against deletion by anybody. It can't be undone."""
+
+    days: Annotated[int | None, Option(help="Lock points for so many days from their end; only ever more.")] = None
+    confirm: Annotated[str, Option(metavar="TEXT", help="What has to be typed otherwise.")] = ""
+    workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None
+
+
+@dataclass(kw_only=True)
+class AuditOptions(Opening):
+    """Prove that what is locked stays locked, and undo what was hidden or covered behind the vault's back."""
+
     workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None

@@ -27,6 +27,14 @@ _COMMANDS: dict[str, tuple[type[Any], str]] = {
     "verify": (options.VerifyOptions, "verify"),
     "rebuild": (options.RebuildOptions, "rebuild"),
     "prune": (options.PruneOptions, "prune"),
+    "keys": (options.KeysOptions, "key"),
+    "key-rotate": (options.KeyRotateOptions, "key"),
+    "key-prove": (options.KeyProveOptions, "key"),
+    "key-split": (options.KeySplitOptions, "key"),
+    "key-join": (options.KeyJoinOptions, "key"),
+    "key-new": (options.KeyNewOptions, "key"),
+    "lock": (options.LockOptions, "lock"),
+    "audit": (options.AuditOptions, "audit"),
 }
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 

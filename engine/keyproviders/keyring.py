@@ -102,6 +102,30 @@ class Keyring:
         except OSError as error:
             raise BadKeyFile(f"the key file {path} cannot be written: {error}") from error
 
+    def renewed(self) -> "Keyring":
+        """Return this keyring with a new key in front: it wraps from now on, the others go on unwrapping."""
+        return Keyring([secrets.token_bytes(KEY_BYTES), *self._keys.values()])
+
+    def rewrite(self, path: Path) -> None:
+        """Put this keyring in the place of a key file, durable on return; after an error the file is as it was.
+
+        Raises BadKeyFile, also when a key of the file would be lost.
+        """
+        if not Keyring.load(path)._keys.keys() <= self._keys.keys():
+            raise BadKeyFile(f"{path} holds a key that would be lost")
+        draft = path.with_name(f"{path.name}.new")
+        try:
+            draft.unlink(missing_ok=True)
+            self.save(draft)
+            draft.replace(path)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise BadKeyFile(f"the key file {path} cannot be written: {error}") from error
+
     def wrap(self, secret: bytes, *, context: bytes) -> bytes:
         return _wrap(self._keys[self.key_id], secret, context + self.key_id.encode())
 

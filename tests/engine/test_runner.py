@@ -18,6 +18,7 @@ from engine import runner
 from engine.errors import Canceled, Locked, WrongKey
 from engine.ids import new_ulid
 from engine.keyproviders.keyring import Keyring
+from engine.keyproviders.spec import KeySpec
 from engine.progress import Silent
 from engine.runner import VaultOpener, WorkerDied, run
 from engine.sources.files import files_source
@@ -39,7 +40,9 @@ def opener(tmp_path: Path) -> VaultOpener:
     location = Location.parse(str(tmp_path / "vault"))
     ring = Keyring.generate()
     Vault.create(open_storage(location, create=True), providers=[ring], now=now())
-    return VaultOpener(location=location, key=ring.text(), cache=str(tmp_path / "cache"))
+    return VaultOpener(
+        location=location, key=KeySpec.parse("keyring:", secret=ring.text()), cache=str(tmp_path / "cache")
+    )
 
 
 @pytest.fixture
@@ -154,7 +157,7 @@ def test_a_surprise_in_a_worker_arrives_with_the_place_it_happened_at(spread) ->
 
 
 def test_a_wrong_key_is_told_before_any_process_starts(opener: VaultOpener) -> None:
-    other = VaultOpener(location=opener.location, key=Keyring.generate().text())
+    other = VaultOpener(location=opener.location, key=KeySpec(url="keyring:", secret=Keyring.generate().text()))
     with pytest.raises(WrongKey):
         run(other, toy_verb, ToyJob(units=4), workers=2, progress=Silent(), clock=now)
 
@@ -209,12 +212,13 @@ def test_a_backup_on_a_pool_beats_and_commits(
 
 ORPHANS = """
 import datetime as dt, sys
+from engine.keyproviders.spec import KeySpec
 from engine.progress import Silent
 from engine.runner import VaultOpener, run
 from engine.storage.location import Location
 from tests.engine import toy_verb
 
-opener = VaultOpener(location=Location.parse(sys.argv[1]), key=sys.argv[2])
+opener = VaultOpener(location=Location.parse(sys.argv[1]), key=KeySpec.parse("keyring:", secret=sys.argv[2]))
 job = toy_verb.ToyJob(units=10, special="hang", at=0, folder=sys.argv[3])
 run(opener, toy_verb, job, workers=2, progress=Silent(), clock=lambda: dt.datetime.now(dt.timezone.utc))
 """
@@ -223,7 +227,7 @@ run(opener, toy_verb, job, workers=2, progress=Silent(), clock=lambda: dt.dateti
 def test_workers_end_by_themselves_when_their_parent_is_killed(opener: VaultOpener, tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     pids.mkdir()
-    command = [sys.executable, "-c", ORPHANS, opener.location.url, opener.key, str(pids)]
+    command = [sys.executable, "-c", ORPHANS, opener.location.url, opener.key.secret, str(pids)]
     with subprocess.Popen(command) as parent:
         wait_for(lambda: len(list(pids.iterdir())) == 2)
         parent.send_signal(signal.SIGKILL)
