@@ -66,6 +66,7 @@ class Row(msgspec.Struct, frozen=True):
     packs: int
     bytes_needed: int
     root_sha256: str
+    locked_until: dt.datetime | None = None
 
 
 class Broken(msgspec.Struct, frozen=True):
@@ -286,4 +287,5 @@ def _row(vault: Vault, name: PointName, needed: dict[str, PackRef]) -> Row:
         profile=body.profile, engine=body.engine, parent=body.parent, stats=body.stats,
         problems_total=body.problems_total, packs=len(root.needed),
         bytes_needed=sum(pack.size for pack in root.needed), root_sha256=root.digest.hex(),
+        locked_until=body.locked_until,
     )  # fmt: skip
