@@ -26,9 +26,9 @@ PROBLEMS_SHOWN = 1000
 class Executor(Generic[J, U, R, O]):
     """One kind of job. `order`, `unit` and `result` are the verb's structs; they travel through the staging area.
 
-    `prepare` makes the order for one round. `conclude` stores the outcome and returns the fields of the ended job.
-    `session` names the engine session behind an order, empty when there is none. `is_current` says, before the end,
-    whether the order is still what the job is about; else the job is planned anew.
+    `prepare` makes the order for one round, before the vault is opened. `conclude` stores the outcome and returns the
+    fields of the ended job. `session` names the engine session behind an order, empty when there is none. `is_current`
+    says, before the end, whether the order is still what the job is about; else the job is planned anew.
     """
 
     order: type[J]

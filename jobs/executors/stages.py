@@ -103,9 +103,9 @@ def _code(error: EngineError) -> str:
 
 
 def _plan(executor: AnyExecutor, step: Step, progress: StepProgress, clock: Clock) -> None:
+    order = executor.prepare(step.job, clock())
     vault = open_vault(step, clock)
     staging = Staging(vault, step.job_id, step.round)
-    order = executor.prepare(step.job, clock())
     staging.put_order(order)
     _keep_session(executor, vault, order, progress)
     total = done = 0

@@ -186,8 +186,9 @@ def test_the_sweeps_are_declared_once_however_often_a_start_does_it(capsys):
     call_command("setup_beat")
     call_command("setup_beat")
     declared = set(PeriodicTask.objects.values_list("task", flat=True))
-    assert declared == {"jobs.sweep_due_plans", "jobs.sweep_steps", "jobs.sweep_ended_jobs"}
-    assert PeriodicTask.objects.count() == 3
+    sweeps = ("due_plans", "maintenance", "steps", "ended_jobs")
+    assert declared == {f"jobs.sweep_{name}" for name in sweeps}
+    assert PeriodicTask.objects.count() == len(sweeps)
 
 
 class TestBeatLease:
