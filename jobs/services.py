@@ -80,7 +80,9 @@ class Selection:
 
 
 def create(account: Account, *, now: dt.datetime, **values: Any) -> Job:
-    """Create the job with its first step. The caller holds the transaction."""
+    """Create the job with its first step. The caller holds the transaction. Raises VaultUnfit for one that is gone."""
+    if values["vault"].state == VaultState.DELETED:
+        raise VaultUnfit(f"{values['vault']} was deleted.", code="vault_deleted")
     job = Job.objects.create(account=account, state=JobState.QUEUED, round=1, created_at=now, **values)
     Step.objects.create(job=job, round=1, stage=Stage.PLAN, queue=job.queue_work, created_at=now)
     steps.tell(job.pk, "Created", now=now)

@@ -16,10 +16,11 @@ class Kind(TextChoices):
     REBUILD = "rebuild", "Rebuild"
     DRILL = "drill", "Restore drill"
     DISASTER = "disaster", "Disaster check"
+    ERASE = "erase", "Deletion of the vault"
 
 
 # Of these a vault does one at a time each.
-MAINTENANCE = (Kind.EXPIRE, Kind.PRUNE, Kind.COMPACT, Kind.AUDIT, Kind.REBUILD, Kind.DISASTER)
+MAINTENANCE = (Kind.EXPIRE, Kind.PRUNE, Kind.COMPACT, Kind.AUDIT, Kind.REBUILD, Kind.DISASTER, Kind.ERASE)
 # These come due again and again in every vault.
 RECURRING = (Kind.EXPIRE, Kind.PRUNE, Kind.COMPACT, Kind.VERIFY, Kind.AUDIT, Kind.DISASTER)
 

@@ -7,7 +7,7 @@ from celery import shared_task
 from django.conf import settings
 from django.utils import timezone
 
-from jobs import doorbell, executors, maintenance, presence, removal, services, steps
+from jobs import doorbell, erasure, executors, maintenance, presence, removal, services, steps
 from jobs.models import Job, Step
 from jobs.states import ENDED
 from policies.models import Plan
@@ -42,8 +42,9 @@ def sweep_due_plans() -> None:
 def sweep_maintenance() -> None:
     """Start the maintenance that is due, and go on with deletions that locks held up."""
     now = timezone.now()
-    for job in (*maintenance.sweep(now=now, rows_max=SWEEP_ROWS_MAX), *removal.sweep(now=now, rows_max=SWEEP_ROWS_MAX)):
-        doorbell.ring(services.first_step(job), now=now)
+    for start in (maintenance.sweep, removal.sweep, erasure.sweep):
+        for job in start(now=now, rows_max=SWEEP_ROWS_MAX):
+            doorbell.ring(services.first_step(job), now=now)
 
 
 @shared_task(name="jobs.sweep_steps")

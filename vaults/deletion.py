@@ -18,11 +18,17 @@ class VaultInUse(Refused):
     code = "vault_in_use"
 
 
+class PointsHeld(Refused):
+    """Somebody holds points of the vault."""
+
+    code = "point_held"
+
+
 def request(vault: Vault, *, confirmation: str, actor: Actor, now: dt.datetime) -> Vault:
     """Stop all future work of the vault at once and let it be deleted; `deletable_at` tells when its last lock ends.
 
-    A sweep deletes what no lock protects. Safe to call twice. Raises ConfirmationWrong, VaultInUse, and what the store
-    raises when it can't tell its locks: nothing has changed then.
+    A sweep deletes what no lock protects. Safe to call twice. Raises ConfirmationWrong, VaultInUse, PointsHeld, and
+    what the store raises when it can't tell its locks: nothing has changed then.
     """
     vault.confirm(confirmation)
     if vault.state in (VaultState.DELETING, VaultState.DELETED):
@@ -30,6 +36,8 @@ def request(vault: Vault, *, confirmation: str, actor: Actor, now: dt.datetime) 
     plans = [str(plan) for plan in vault.plans.select_related("source", "policy", "vault")]
     if plans:
         raise VaultInUse(f"{len(plans)} plans use {vault}. Delete them first: {'; '.join(plans)}.", plans=plans)
+    if held := vault.points.filter(held_at__isnull=False).count():
+        raise PointsHeld(f"{held} points of {vault} are held. Release them first.", held=held)
     until = locked_until(vault, now=now)
     with transaction.atomic():
         vault.state = VaultState.DELETING

@@ -99,7 +99,11 @@ def open_vault(vault: Vault, *, clock: Callable[[], dt.datetime] | None = None) 
     """
     cache = Path(settings.CACHE_DIR) / str(vault.pk)
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return EngineVault.open(storage(vault, clock=clock), provider=provider(vault), cache=cache)
+    opened = EngineVault.open(storage(vault, clock=clock), provider=provider(vault), cache=cache)
+    if not vault.stored_id:  # a row that was made from what the bucket holds
+        vault.stored_id = opened.info.vault_id
+        Vault.objects.filter(pk=vault.pk, stored_id="").update(stored_id=vault.stored_id)
+    return opened
 
 
 def try_recovery_key(vault: Vault, key: RecoveryKey) -> None:

@@ -7,12 +7,13 @@ import structlog
 from engine.errors import EngineError, NotFound
 from engine.session import Session
 from engine.vault import Vault
-from jobs.executors import backup, expire, prune, restore, stages, staging, verify
+from jobs.executors import audit, backup, compact, erase, expire, prune, rebuild, restore, stages, staging, verify
 from jobs.executors.port import Clock, Executor
 from jobs.executors.stages import worker_name
 from jobs.models import Job, Step
 from jobs.states import Kind, Stage
 from vaults import repositories
+from vaults.models import VaultState
 
 __all__ = ["clean", "run", "worker_name"]
 
@@ -24,6 +25,10 @@ EXECUTORS: dict[str, Executor[Any, Any, Any, Any]] = {
     Kind.VERIFY: verify.EXECUTOR,
     Kind.PRUNE: prune.EXECUTOR,
     Kind.EXPIRE: expire.EXECUTOR,
+    Kind.ERASE: erase.EXECUTOR,
+    Kind.COMPACT: compact.EXECUTOR,
+    Kind.AUDIT: audit.EXECUTOR,
+    Kind.REBUILD: rebuild.EXECUTOR,
 }
 
 
@@ -35,10 +40,13 @@ def run(step: Step, *, clock: Clock) -> None:
 def clean(job: Job, *, clock: Clock) -> bool:
     """Close the sessions of an ended job and empty its staging area. False when the store did not let us: try later.
 
-    A session whose commit may have been sent is left to the vault's own judgement (it stands in the root).
+    A session whose commit may have been sent is left to the vault's own judgement (it stands in the root). A vault that
+    was deleted took all of it along.
     """
     executor = EXECUTORS[job.kind]
     try:
+        if job.vault.state == VaultState.DELETED:
+            return bool(Job.objects.filter(pk=job.pk).update(cleaned=True))
         vault = repositories.open_vault(job.vault)
         if job.stage != Stage.FINISH:
             _close_sessions(executor, job, vault, clock)
