@@ -127,7 +127,7 @@ def _proven(given: options.Opening) -> RecoveryKey:
 
 
 def _rotated(done: Rotated, new: RecoveryKey | None) -> Answer:
-    document = {"command": "key-rotate", "state": "complete", **plain(done)}
+    document = {"command": "key-rotate", **plain(done), "state": "complete", **plain(done.state)}
     text = _shown(done.state)
     if new is not None:
         document["recovery_key"] = new.text()

@@ -222,6 +222,7 @@ def forged(bench: Bench, **changes: object) -> str:
 def test_forged_wraps_push_none_out_and_are_not_carried_on(bench: Bench):
     key_set = msgspec.json.decode(bench.storage.get(key_sets(bench.storage)[0]), type=KeySet)
     spoilt = [msgspec.structs.replace(wrap, wrapped=os.urandom(len(wrap.wrapped))) for wrap in key_set.wraps]
+    forged(bench, wraps=spoilt)
     forged(bench, wraps=spoilt, generation=9)
     forged(bench, wraps=spoilt, generation=8, roll=b"")
     assert opens(bench.storage, bench.ring)
