@@ -47,18 +47,19 @@ class Moves:
     def __init__(self, storage: Storage, keys: Keys) -> None:
         states: dict[str, set[str]] = {}
         for stored in storage.scan(PREFIX):
-            _, run, part = stored.key.split("/", 2)
-            states.setdefault(run, set()).add(part)
+            parts = stored.key.split("/")
+            if len(parts) == 3:
+                states.setdefault(parts[1], set()).add(parts[2])
         self.committed: list[Move] = []
         self.prepared: list[Move] = []
-        for run, parts in states.items():
-            if "move" not in parts:
+        for run, found in states.items():
+            if "move" not in found:
                 continue
             try:
-                move = _read(storage, keys, run, committed="commit" in parts)
+                move = _read(storage, keys, run, committed="commit" in found)
             except NotFound:
                 continue  # its last point expired, and a prune dropped it since the LIST
-            (self.committed if "commit" in parts else self.prepared).append(move)
+            (self.committed if "commit" in found else self.prepared).append(move)
         self._by_point: dict[str, list[Move]] = {}
         for move in self.committed:
             for point in move.points:
@@ -95,10 +96,15 @@ def commit_move(session: Session, storage: Storage, keys: Keys, move: Move, *, n
     error it may count or not; either is a whole vault.
     """
     key = move_key(move.run, "move")
-    data = keys.sign(key, msgspec.json.encode(move))
-    put_once(storage, key, data)
+    put_once(storage, key, keys.sign(key, msgspec.json.encode(move)))
     session.check(now)
-    put_note(storage, keys, move_key(move.run, "commit"), MoveCommit(move.run, digest_name(data)))
+    settle_move(storage, keys, move.run)
+
+
+def settle_move(storage: Storage, keys: Keys, run: str) -> None:
+    """Commit the move that is stored; the same bytes whoever does it."""
+    digest = digest_name(storage.get(move_key(run, "move")))
+    put_note(storage, keys, move_key(run, "commit"), MoveCommit(run, digest))
 
 
 def _read(storage: Storage, keys: Keys, run: str, *, committed: bool) -> Move:

@@ -7,6 +7,9 @@ aborted, or gone its writer never commits: the root is deleted
 fenced           its writer may have looked for the fence just before, and commit at any moment. With a pack missing
                  it was written after the prune's second look, so its writer sees the fence: deleted. With a pack
                  condemned by a run that is not over: left alone. Else committed in its name, the same bytes.
+
+Moves are settled likewise. One that may have counted once stays as long as any of its points does: what it moved away
+may be gone.
 """
 
 import contextlib
@@ -16,9 +19,9 @@ import msgspec
 
 from engine.errors import IntegrityError, NotFound
 from engine.ids import digest_name
-from engine.moves import Moves, move_key
+from engine.moves import Move, Moves, move_key, settle_move
 from engine.pack import pack_key
-from engine.point import Commit, Root, decode_root, encode_commit, point_key
+from engine.point import Commit, PackRef, Root, decode_root, encode_commit, point_key
 from engine.progress import Progress
 from engine.session import PREFIX as SESSIONS
 from engine.session import PRUNE_PREFIX, Closed, put_once, read_names, read_note, session_states
@@ -40,18 +43,20 @@ class Resolved(msgspec.Struct):
 def resolve(vault: Vault, progress: Progress) -> Resolved:
     """Settle prepared points, then moves, then forget sessions that are over. Safe at any time, and after any crash."""
     done = Resolved()
+    # What a session wrote before it ended is in the LISTs that follow: none of its points or moves is overlooked.
+    ended = {name for name, found in session_states(vault.storage).items() if found & _ENDED}
     # Points before sessions: a session opens before it writes a root, so none of these is taken for one without notes.
     points = parts_of_points(vault.storage)
     prepared = [name for name, parts in points.items() if parts == {"root"}]
     moves = Moves(vault.storage, vault.keys)
     states = session_states(vault.storage)
-    needed: set[str] = {move.session for move in moves.prepared}
+    needed = {move.session for move in moves.prepared}
     for name in prepared:
         progress.check()
         if root := _settle(vault, name, states, done):
             needed.add(root.body.session)
     _drop_moves(vault, moves, states, done)
-    _forget_sessions(vault, {name for name, found in states.items() if found & _ENDED} - needed, states, done)
+    _forget_sessions(vault, ended & states.keys() - needed, states, done)
     return done
 
 
@@ -75,7 +80,7 @@ def _settle(vault: Vault, name: PointName, states: dict[str, set[str]], done: Re
     if outcome == "committed":
         return root  # a commit that was there: its loss is damage, and never ours to complete
     if "fence" in state and not outcome:
-        whole = _is_whole(vault, root)
+        whole = _is_whole(vault, root.packs)
         if whole is None:
             return root
         if whole:
@@ -102,18 +107,18 @@ def _outcome(vault: Vault, session: str) -> str:
         return "committed"
 
 
-def _is_whole(vault: Vault, root: Root) -> bool | None:
-    """Say whether all packs of a prepared point are there; None while some are condemned. The order of looks counts."""
+def _is_whole(vault: Vault, packs: Collection[PackRef]) -> bool | None:
+    """Say whether all these packs are there; None while some are condemned. The order of looks counts."""
     condemned: set[str] = set()
     for stored in vault.storage.scan(PRUNE_PREFIX):
         if stored.key.endswith(("/condemned", "/tombstones")):
             with contextlib.suppress(NotFound):
                 condemned.update(read_names(vault.storage, vault.keys, stored.key))
-    for pack in root.packs:
+    for pack in packs:
         key = pack_key(pack.kind, pack.name)
         if not any(stored.key == key and stored.size == pack.size for stored in vault.storage.scan(key)):
             return False
-    return None if condemned & {pack.name for pack in root.packs} else True
+    return None if condemned & {pack.name for pack in packs} else True
 
 
 def _commit(vault: Vault, root: Root, data: bytes) -> None:
@@ -124,12 +129,11 @@ def _commit(vault: Vault, root: Root, data: bytes) -> None:
 
 
 def _drop_moves(vault: Vault, moves: Moves, states: dict[str, set[str]], done: Resolved) -> None:
-    """Drop moves that never counted and those whose points are all gone; a move never names a point of later."""
-    doomed = []
-    for move in moves.prepared:
-        state = states.get(move.session, set())
-        if "open" not in state or state & _ENDED:
-            doomed.append(move.run)
+    """Settle prepared moves; drop those that never count and those whose points are all gone.
+
+    A move never names a point of later.
+    """
+    doomed = [move.run for move in moves.prepared if _is_over(vault, move, states.get(move.session, set()))]
     for move in moves.committed:
         if not any(_has_root(vault, point) for point in move.points):
             doomed.append(move.run)
@@ -139,8 +143,29 @@ def _drop_moves(vault: Vault, moves: Moves, states: dict[str, set[str]], done: R
     done.moves_dropped = len(doomed)
 
 
+def _is_over(vault: Vault, move: Move, state: set[str]) -> bool:
+    """Say whether a prepared move is to be dropped; commit it for a fenced writer that may be about to."""
+    if "open" in state and not state & _ENDED:
+        return False
+    if _has(vault, move_key(move.run, "commit")) or not _has(vault, move_key(move.run, "move")):
+        return False  # committed or dropped since the LIST
+    outcome = _outcome(vault, move.session) if "closed" in state else ""
+    if outcome and outcome != "aborted":
+        return not any(_has_root(vault, point) for point in move.points)
+    if "fence" in state and not outcome:
+        whole = _is_whole(vault, {pack for packs in move.packs.values() for pack in packs})
+        if whole:
+            with contextlib.suppress(NotFound):  # another prune was faster, and its points are gone
+                settle_move(vault.storage, vault.keys, move.run)
+        return whole is False
+    return True
+
+
 def _has_root(vault: Vault, point: str) -> bool:
-    key = point_key(*PointName(*point.split("/")), "root")
+    return _has(vault, point_key(*PointName(*point.split("/")), "root"))
+
+
+def _has(vault: Vault, key: str) -> bool:
     return any(stored.key == key for stored in vault.storage.scan(key))
 
 
