@@ -47,6 +47,10 @@ test: .venv/dev ## All tests, with real servers where they are or can be install
 test-fast: .venv/dev ## Tests that need no server
 	$(PYTHON) -m pytest -n $(JOBS) -m "not services and not scenario and not slow" $(ARGS)
 
+.PHONY: fuzz
+fuzz: .venv/dev ## Feed one decoder, TARGET=name, with a coverage-guided fuzzer (pip install atheris)
+	$(PYTHON) -m tests.fuzz $(TARGET) $(ARGS)
+
 .PHONY: bench
 bench: .venv/dev ## Compare with other backup programs (bench/)
 	$(PYTHON) -m bench $(ARGS)

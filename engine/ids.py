@@ -1,10 +1,15 @@
-"""Names of things: ULIDs for what happens in time, SHA-256 for stored bytes."""
+"""Names of things: ULIDs for what happens in time, SHA-256 for stored bytes; and moments, as stored notes hold them."""
 
 import datetime as dt
 import hashlib
 import re
+from typing import Annotated
 
+import msgspec
 from ulid import ULID
+
+# A time without a zone can't be compared with others: a note that holds one cannot be read.
+Moment = Annotated[dt.datetime, msgspec.Meta(tz=True)]
 
 _SERIES = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 

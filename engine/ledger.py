@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 import msgspec
 
 from engine.errors import IntegrityError, NotFound
-from engine.ids import digest_name
+from engine.ids import Moment, digest_name
 from engine.keys import Keys
 from engine.moves import Moves
 from engine.session import put_once, read_note
@@ -29,7 +29,7 @@ class Reading(msgspec.Struct, frozen=True, omit_defaults=True):
     points whose structure was verified, as `point_states` spells them.
     """
 
-    at: dt.datetime
+    at: Moment
     read: list[str] = []
     seen: list[str] = []
     points: list[str] = []

@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import msgspec
 
 from engine.errors import Forbidden, IntegrityError, LockCannotLoosen, LockFailed, LockUnsupported, NotFound
-from engine.ids import digest_name, new_ulid
+from engine.ids import Moment, digest_name, new_ulid
 from engine.keys import Keys
 from engine.keysets import needed as key_sets_in_force
 from engine.pack import pack_key
@@ -54,7 +54,7 @@ class LockPolicy(msgspec.Struct, frozen=True):
     """How long a vault's points are locked at least, counted from their end; `immutable` when the store keeps locks."""
 
     days: int
-    since: dt.datetime
+    since: Moment
     immutable: bool = False
 
     @property
@@ -163,11 +163,16 @@ def extend_base(vault: Locking, *, until: dt.datetime) -> None:
 
     A key set that a rotation replaced is left to end its lock: only then can it be deleted.
     """
-    keys = [stored.key for prefix in _BASE for stored in vault.storage.scan(prefix)]
-    keys += key_sets_in_force(vault.storage, vault.keys)
+    keys = base_keys(vault)
     _lock_all(vault.storage, keys, until)
     if short := short_of(vault.storage, keys, until):
         raise LockFailed(f"{short[0]} cannot be locked until {until.isoformat()}")
+
+
+def base_keys(vault: Locking) -> list[str]:
+    """Return what every point needs: vault.json, the policies, the key sets in force."""
+    keys = [stored.key for prefix in _BASE for stored in vault.storage.scan(prefix)]
+    return keys + key_sets_in_force(vault.storage, vault.keys)
 
 
 def short_of(storage: Storage, keys: Sequence[str], until: dt.datetime) -> list[str]:

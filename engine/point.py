@@ -15,7 +15,6 @@ offset  bytes  field
 nothing, and neither does one whose root is locked beyond the moment that it tells.
 """
 
-import datetime as dt
 import hashlib
 import struct
 
@@ -24,6 +23,7 @@ import msgspec
 from engine.codec import Purpose, seal, unseal
 from engine.entries import Problem
 from engine.errors import FormatError, IntegrityError
+from engine.ids import Moment
 from engine.keys import Keys
 from engine.listing import Block
 
@@ -74,8 +74,8 @@ class Body(msgspec.Struct, omit_defaults=True):
     kind: str
     host: str
     roots: list[str]
-    started_at: dt.datetime
-    ended_at: dt.datetime
+    started_at: Moment
+    ended_at: Moment
     scan_ns: int
     profile: str
     engine: str
@@ -91,7 +91,7 @@ class Body(msgspec.Struct, omit_defaults=True):
     problems_total: int = 0
     mounts: list[str] = []
     options: dict[str, list[str]] = {}
-    locked_until: dt.datetime | None = None
+    locked_until: Moment | None = None
 
 
 class Root(msgspec.Struct, frozen=True):
@@ -125,7 +125,7 @@ class Commit(msgspec.Struct, frozen=True):
     series: str
     session: str
     root_sha256: str
-    committed_at: dt.datetime
+    committed_at: Moment
 
 
 class Expired(msgspec.Struct, frozen=True):
@@ -134,7 +134,7 @@ class Expired(msgspec.Struct, frozen=True):
     point: str
     series: str
     reason: str
-    at: dt.datetime
+    at: Moment
 
 
 def point_key(series: str, point: str, part: str) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from engine.errors import CommitUnknown, EngineError, IntegrityError, NotFound, SessionFenced
-from engine.ids import digest_name
+from engine.ids import Moment, digest_name
 from engine.keys import Keys
 from engine.point import Commit, encode_commit, point_key
 from engine.storage.port import Storage
@@ -30,21 +30,21 @@ class Opened(msgspec.Struct, frozen=True, omit_defaults=True):
 
     session: str
     verb: str
-    started_at: dt.datetime
+    started_at: Moment
     points: list[str] = []
 
 
 class Beat(msgspec.Struct, frozen=True):
     """What `beat` says; the only object that is written again."""
 
-    at: dt.datetime
+    at: Moment
 
 
 class Closed(msgspec.Struct, frozen=True):
     """What `closed` says: outcome is committed, done or aborted."""
 
     outcome: str
-    at: dt.datetime
+    at: Moment
 
 
 class Names(msgspec.Struct, frozen=True):
@@ -211,8 +211,9 @@ def session_states(storage: Storage) -> dict[str, set[str]]:
     """LIST the sessions: name -> which of open, beat, closed, fence stand there."""
     states: dict[str, set[str]] = {}
     for stored in storage.scan(PREFIX):
-        _, name, state = stored.key.split("/", 2)
-        states.setdefault(name, set()).add(state)
+        parts = stored.key.split("/")
+        if len(parts) == 3:
+            states.setdefault(parts[1], set()).add(parts[2])
     return states
 
 

@@ -13,7 +13,7 @@ from ulid import ULID
 
 from engine.codec import Purpose, seal, unseal
 from engine.errors import FormatError, IntegrityError, NotFound
-from engine.ids import new_ulid
+from engine.ids import Moment, new_ulid
 from engine.keys import Keys
 from engine.session import put_once
 from engine.storage.port import Storage
@@ -31,7 +31,7 @@ class Export(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     format: int = FORMAT
-    at: dt.datetime
+    at: Moment
     vault: str
     tables: dict[str, list[dict[str, Any]]]
     secrets: dict[str, dict[str, dict[str, str]]] = {}

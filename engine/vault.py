@@ -20,7 +20,7 @@ from engine.errors import (
     VaultMissing,
 )
 from engine.fetch import Fetcher
-from engine.ids import digest_name, valid_series
+from engine.ids import Moment, digest_name, valid_series
 from engine.index import Index
 from engine.keyproviders.keyring import RecoveryKey
 from engine.keyproviders.port import KeyProvider
@@ -49,7 +49,7 @@ class Info(msgspec.Struct, frozen=True):
     magic: str
     format: int
     vault_id: str
-    created_at: dt.datetime
+    created_at: Moment
     profile: str
     features: dict[str, list[str]]
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from engine.errors import IntegrityError, NotFound, PointMissing, StorageError
-from engine.ids import new_ulid
+from engine.ids import Moment, new_ulid
 from engine.session import put_note, read_note
 from engine.storage.port import Storage
 from engine.vault import PointName, Vault
@@ -30,7 +30,7 @@ class Hold(msgspec.Struct, frozen=True):
     series: str
     point: str
     reason: str
-    at: dt.datetime
+    at: Moment
 
 
 class Held(msgspec.Struct, frozen=True):

@@ -136,6 +136,8 @@ class _Segments:
         for stored in vault.storage.scan(SEGMENTS):
             progress.check()
             name = sha_name(stored.key)
+            if not name:
+                continue  # not ours, and nothing can say that it is replaced
             try:
                 segment = load_segment(vault.storage, vault.keys, stored.key)
             except NotFound:

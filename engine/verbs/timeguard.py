@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import msgspec
 
 from engine.errors import IntegrityError, NotFound, StorageError
-from engine.ids import new_ulid
+from engine.ids import Moment, new_ulid
 from engine.locks import bare_storage
 from engine.session import put_note, read_note
 from engine.storage.port import Storage
@@ -29,7 +29,7 @@ class Ran(msgspec.Struct, frozen=True):
     """What a run of expiry leaves: which run it was and what its clock said."""
 
     run: str
-    at: dt.datetime
+    at: Moment
 
 
 class TimeGuard:
@@ -53,7 +53,7 @@ class TimeGuard:
         early, late = times[0], times[-1]
         if late - early > AHEAD:
             return f"this run began at {_shown(early)} and would end at {_shown(late)}"
-        if self.latest is not None and self.latest.at - BEHIND <= early and late <= self.latest.at + AHEAD:
+        if self.latest is not None and self.latest.at <= early + BEHIND and late - AHEAD <= self.latest.at:
             return ""
         server = _server_time(self._vault.storage)
         if server is not None and abs(server - late) <= SKEW:
