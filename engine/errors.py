@@ -169,7 +169,7 @@ class VaultExists(EngineError):
 class ExpiryRefused(EngineError):
     """A guard of expiry says no: nothing was expired."""
 
-    advice = "Look at the preview (a dry run) and at the clock; if both are right, confirm it"
+    advice = "Look at the preview (a dry run) and at the clock; if both are right, confirm it (--confirm)"
 
 
 class PointMissing(EngineError):

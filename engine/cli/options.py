@@ -332,3 +332,60 @@ class AuditOptions(Opening):
     """Prove that what is locked stays locked, and undo what was hidden or covered behind the vault's back."""
 
     workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None
+
+
+@dataclass(kw_only=True)
+class ExpireOptions(Opening):
+    """Let go of the recovery points that no rule keeps. Any rule that keeps a point keeps it.
+
+    Without a rule, each point stays for the retention that it was made with. With rules that count, days alone keep
+    only what --keep-days says.
+    """
+
+    series: Annotated[list[str], Option(help="Only this series; may be repeated. Default: all.")] = field(
+        default_factory=list
+    )
+    keep_days: Annotated[int | None, Option(metavar="N", help="Keep points for N days from their completion.")] = None
+    keep_last: Annotated[int, Option(metavar="N", help="Keep the newest N points of a series.")] = 0
+    keep_daily: Annotated[int, Option(metavar="N", help="Keep the first point of each of the last N days.")] = 0
+    keep_weekly: Annotated[int, Option(metavar="N", help="The same for weeks, which begin on Monday.")] = 0
+    keep_monthly: Annotated[int, Option(metavar="N", help="The same for months.")] = 0
+    keep_yearly: Annotated[int, Option(metavar="N", help="The same for years.")] = 0
+    keep_at_least_one: Annotated[
+        bool, Option("--keep-at-least-one", help="Keep the newest point, and the newest complete one, in any case.")
+    ] = False
+    time_zone: Annotated[str, Option(metavar="ZONE", help="Whose days, weeks, months and years they are.")] = "UTC"
+    dry_run: Annotated[bool, Option("--dry-run", help="Say for each point why it stays or goes; do nothing.")] = False
+    confirm: Annotated[
+        bool, Option("--confirm", help="Expire more than a fifth of the points, or go by a clock that jumped.")
+    ] = False
+
+
+@dataclass(kw_only=True)
+class DeleteOptions(Opening):
+    """Delete recovery points for good, whatever the rules say. Held and locked ones stay."""
+
+    points: Annotated[list[str], Argument(metavar="POINT...", help="Ids, their beginnings, or SERIES/ID.")]
+    series: Annotated[str, Option(help="Look for the points in this series only.")] = ""
+    reason: Annotated[str, Option(metavar="TEXT", help="Why, for whoever looks for them later.")] = ""
+    yes: Annotated[bool, Option("--yes", help="Don't ask to type what goes.")] = False
+    confirm: Annotated[
+        bool, Option("--confirm", help="Delete more than a fifth of the points, or go by a clock that jumped.")
+    ] = False
+
+
+@dataclass(kw_only=True)
+class HoldOptions(_OfPoint):
+    """Keep a recovery point from every expiry and deletion until it is released."""
+
+    reason: Annotated[str, Option(metavar="TEXT", help="Why, for whoever wants to release it.")] = ""
+
+
+@dataclass(kw_only=True)
+class ReleaseOptions(_OfPoint):
+    """Take all holds of a recovery point away."""
+
+
+@dataclass(kw_only=True)
+class HoldsOptions(Opening):
+    """List the recovery points that are held."""

@@ -35,6 +35,11 @@ _COMMANDS: dict[str, tuple[type[Any], str]] = {
     "key-new": (options.KeyNewOptions, "key"),
     "lock": (options.LockOptions, "lock"),
     "audit": (options.AuditOptions, "audit"),
+    "expire": (options.ExpireOptions, "expire"),
+    "delete": (options.DeleteOptions, "delete"),
+    "hold": (options.HoldOptions, "hold"),
+    "release": (options.ReleaseOptions, "hold"),
+    "holds": (options.HoldsOptions, "hold"),
 }
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
