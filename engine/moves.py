@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from engine.errors import IntegrityError, NotFound
-from engine.ids import digest_name
+from engine.ids import digest_name, valid_pack
 from engine.keys import Keys
 from engine.point import PackRef
 from engine.session import Session, put_note, put_once, read_note
@@ -27,6 +27,11 @@ class Move(msgspec.Struct, frozen=True):
     session: str
     points: list[str]
     packs: dict[str, list[PackRef]]
+
+    def __post_init__(self) -> None:
+        places = [pack for packs in self.packs.values() for pack in packs]
+        if not all(valid_pack(pack.name) and pack.kind in (0, 1) for pack in places):
+            raise ValueError("it names a pack that can't be")
 
 
 class MoveCommit(msgspec.Struct, frozen=True):
@@ -96,15 +101,18 @@ def commit_move(session: Session, storage: Storage, keys: Keys, move: Move, *, n
     error it may count or not; either is a whole vault.
     """
     key = move_key(move.run, "move")
-    put_once(storage, key, keys.sign(key, msgspec.json.encode(move)))
+    data = keys.sign(key, msgspec.json.encode(move))
+    put_once(storage, key, data)
     session.check(now)
-    settle_move(storage, keys, move.run)
+    put_note(storage, keys, move_key(move.run, "commit"), MoveCommit(move.run, digest_name(data)))
 
 
 def settle_move(storage: Storage, keys: Keys, run: str) -> None:
-    """Commit the move that is stored; the same bytes whoever does it."""
-    digest = digest_name(storage.get(move_key(run, "move")))
-    put_note(storage, keys, move_key(run, "commit"), MoveCommit(run, digest))
+    """Commit the move that is stored, the same bytes as its writer would. Raises NotFound, IntegrityError."""
+    key = move_key(run, "move")
+    data = storage.get(key)
+    keys.verify(key, data)
+    put_note(storage, keys, move_key(run, "commit"), MoveCommit(run, digest_name(data)))
 
 
 def _read(storage: Storage, keys: Keys, run: str, *, committed: bool) -> Move:

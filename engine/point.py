@@ -167,6 +167,8 @@ def root_packs(key: str, data: bytes) -> tuple[list[PackRef], int]:
         raise IntegrityError(f"{key} is cut short")
     packs = []
     for digest, alias, kind, size in _PACK.iter_unpack(data[_HEAD.size : end]):
+        if kind > 1:
+            raise IntegrityError(f"{key} names a pack of no kind")
         packs.append(PackRef(digest.hex() + (f".{alias}" if alias else ""), kind, size))
     return packs, end
 
