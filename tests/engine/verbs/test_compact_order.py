@@ -1,0 +1,102 @@
+"""Compactions beside backups, prunes, expiry and each other, in many orders of their storage calls, with kills.
+
+After each order every visible point is whole, and everything that a backup reported as done is there.
+"""
+
+import random
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from engine.verbs import backup
+from tests.support.compaction import compacted, end_point, noise, sparse_vault, twin
+from tests.support.interleaving import Actor, interleave
+from tests.support.runs import backed_up
+from tests.support.vaults import Bench, contents, on_disk, pruned, write_files
+
+
+class Start(NamedTuple):
+    """A vault with a sparse pack, a point that ends, and folders that hold alive, dead and new content."""
+
+    bench: Bench
+    home: Path
+    folders: list[Path]
+    doomed: str
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    bench, home = Bench(), tmp_path / "home"
+    doomed = backed_up(
+        bench, write_files(tmp_path / "doomed", {"f1": noise(1), "f3": noise(3, 20_000)}), series="doomed"
+    )
+    sparse_vault(bench, home)
+    alive, dead = noise(3, 20_000), noise(1, 20_000)
+    folders = [write_files(tmp_path / f"new{n}", {"a": alive, "b": dead, "own": noise(50 + n)}) for n in range(2)]
+    return Start(bench, home, folders, doomed.point)
+
+
+def lost(bench: Bench, truth: dict[str, dict[bytes, bytes]], promised: list[str]) -> str:
+    """Say what is lost, empty when all is well."""
+    vault = bench.open()
+    names = vault.points()
+    missing = set(promised) - {name.point for name in names}
+    if missing:
+        return f"{missing} were reported as done and are not there"
+    present = {stored.key.rpartition("/")[2]: stored.size for stored in bench.storage.scan("")}
+    for name in names:
+        for pack in vault.root(name).needed:
+            if present.get(pack.name) != pack.size:
+                return f"{name} misses {pack.name}"
+        if contents(vault, name) != truth[name.series]:
+            return f"{name} has other content"
+    return ""
+
+
+def as_stored(folder: Path) -> dict[bytes, bytes]:
+    return {bytes(folder)[1:] + b"/" + path: data for path, data in on_disk(folder).items()}
+
+
+def pruned_twice(bench: Bench, *, lease_s: int) -> None:
+    for _ in range(2):
+        pruned(bench, lease_s=lease_s)
+
+
+def play(start: Start, seed: int) -> str:
+    """Run one order; return what was lost."""
+    rng = random.Random(seed)
+    bench = twin(start.bench)
+    backups = [
+        Actor(f"backup{n}", bench, partial(backed_up, folder=start.folders[n], series=f"s{n}"))
+        for n in range(rng.choice((0, 1, 2)))
+    ]
+    if rng.random() < 0.5:
+        backups.append(Actor("next", bench, lambda own: backed_up(own, start.home)))
+    actors = list(backups)
+    for n in range(rng.choice((1, 2))):
+        lease_s = rng.choice((0, 0, 7200))
+        actors.append(Actor(f"prune{n}", bench, partial(pruned_twice, lease_s=lease_s)))
+    for n in range(rng.choice((1, 1, 2))):
+        actors.append(Actor(f"compact{n}", bench, compacted))
+    if rng.random() < 0.5:
+        actors.append(Actor("expire", bench, lambda own: end_point(own, "doomed", start.doomed)))
+    interleave(actors, rng, kill_share=rng.choice((0.0, 0.001, 0.01)))
+    truth = {f"s{n}": as_stored(folder) for n, folder in enumerate(start.folders)}
+    truth |= {"doomed": as_stored(start.home.parent / "doomed"), "home": as_stored(start.home)}
+    promised = [actor.result.point for actor in backups if isinstance(actor.result, backup.Outcome)]
+    found = lost(bench, truth, promised)
+    for lease_s in (7200, 0, 0):  # what was begun is brought to its end, and loses nothing either
+        found = found or lost(bench, truth, promised)
+        if not found:
+            pruned(bench, lease_s=lease_s)
+            compacted(bench)
+    return found or lost(bench, truth, promised)
+
+
+@pytest.mark.invariant(1, 2, 3, 4, 5, 6, 7)
+@pytest.mark.parametrize("part", range(4))
+def test_no_order_of_the_calls_loses_anything(start: Start, part: int):
+    for seed in range(part * 1000, part * 1000 + 30):
+        assert play(start, seed) == "", f"seed {seed}"
