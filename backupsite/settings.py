@@ -51,6 +51,14 @@ FIELD_KEYS = _secret("BACKUPSITE_FIELD_KEYS", file="field.keys", fresh=secrets.t
 KEYRING_FILE = Path(env.str("BACKUPSITE_KEY_FILE", default=str(VAR / "service.key")))
 # Local copies of vault indexes, one folder per vault; free to delete while no worker runs.
 CACHE_DIR = Path(env.str("BACKUPSITE_CACHE_DIR", default=str(VAR / "cache")))
+# Where restore drills and disaster checks work; emptied by them. A drill needs DRILL_BYTES_MAX for each of its workers.
+SCRATCH_DIR = Path(env.str("BACKUPSITE_SCRATCH_DIR", default=str(VAR / "scratch")))
+DRILL_BYTES_MAX = env.int("BACKUPSITE_DRILL_BYTES_MAX", default=4 << 30)
+# A vault's bucket gets a new export of the control plane's rows so many seconds after a change, and daily.
+EXPORT_EVERY_S = env.int("BACKUPSITE_EXPORT_EVERY_S", default=180)
+# For `manage.py rebuild_from_bucket` alone: while there is no database, there is no region that knows them.
+RECOVERY_ACCESS_KEY = env.str("BACKUPSITE_S3_ACCESS_KEY", default=env.str("AWS_ACCESS_KEY_ID", default=""))
+RECOVERY_SECRET_KEY = env.str("BACKUPSITE_S3_SECRET_KEY", default=env.str("AWS_SECRET_ACCESS_KEY", default=""))
 
 # --- Web -----------------------------------------------------------------------------------------------------
 
@@ -326,6 +334,14 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
         "BackupKind": ["backup"],
         "RestoreKind": ["restore"],
         "VerifyKind": ["verify"],
+        "ExpireKind": ["expire"],
+        "PruneKind": ["prune"],
+        "CompactKind": ["compact"],
+        "AuditKind": ["audit"],
+        "RebuildKind": ["rebuild"],
+        "DrillKind": ["drill"],
+        "DisasterKind": ["disaster"],
+        "DutyKind": "jobs.states.RECURRING_CHOICES",
         "JobKind": "jobs.states.Kind",
         "JobState": "jobs.states.JobState",
         "StepState": "jobs.states.StepState",

@@ -16,17 +16,11 @@ from jobs.models import Job
 from jobs.states import JobState, Kind
 from policies.models import Source
 from vaults import repositories
-from vaults.models import RecoveryPoint, Vault
+from vaults.models import ConfirmationWrong, RecoveryPoint, Vault
 
 EXPIRY_REFUSED = "expiry_refused"
 _AGAIN = dt.timedelta(minutes=5)
 _LOOK_AGAIN = dt.timedelta(days=1)
-
-
-class Unconfirmed(Refused):
-    """What cannot be undone needs its name typed."""
-
-    code = "unconfirmed"
 
 
 class PointHeld(Refused):
@@ -59,7 +53,7 @@ class Erasure:
 
 def _check_typed(typed: str, expected: str) -> None:
     if typed.strip() != expected:
-        raise Unconfirmed(f"This cannot be undone. Type {expected!r} to confirm it.")
+        raise ConfirmationWrong(f"Type {expected!r} to confirm: this can't be undone.")
 
 
 def hold(point: RecoveryPoint, *, reason: str, actor: Actor, now: dt.datetime) -> RecoveryPoint:
@@ -89,7 +83,7 @@ def release(point: RecoveryPoint, *, actor: Actor, now: dt.datetime) -> Recovery
 def delete_point(point: RecoveryPoint, *, confirmation: str, actor: Actor, now: dt.datetime) -> Job:
     """Start the deletion of one point; `confirmation` is the name of its source, typed.
 
-    Raises Unconfirmed, PointHeld, PointLocked, MaintenanceBusy. The store's own lock is asked again when the job runs.
+    Raises ConfirmationWrong, PointHeld, PointLocked, MaintenanceBusy. The job asks the store's own lock again.
     """
     _check_typed(confirmation, point.source_name or point.series)
     if point.held_at:
@@ -134,7 +128,7 @@ def erase(source: Source, *, confirmation: str, actor: Actor, now: dt.datetime) 
     """Cancel the protection of a source: no plan runs any more, and all its points go, for good (C32).
 
     What a lock protects goes when the lock ends, what is held once it is released; the answer tells how much and until
-    when, a sweep finishes it and removes the source then (Settled 1). Raises Unconfirmed; safe to call twice.
+    when, a sweep finishes it and removes the source then (Settled 1). Raises ConfirmationWrong; safe to call twice.
     """
     _check_typed(confirmation, source.name)
     with transaction.atomic():

@@ -6,7 +6,8 @@ from drf_spectacular.utils import PolymorphicProxySerializer
 from rest_framework import serializers
 
 from accounts.serializers import OwnField
-from jobs.models import Job, JobEvent, Step
+from jobs.maintenance import every_s
+from jobs.models import Duty, Job, JobEvent, Step
 from jobs.services import VERIFY_LEVELS, Selection
 from jobs.states import Kind
 from policies.models import Plan, Source
@@ -128,11 +129,119 @@ class VerifyRequestSerializer(serializers.Serializer[Any]):
     level = serializers.ChoiceField(choices=VERIFY_LEVELS, default="structure")
 
 
+class _MaintenanceRequestSerializer(serializers.Serializer[Any]):
+    vault = OwnField(queryset=Vault.objects.select_related("account", "region"))
+
+    def wanted(self) -> dict[str, Any]:
+        """Return what was asked for as the job's settings keep it."""
+        return {name: value for name, value in self.validated_data.items() if name not in ("kind", "vault") and value}
+
+
+class ExpireRequestSerializer(_MaintenanceRequestSerializer):
+    kind = serializers.ChoiceField(choices=[Kind.EXPIRE.value])
+    dry_run = serializers.BooleanField(default=False, help_text="Only tell, in the job's report, what would go and why")
+    confirmed = serializers.BooleanField(
+        default=False, help_text="Expire more than a fifth of the points, or by a clock that jumped"
+    )
+
+
+class PruneRequestSerializer(_MaintenanceRequestSerializer):
+    kind = serializers.ChoiceField(choices=[Kind.PRUNE.value])
+    dry_run = serializers.BooleanField(default=False, help_text="Only tell what would be freed")
+
+
+class CompactRequestSerializer(_MaintenanceRequestSerializer):
+    kind = serializers.ChoiceField(choices=[Kind.COMPACT.value])
+    dry_run = serializers.BooleanField(default=False, help_text="Only tell what would be rewritten")
+
+
+class AuditRequestSerializer(_MaintenanceRequestSerializer):
+    kind = serializers.ChoiceField(choices=[Kind.AUDIT.value])
+
+
+class RebuildRequestSerializer(_MaintenanceRequestSerializer):
+    kind = serializers.ChoiceField(choices=[Kind.REBUILD.value])
+
+
+class DisasterRequestSerializer(_MaintenanceRequestSerializer):
+    kind = serializers.ChoiceField(choices=[Kind.DISASTER.value])
+
+
+class DrillRequestSerializer(_MaintenanceRequestSerializer):
+    kind = serializers.ChoiceField(choices=[Kind.DRILL.value])
+    source = OwnField(  # type: ignore[assignment]  # a declared field leaves the class, so it hides no attribute
+        queryset=Source.objects.select_related("account"), help_text="Whose newest point in the vault is restored"
+    )
+    percent = serializers.IntegerField(
+        default=100, min_value=1, max_value=100, help_text="Share of the point's files that is restored"
+    )
+
+
 REQUESTS: dict[str, type[serializers.Serializer[Any]]] = {
     Kind.BACKUP.value: BackupRequestSerializer,
     Kind.RESTORE.value: RestoreRequestSerializer,
     Kind.VERIFY.value: VerifyRequestSerializer,
+    Kind.EXPIRE.value: ExpireRequestSerializer,
+    Kind.PRUNE.value: PruneRequestSerializer,
+    Kind.COMPACT.value: CompactRequestSerializer,
+    Kind.AUDIT.value: AuditRequestSerializer,
+    Kind.REBUILD.value: RebuildRequestSerializer,
+    Kind.DRILL.value: DrillRequestSerializer,
+    Kind.DISASTER.value: DisasterRequestSerializer,
 }
 JobRequest = PolymorphicProxySerializer(
     component_name="JobRequest", serializers=dict(REQUESTS), resource_type_field_name="kind"
 )
+
+
+class HoldRequestSerializer(serializers.Serializer[Any]):
+    reason = serializers.CharField(max_length=255, help_text="Why nobody may delete the point, for people")
+
+
+class TypedRequestSerializer(serializers.Serializer[Any]):
+    confirmation = serializers.CharField(max_length=64, help_text="The source's name, typed")
+
+
+class ErasureSerializer(serializers.Serializer[Any]):
+    """What the deletion of a source's backups met; locked points go when their locks end, held ones once released."""
+
+    points = serializers.IntegerField()
+    held = serializers.IntegerField()
+    locked = serializers.IntegerField()
+    ends_at = serializers.DateTimeField(allow_null=True, help_text="When the last lock ends, null without one")
+
+
+class DutySerializer(serializers.ModelSerializer[Duty]):
+    """One kind of maintenance of a vault, and how it went last. `waiting` are the sessions that a prune waits for."""
+
+    every_s = serializers.SerializerMethodField()
+    is_own = serializers.SerializerMethodField(help_text="Whether the interval is the vault's own")
+    last_job = JobSerializer(allow_null=True)
+    waiting = serializers.ListField(child=serializers.CharField())
+
+    class Meta:
+        model = Duty
+        fields = ["kind", "every_s", "is_own", "due_at", "waiting", "last_job"]
+
+    def get_every_s(self, duty: Duty) -> int:
+        return every_s(duty.vault, duty.kind)
+
+    def get_is_own(self, duty: Duty) -> bool:
+        return duty.kind in duty.vault.maintenance
+
+
+def _interval() -> serializers.IntegerField:
+    return serializers.IntegerField(
+        required=False, allow_null=True, help_text="Seconds; 0 is never, null follows the installation"
+    )
+
+
+class IntervalsSerializer(serializers.Serializer[Any]):
+    """How often a vault needs each kind of maintenance; what is left out stays."""
+
+    expire = _interval()
+    prune = _interval()
+    compact = _interval()
+    verify = _interval()
+    audit = _interval()
+    disaster = _interval()

@@ -23,6 +23,7 @@ class Kind(TextChoices):
 MAINTENANCE = (Kind.EXPIRE, Kind.PRUNE, Kind.COMPACT, Kind.AUDIT, Kind.REBUILD, Kind.DISASTER, Kind.ERASE)
 # These come due again and again in every vault.
 RECURRING = (Kind.EXPIRE, Kind.PRUNE, Kind.COMPACT, Kind.VERIFY, Kind.AUDIT, Kind.DISASTER)
+RECURRING_CHOICES = [(kind.value, kind.label) for kind in RECURRING]
 
 
 class JobState(TextChoices):

@@ -11,19 +11,30 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
 
-from accounts.permissions import OPERATE
+from accounts.permissions import MANAGE, OPERATE, OWN
 from accounts.views import AccountViewSet, Pages, actor_of
-from jobs import doorbell, services
+from jobs import doorbell, maintenance, removal, services
 from jobs.models import Job
 from jobs.serializers import (
     REQUESTS,
+    DrillRequestSerializer,
+    DutySerializer,
+    ErasureSerializer,
+    HoldRequestSerializer,
+    IntervalsSerializer,
     JobDetailSerializer,
     JobRequest,
     JobSerializer,
     RestoreRequestSerializer,
     StepSerializer,
+    TypedRequestSerializer,
+    VerifyRequestSerializer,
 )
 from jobs.states import Kind
+from policies.views import SourceView
+from vaults.models import Vault
+from vaults.serializers import RecoveryPointSerializer
+from vaults.views import RecoveryPointView, VaultView
 
 
 class StepPages(Pages):
@@ -34,7 +45,7 @@ class JobView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[J
     """Jobs of the caller's accounts."""
 
     queryset = Job.objects.select_related("account")
-    permissions: ClassVar = {"create": OPERATE, "cancel": OPERATE}
+    permissions: ClassVar = {"create": OPERATE, "cancel": OPERATE, "confirm": MANAGE}
     filterset_fields: ClassVar = {
         "account": ["exact"],
         "kind": ["exact", "in"],
@@ -50,7 +61,7 @@ class JobView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[J
 
     @extend_schema(request=JobRequest, responses={202: JobSerializer})
     def create(self, request: Request) -> Response:
-        """Start a backup, a restore or a verification: 202 and the job; 409 and a code when a rule forbids it."""
+        """Start a backup, a restore, or maintenance: 202 and the job; 409 and a code when a rule forbids it."""
         kind = request.data.get("kind") if isinstance(request.data, dict) else None
         if kind not in REQUESTS:
             raise exceptions.ValidationError({"kind": f"Must be one of {', '.join(REQUESTS)}."})
@@ -68,8 +79,17 @@ class JobView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[J
             job = services.request_restore(values["point"], wanted.selection(), actor=actor, now=now)
         elif values["kind"] == Kind.BACKUP:
             job = services.request_backup(values["plan"], deep=values["deep"], actor=actor, now=now)
-        else:
+        elif isinstance(wanted, VerifyRequestSerializer):
             job = services.request_verify(values["vault"], level=values["level"], actor=actor, now=now)
+        elif isinstance(wanted, DrillRequestSerializer):
+            self.need(OPERATE, values["source"])
+            job = maintenance.request_drill(
+                values["source"], values["vault"], percent=values["percent"], actor=actor, now=now
+            )
+        else:
+            if values.get("confirmed"):
+                self.need(MANAGE, subject)
+            job = maintenance.request(values["vault"], values["kind"], wanted.wanted(), actor=actor, now=now)
         doorbell.ring(services.first_step(job), now=now)
         return job
 
@@ -80,6 +100,16 @@ class JobView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[J
         job = services.request_cancel(self.get_object(), actor=actor_of(request), now=timezone.now())
         return Response(JobSerializer(job).data, status=status.HTTP_202_ACCEPTED)
 
+    @extend_schema(request=None, responses={202: JobSerializer})
+    @action(detail=True, methods=["post"])
+    @transaction.atomic
+    def confirm(self, request: Request, pk: str) -> Response:
+        """Run an expiry that a guard refused again, past the guards: a new job. Look at a dry run first."""
+        now = timezone.now()
+        job = removal.confirm_expiry(self.get_object(), actor=actor_of(request), now=now)
+        doorbell.ring(services.first_step(job), now=now)
+        return Response(JobSerializer(job).data, status=status.HTTP_202_ACCEPTED)
+
     @extend_schema(responses={200: StepSerializer(many=True)}, filters=False)
     @action(detail=True, pagination_class=StepPages)
     def steps(self, request: Request, pk: str) -> Response:
@@ -87,3 +117,77 @@ class JobView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[J
         paginator = StepPages()
         page = paginator.paginate_queryset(self.get_object().steps.all(), request, view=self)
         return paginator.get_paginated_response(StepSerializer(page, many=True).data)
+
+
+class KeptPointView(RecoveryPointView):
+    """Recovery points: listed, browsed and read; held, released and deleted."""
+
+    permissions: ClassVar = {**RecoveryPointView.permissions, "hold": OPERATE}
+
+    @extend_schema(request=HoldRequestSerializer, responses={200: RecoveryPointSerializer})
+    @action(detail=True, methods=["post"])
+    def hold(self, request: Request, pk: str) -> Response:
+        """Keep the point, whatever the rules say, until it is released."""
+        point = self.get_object()
+        reason = self.checked(HoldRequestSerializer)["reason"]
+        removal.hold(point, reason=reason, actor=actor_of(request), now=timezone.now())
+        return Response(RecoveryPointSerializer(point).data)
+
+    @extend_schema(request=None, responses={200: RecoveryPointSerializer})
+    @action(detail=True, methods=["post"])
+    def release(self, request: Request, pk: str) -> Response:
+        """End the hold of a point: the rules decide over it again."""
+        point = self.get_object()
+        removal.release(point, actor=actor_of(request), now=timezone.now())
+        return Response(RecoveryPointSerializer(point).data)
+
+    @extend_schema(request=TypedRequestSerializer, responses={202: JobSerializer})
+    @action(detail=True, methods=["post"], url_path="delete")
+    @transaction.atomic
+    def request_deletion(self, request: Request, pk: str) -> Response:
+        """Delete the point for good; 409 `point_held`, or `point_locked` with the date."""
+        point, now = self.get_object(), timezone.now()
+        typed = self.checked(TypedRequestSerializer)
+        job = removal.delete_point(point, actor=actor_of(request), now=now, **typed)
+        doorbell.ring(services.first_step(job), now=now)
+        return Response(JobSerializer(job).data, status=status.HTTP_202_ACCEPTED)
+
+
+class ErasableSourceView(SourceView):
+    """Sources of the caller's accounts."""
+
+    permissions: ClassVar = {**SourceView.permissions, "erase": OWN}
+
+    @extend_schema(request=TypedRequestSerializer, responses={202: ErasureSerializer})
+    @action(detail=True, methods=["post"])
+    def erase(self, request: Request, pk: str) -> Response:
+        """Cancel the protection of a source: its plans end at once, all its points are deleted for good (C32).
+
+        What a lock protects goes when the lock ends; the source goes with its last point.
+        """
+        typed = self.checked(TypedRequestSerializer)
+        found = removal.erase(self.get_object(), actor=actor_of(request), now=timezone.now(), **typed)
+        return Response(ErasureSerializer(found).data, status=status.HTTP_202_ACCEPTED)
+
+
+class MaintainedVaultView(VaultView):
+    """Vaults of the caller's accounts."""
+
+    @extend_schema(responses={200: DutySerializer(many=True)}, filters=False)
+    @action(detail=True, pagination_class=None)
+    def maintenance(self, request: Request, pk: str) -> Response:
+        """List what the vault needs done again and again: how often, when next, and how the last run ended."""
+        return self._duties(self.get_object())
+
+    @extend_schema(request=IntervalsSerializer, responses={200: DutySerializer(many=True)}, filters=False)
+    @maintenance.mapping.patch
+    def set_maintenance(self, request: Request, pk: str) -> Response:
+        """Give the vault its own intervals."""
+        vault = self.get_object()
+        wanted = dict(self.checked(IntervalsSerializer))
+        maintenance.set_intervals(vault, wanted, actor=actor_of(request), now=timezone.now())
+        return self._duties(vault)
+
+    def _duties(self, vault: Vault) -> Response:
+        duties = vault.duties.select_related("vault", "last_job")
+        return Response(DutySerializer(duties, many=True).data)

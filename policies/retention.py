@@ -82,6 +82,31 @@ def preview(vault: Vault, series: str, rules: tuple[Rules, ...], *, now: dt.date
     return judge_rows(RecoveryPoint.objects.in_series(vault, series), rules, now=now)
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What changed rules would do to one source's points in one vault: how many there are, and which go."""
+
+    source: Source
+    vault: Vault
+    points: int
+    going: list[Judged]
+
+
+def preview_change(policy: Policy, *, now: dt.datetime) -> list[Change]:
+    """Return what expiry would do if this policy, changed and not saved, were in force; one query a source and vault.
+
+    The grace of "keep at least one" is left out: what is told goes at the latest when it is over.
+    """
+    changes = []
+    for plan in policy.plans.select_related("source", "vault"):
+        others = Plan.objects.filter(vault=plan.vault, source=plan.source).exclude(pk=plan.pk).select_related("policy")
+        rules = rules_of([policy, *(other.policy for other in others)], now=now)
+        judged = preview(plan.vault, plan.source.series, rules, now=now)
+        going = [one for one in judged if not one.verdict.keep]
+        changes.append(Change(plan.source, plan.vault, len(judged), going))
+    return changes
+
+
 def _version(row: RecoveryPoint) -> Version:
     return Version(
         point=row.point_id,

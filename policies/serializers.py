@@ -6,8 +6,9 @@ from rest_framework import serializers
 
 from accounts.models import Account
 from accounts.serializers import OwnField
+from policies import retention
 from policies.models import Plan, Policy, Source
-from vaults.models import Region, Vault
+from vaults.models import PointState, Region, Vault
 
 
 class FileSettingsSerializer(serializers.Serializer[Any]):
@@ -38,6 +39,8 @@ class SourceSerializer(serializers.ModelSerializer[Source]):
             "settings",
             "has_credentials",
             "warnings",
+            "erasing_since",
+            "erase_ends_at",
             "created_at",
         ]
 
@@ -69,8 +72,57 @@ class PolicySerializer(serializers.ModelSerializer[Policy]):
             "start_time",
             "time_zone",
             "retention_days",
+            "keep_last",
+            "keep_daily",
+            "keep_weekly",
+            "keep_monthly",
+            "keep_yearly",
+            "keep_at_least_one",
+            "keep_one_until",
+            "drill_every_days",
+            "drill_percent",
             "created_at",
         ]
+
+
+class SavedPolicySerializer(PolicySerializer):
+    """The policy after a change; needs `now` in the context."""
+
+    warnings = serializers.SerializerMethodField()
+
+    class Meta:
+        model = Policy
+        fields = [*PolicySerializer.Meta.fields, "warnings"]
+
+    def get_warnings(self, policy: Policy) -> list[str]:
+        return retention.warnings_on_disable(policy, now=self.context["now"])
+
+
+class VerdictSerializer(serializers.Serializer[Any]):
+    """What becomes of a point: `reasons` tell why, `expires_at` is null when nothing tells a date."""
+
+    point = serializers.UUIDField(source="row.pk")
+    completed_at = serializers.DateTimeField(source="row.completed_at")
+    state = serializers.ChoiceField(choices=PointState.choices, source="row.state")
+    keep = serializers.BooleanField(source="verdict.keep")
+    reasons = serializers.ListField(child=serializers.CharField(), source="verdict.reasons")
+    expires_at = serializers.DateTimeField(source="verdict.expires_at", allow_null=True)
+    held = serializers.SerializerMethodField()
+    locked_until = serializers.DateTimeField(source="row.locked_until", allow_null=True)
+
+    def get_held(self, judged: retention.Judged) -> bool:
+        return judged.row.held_at is not None
+
+
+class ChangePreviewSerializer(serializers.Serializer[Any]):
+    """What changed rules would do to one source's points in one vault at the next expiry."""
+
+    source = serializers.UUIDField(  # type: ignore[assignment]  # a declared field leaves the class, so it hides no attribute
+        source="source.pk"
+    )
+    vault = serializers.UUIDField(source="vault.pk")
+    points = serializers.IntegerField()
+    going = VerdictSerializer(many=True)
 
 
 class PlanSerializer(serializers.ModelSerializer[Plan]):
@@ -86,8 +138,22 @@ class PlanSerializer(serializers.ModelSerializer[Plan]):
             "start_minute",
             "catch_up",
             "next_run_at",
+            "next_drill_at",
             "created_at",
         ]
+
+
+class PausedPlanSerializer(PlanSerializer):
+    """The plan after it was paused; needs `now` in the context."""
+
+    warnings = serializers.SerializerMethodField()
+
+    class Meta:
+        model = Plan
+        fields = [*PlanSerializer.Meta.fields, "warnings"]
+
+    def get_warnings(self, plan: Plan) -> list[str]:
+        return retention.warnings_on_pause(plan, now=self.context["now"])
 
 
 class PlanRequestSerializer(serializers.Serializer[Plan]):

@@ -3,23 +3,29 @@
 from typing import Any, ClassVar
 
 from django.utils import timezone
-from drf_spectacular.utils import extend_schema
-from rest_framework import mixins, status
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter, extend_schema
+from rest_framework import exceptions, mixins, serializers, status
 from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.permissions import MANAGE, OPERATE
 from accounts.views import AccountViewSet, actor_of
-from policies import services
+from policies import retention, services
 from policies.models import Plan, Policy, Source
 from policies.serializers import (
+    ChangePreviewSerializer,
+    PausedPlanSerializer,
     PlanRequestSerializer,
     PlanSerializer,
     PolicySerializer,
+    SavedPolicySerializer,
     SourceRequestSerializer,
     SourceSerializer,
+    VerdictSerializer,
 )
+from vaults.models import Vault
 
 
 class SourceView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[Source]):
@@ -58,6 +64,24 @@ class SourceView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSe
         services.delete(self.get_object(), actor=actor_of(request), now=timezone.now())
         return Response(status=status.HTTP_204_NO_CONTENT)
 
+    @extend_schema(
+        parameters=[OpenApiParameter("vault", OpenApiTypes.UUID, required=True, description="The vault's id")],
+        responses={200: VerdictSerializer(many=True)},
+        filters=False,
+    )
+    @action(detail=True, pagination_class=None)
+    def retention(self, request: Request, pk: str) -> Response:
+        """Tell of each of the source's points in a vault, newest first, why it stays or goes, and when."""
+        source = self.get_object()
+        wanted = serializers.UUIDField().run_validation(request.query_params.get("vault", ""))
+        vault = Vault.objects.filter(pk=wanted, account=source.account).first()
+        if vault is None:
+            raise exceptions.NotFound
+        now = timezone.now()
+        rules = retention.source_rules(source, vault, now=now)
+        judged = retention.preview(vault, source.series, rules, now=now)
+        return Response(VerdictSerializer(judged, many=True).data)
+
 
 class PolicyView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[Policy]):
     """Policies of the caller's accounts."""
@@ -72,21 +96,40 @@ class PolicyView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSe
         self.need(MANAGE, policy)
         return services.save_policy(policy, actor=actor_of(request), now=timezone.now())
 
-    @extend_schema(request=PolicySerializer, responses={201: PolicySerializer})
+    def _shown(self, policy: Policy, **options: Any) -> Response:
+        return Response(SavedPolicySerializer(policy, context={"now": timezone.now()}).data, **options)
+
+    def _changes(self, request: Request, policy: Policy) -> dict[str, Any]:
+        wanted = PolicySerializer(policy, data=request.data, partial=True, context=self.get_serializer_context())
+        wanted.is_valid(raise_exception=True)
+        return {name: value for name, value in wanted.validated_data.items() if name != "account"}
+
+    @extend_schema(request=PolicySerializer, responses={201: SavedPolicySerializer})
     def create(self, request: Request) -> Response:
         """Make a policy: a cron expression or a period, a time zone, and how long to keep."""
         policy = self._save(request, Policy(), dict(self.checked(PolicySerializer)))
-        return Response(PolicySerializer(policy).data, status=status.HTTP_201_CREATED)
+        return self._shown(policy, status=status.HTTP_201_CREATED)
 
-    @extend_schema(request=PolicySerializer(partial=True), responses={200: PolicySerializer})
+    @extend_schema(request=PolicySerializer(partial=True), responses={200: SavedPolicySerializer})
     def partial_update(self, request: Request, pk: str) -> Response:
-        """Change a policy; its plans get their next moment anew."""
+        """Change a policy; its plans get their next moment anew, and the rules hold for points that exist.
+
+        `warnings` tells what may be lost once "keep at least one" is off (C17, C36).
+        """
         policy = self.get_object()
-        wanted = PolicySerializer(policy, data=request.data, partial=True, context=self.get_serializer_context())
-        wanted.is_valid(raise_exception=True)
-        values = dict(wanted.validated_data)
-        values.pop("account", None)
-        return Response(PolicySerializer(self._save(request, policy, values)).data)
+        return self._shown(self._save(request, policy, self._changes(request, policy)))
+
+    @extend_schema(
+        request=PolicySerializer(partial=True), responses={200: ChangePreviewSerializer(many=True)}, filters=False
+    )
+    @action(detail=True, methods=["post"], pagination_class=None)
+    def preview(self, request: Request, pk: str) -> Response:
+        """Tell which points would go if the policy were changed like this. Changes nothing."""
+        policy = self.get_object()
+        for name, value in self._changes(request, policy).items():
+            setattr(policy, name, value)
+        changes = retention.preview_change(policy, now=timezone.now())
+        return Response(ChangePreviewSerializer(changes, many=True).data)
 
     @extend_schema(request=None, responses={204: None})
     def destroy(self, request: Request, pk: str) -> Response:
@@ -112,12 +155,13 @@ class PlanView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[
         services.create_plan(plan, actor=actor_of(request), now=timezone.now())
         return Response(PlanSerializer(plan).data, status=status.HTTP_201_CREATED)
 
-    @extend_schema(request=None, responses={200: PlanSerializer})
+    @extend_schema(request=None, responses={200: PausedPlanSerializer})
     @action(detail=True, methods=["post"])
     def pause(self, request: Request, pk: str) -> Response:
-        """Stop future runs; points stay and expire as they would."""
-        plan = services.pause(self.get_object(), actor=actor_of(request), now=timezone.now())
-        return Response(PlanSerializer(plan).data)
+        """Stop future runs; points stay and expire as they would. `warnings` tells when the last one goes (C17)."""
+        now = timezone.now()
+        plan = services.pause(self.get_object(), actor=actor_of(request), now=now)
+        return Response(PausedPlanSerializer(plan, context={"now": now}).data)
 
     @extend_schema(request=None, responses={200: PlanSerializer})
     @action(detail=True, methods=["post"])

@@ -209,7 +209,7 @@ class TestJobs:
         with django_capture_on_commit_callbacks() as callbacks:
             answer = owner.post("/api/v1/jobs/", {"kind": "backup", "plan": str(site.plan.pk)})
         assert (answer.status_code, answer.json()["state"]) == (202, "queued")
-        assert sum(".ring." in repr(call) for call in callbacks) == 1
+        assert sum(" ring." in repr(call) for call in callbacks) == 1
 
     @pytest.mark.rule("C52")
     def test_a_second_backup_answers_409_with_the_running_jobs_id(self, site, owner):

@@ -16,7 +16,7 @@ from policies.retention import warnings_on_disable
 from tests.support.people import make_plan, make_source, online
 from tests.support.story import DAY, MINUTE, Story
 from vaults import repositories
-from vaults.models import RecoveryPoint
+from vaults.models import ConfirmationWrong, RecoveryPoint
 
 pytestmark = pytest.mark.django_db
 
@@ -275,7 +275,7 @@ class TestHolds:
 class TestDeletion:
     def test_a_point_is_deleted_once_its_sources_name_was_typed(self, story):
         first, second = story.backup(), story.backup()
-        with pytest.raises(removal.Unconfirmed, match="Type 'acme-web'"):
+        with pytest.raises(ConfirmationWrong, match="Type 'acme-web'"):
             removal.delete_point(first, confirmation="yes", actor=SERVICE, now=story.now)
         job = removal.delete_point(first, confirmation="acme-web", actor=SERVICE, now=story.now)
         assert story.do(job).state == JobState.COMPLETE
@@ -316,7 +316,7 @@ class TestErasingASource:
     def test_it_needs_the_name_typed_and_then_deletes_all_points_the_plans_and_the_source(self, story):
         for _ in range(6):
             story.backup()
-        with pytest.raises(removal.Unconfirmed):
+        with pytest.raises(ConfirmationWrong):
             self.erase(story, "acme")
         assert len(story.in_vault()) == 6
         found = self.erase(story)
