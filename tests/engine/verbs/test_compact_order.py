@@ -59,6 +59,10 @@ def as_stored(folder: Path) -> dict[bytes, bytes]:
     return {bytes(folder)[1:] + b"/" + path: data for path, data in on_disk(folder).items()}
 
 
+def back_up(folder: Path, series: str, bench: Bench) -> backup.Outcome:
+    return backed_up(bench, folder, series=series)
+
+
 def pruned_twice(bench: Bench, *, lease_s: int) -> None:
     for _ in range(2):
         pruned(bench, lease_s=lease_s)
@@ -69,8 +73,7 @@ def play(start: Start, seed: int) -> str:
     rng = random.Random(seed)
     bench = twin(start.bench)
     backups = [
-        Actor(f"backup{n}", bench, partial(backed_up, folder=start.folders[n], series=f"s{n}"))
-        for n in range(rng.choice((0, 1, 2)))
+        Actor(f"backup{n}", bench, partial(back_up, start.folders[n], f"s{n}")) for n in range(rng.choice((0, 1, 2)))
     ]
     if rng.random() < 0.5:
         backups.append(Actor("next", bench, lambda own: backed_up(own, start.home)))
