@@ -241,8 +241,9 @@ class Vault:
 
         The last one is remembered: roots never change, and a session outlives the expiry of the point it builds on.
         """
-        if self._last is not None and self._last[0] == name:
-            return self._last[1]
+        last = self._last  # threads may read other roots meanwhile
+        if last is not None and last[0] == name:
+            return last[1]
         key, commit_key = point_key(*name, "root"), point_key(*name, "commit")
         try:
             commit_data = self.storage.get(commit_key)

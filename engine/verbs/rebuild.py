@@ -18,16 +18,16 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
-from engine.errors import IntegrityError, NotFound, PointMissing, Superseded
+from engine.errors import IntegrityError, NotFound, Superseded
 from engine.index import PREFIX as SEGMENTS
 from engine.index import ROWS_MAX, encode_segment, load_segment
 from engine.pack import FOLDERS, Sealed, pack_key
-from engine.point import PackRef, Stats
+from engine.point import PackRef, Root, Stats
 from engine.progress import Progress
 from engine.session import Session, open_sessions
-from engine.vault import PointName, Vault
-from engine.verbs.findings import pack_name
-from engine.verbs.inspect import footer_of, open_unbound, sha_name
+from engine.vault import Vault
+from engine.verbs.findings import Finding, pack_name
+from engine.verbs.inspect import footer_of, open_unbound, read_points, sha_name
 
 UNIT_POINTS = 100
 UNIT_PACKS = 500
@@ -263,14 +263,11 @@ def _rows(vault: Vault, needed: dict[str, PackRef], progress: Progress) -> Itera
     """Yield the rows of all visible points, some at a time; add their packs to `needed`. Raises FormatError."""
     rows: list[Row] = []
     broken: list[Broken] = []
-    for name in vault.points():
-        progress.check()
-        try:
-            rows.append(_row(vault, name, needed))
-        except PointMissing:
-            continue  # expired since the LIST
-        except IntegrityError as error:
-            broken.append(Broken(f"points/{name.series}/{name.point}/root", str(error)))
+    for _, root in read_points(vault, vault.points(), progress):
+        if isinstance(root, Finding):
+            broken.append(Broken(root.object, root.detail))
+        else:
+            rows.append(_row(root, needed))
         if len(rows) + len(broken) >= UNIT_POINTS:
             yield rows, broken
             rows, broken = [], []
@@ -278,8 +275,7 @@ def _rows(vault: Vault, needed: dict[str, PackRef], progress: Progress) -> Itera
         yield rows, broken
 
 
-def _row(vault: Vault, name: PointName, needed: dict[str, PackRef]) -> Row:
-    root = vault.root(name)
+def _row(root: Root, needed: dict[str, PackRef]) -> Row:
     needed.update((pack.name, pack) for pack in root.needed)
     body = root.body
     return Row(

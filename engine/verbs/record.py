@@ -4,6 +4,7 @@ import datetime as dt
 from typing import NamedTuple
 
 from engine.damage import clear_damaged, damaged_packs, note_damaged
+from engine.errors import IntegrityError
 from engine.ledger import Coverage, Ledger, Reading, point_states
 from engine.vault import Vault
 from engine.verbs.findings import Finding, pack_name
@@ -48,7 +49,7 @@ def record(vault: Vault, found: Found, now: dt.datetime, *, notes_sight: bool, d
     unknown = [name for name in sizes if name not in whole and ledger.since(name) is None]
     affected = {point for finding in found.findings for point in finding.points}
     sound = [point for point in found.rooted if point not in affected]
-    points = point_states(vault.moves, [f"{name.series}/{name.point}" for name in vault.points()])
+    points = _point_states(vault)
     ledger.note(
         Reading(
             found.at,
@@ -60,3 +61,11 @@ def record(vault: Vault, found: Found, now: dt.datetime, *, notes_sight: bool, d
     ledger.tidy(objects=sizes, points=set(points.values()))
     coverage = ledger.coverage(sizes, now, days=days) if found.is_all else None
     return Recorded(sorted(damaged_packs(storage)), healed, coverage)
+
+
+def _point_states(vault: Vault) -> dict[str, str]:
+    """Return how the ledger spells each visible point; none when a damaged move may have changed any of them."""
+    try:
+        return point_states(vault.moves, [f"{name.series}/{name.point}" for name in vault.points()])
+    except IntegrityError:
+        return {}

@@ -27,7 +27,7 @@ from engine.ledger import Coverage, Ledger
 from engine.moves import PREFIX as MOVES
 from engine.pack import FOLDERS, HEADER_BYTES, pack_key
 from engine.point import PREFIX as POINTS
-from engine.point import PackRef, Root
+from engine.point import PackRef, Root, point_key
 from engine.progress import Progress
 from engine.session import DAMAGED_PREFIX, PRUNE_PREFIX, Session
 from engine.session import PREFIX as SESSIONS
@@ -38,10 +38,10 @@ from engine.verbs.inspect import (
     Blocks,
     Packs,
     check_control,
-    check_point,
     check_segment,
     last_part,
     open_unbound,
+    read_points,
     scrub,
     sha_name,
     where_damaged,
@@ -256,21 +256,15 @@ class _Planner:
 
     def points(self) -> Iterator[Unit]:
         """Read every point's root; yield its blocks that no earlier point had."""
-        for name in self._names():
-            self._progress.check()
-            try:
-                finding = check_point(self._vault, name)
-                root = None if finding else self._vault.root(name)
-            except PointMissing:
-                continue  # expired since the LIST
+        for name, root in read_points(self._vault, self._names(), self._progress):
             self._census.points += 1
-            if finding is not None:
-                self._found.append(finding)
-            if root is not None:
-                self._packs.update((pack.name, pack) for pack in root.needed)
-                if self._job.level in LISTINGS:
-                    self._rooted.append(f"{name.series}/{name.point}")
-                    yield from self._blocks(name, root)
+            if isinstance(root, Finding):
+                self._found.append(root)
+                continue
+            self._packs.update((pack.name, pack) for pack in root.needed)
+            if self._job.level in LISTINGS:
+                self._rooted.append(f"{name.series}/{name.point}")
+                yield from self._blocks(name, root)
 
     def objects(self) -> Iterator[Unit]:
         """LIST the bucket after the roots, so that all a root needs must be in it; yield what is to be read."""
@@ -333,12 +327,18 @@ class _Planner:
                 parts.setdefault(PointName(path[1], path[2]), set()).add(path[3])
             else:
                 self._census.unknown += 1
-        for name, found in parts.items():
-            if found == {"commit"}:
-                key = f"{POINTS}{name.series}/{name.point}/root"
-                self._found.append(Finding(object=key, damage="point", detail="there is a commit but no root"))
-            self._census.unfinished += found != {"commit"} and found != {"root", "commit"}
-        return [name for name, found in parts.items() if found == {"root", "commit"}]
+        return [name for name, found in parts.items() if self._is_visible(name, found)]
+
+    def _is_visible(self, name: PointName, found: set[str]) -> bool:
+        if found == {"commit"}:
+            key = point_key(*name, "root")
+            self._found.append(Finding(object=key, damage="point", detail="there is a commit but no root"))
+            return False
+        if "expired" in found and (forged := check_control(self._vault, point_key(*name, "expired"))):
+            self._found.append(forged)
+        visible = {"root", "commit"} <= found and not ("expired" in found and self._vault.is_expired(name))
+        self._census.unfinished += not visible
+        return visible
 
     def _blocks(self, name: PointName, root: Root) -> Iterator[Unit]:
         todo = []

@@ -10,6 +10,7 @@ from engine.codec import Purpose, seal, unseal
 from engine.errors import Canceled, FormatError, PointMissing
 from engine.ids import digest_name, new_ulid
 from engine.index import encode_segment
+from engine.ledger import Ledger
 from engine.listing import extents_group, names_group, statics_group, volatile_group
 from engine.pack import META, PackWriter, pack_key
 from engine.point import Body, Commit, PackRef, encode_commit, encode_root, point_key
@@ -413,3 +414,22 @@ def test_a_segment_that_cannot_be_right_is_found_by_structure(filled: Bench, col
     assert [f.damage for f in findings] == [damage]
     assert says in findings[0].detail
     assert "run rebuild" in findings[0].advice
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_forged_mark_of_expiry_hides_no_point_and_is_found(filled: Bench, level: verify.Level):
+    name = filled.open().points()[0]
+    filled.storage.put(point_key(*name, "expired"), b"{}\nforged")
+    outcome = verified(filled, level)
+    assert outcome.census.points == 2
+    assert [(f.object, f.damage) for f in outcome.findings] == [(point_key(*name, "expired"), "control")]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_damaged_move_is_damage_of_all_points_and_does_not_stop_the_run(filled: Bench, level: verify.Level):
+    filled.storage.put("moves/r/move", b"forged")
+    filled.storage.put("moves/r/commit", b"forged")
+    outcome = verified(filled, level)
+    assert outcome.state == "failed"
+    assert len(outcome.lost) == 2
+    assert Ledger.load(filled.storage, filled.open().keys).structured == {}
