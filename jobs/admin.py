@@ -208,7 +208,7 @@ class RestorablePointAdmin(RecoveryPointAdmin):
 class VerifiableVaultAdmin(VaultAdmin):
     """The page of a vault, with the button that verifies it."""
 
-    actions_detail = ["verify"]
+    actions_detail: ClassVar = ["verify", *VaultAdmin.actions_detail]
 
     @action(
         description="Verify",

@@ -2,41 +2,24 @@
 
 from typing import Any, ClassVar
 
-from django import forms
 from django.contrib import admin, messages
 from django.db.models import Count, QuerySet, Sum
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
+from django.template.loader import render_to_string
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
-from unfold.widgets import UnfoldAdminPasswordWidget
 
 from accounts.console import ReadOnlyAdmin, ServiceAdmin, action, actor_of, display, human_bytes, leave_dialog, lines
-from vaults import services
-from vaults.models import RecoveryPoint, Region, Vault
+from engine.storage.probe import IMMUTABLE
+from vaults import condition, deletion, recovery, services
+from vaults.forms import DeletionForm, ImmutabilityForm, RecoveryProofForm, RegionForm, VaultForm
+from vaults.models import RecoveryPoint, Region, Vault, VaultState
 
+DAMAGE_ON_PAGE = 50
 POINT_LABELS = {"Complete": "success", "Partially complete": "warning"}
-
-
-class RegionForm(forms.ModelForm[Region]):
-    access_key = forms.CharField(max_length=256, required=False, widget=UnfoldAdminPasswordWidget)
-    secret_key = forms.CharField(
-        max_length=256,
-        required=False,
-        widget=UnfoldAdminPasswordWidget,
-        help_text="Kept encrypted and never shown; leave both empty to keep what is stored",
-    )
-
-    class Meta:
-        model = Region
-        exclude: ClassVar[list[str]] = []
-
-    def credentials(self) -> dict[str, str] | None:
-        """Return what was typed; None when nothing was."""
-        given = {name: self.cleaned_data.get(name, "") for name in ("access_key", "secret_key")}
-        return given if any(given.values()) else None
 
 
 @admin.register(Region)
@@ -62,8 +45,8 @@ class RegionAdmin(ServiceAdmin):
     def save_model(self, request: HttpRequest, obj: Region, form: RegionForm, change: bool) -> None:
         services.save_region(obj, credentials=form.credentials(), actor=actor_of(request), now=timezone.now())
 
-    def has_delete_permission(self, request: HttpRequest, obj: Region | None = None) -> bool:
-        return False
+    def delete_model(self, request: HttpRequest, obj: Region) -> None:
+        services.delete_region(obj, actor=actor_of(request), now=timezone.now())
 
     @display(description="State", label={"Usable": "success", "Unusable": "danger", "Not probed": "info"})
     def health(self, region: Region) -> str:
@@ -102,45 +85,101 @@ class RegionAdmin(ServiceAdmin):
 
 @admin.register(Vault)
 class VaultAdmin(ServiceAdmin):
-    list_display = ["name", "account", "region", "type", "status", "points_shown", "stored_shown"]
+    form = VaultForm
+    list_display = ["name", "account", "region", "status", "immutability", "recovery", "points_shown", "stored_shown"]
     list_filter: ClassVar = ["region", "type", "state", "account"]
     list_select_related = ["account", "region"]
     search_fields = ["name"]
-    fields = ["account", "region", "name", "description", "type"]
+    actions_detail: ClassVar = ["make_immutable", "prove_recovery_key", "request_deletion"]
+    shown: ClassVar = [
+        "status", "immutability", "locked", "retention", "key", "recovery", "points_shown", "stored_shown",
+        "coverage", "verified", "damaged", "work", "deletion",
+    ]  # fmt: skip
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Vault]:
         vaults: QuerySet[Vault] = super().get_queryset(request)
+        if "state__exact" not in request.GET and not (request.resolver_match and request.resolver_match.kwargs):
+            vaults = vaults.exclude(state=VaultState.DELETED)
         return vaults.annotate(points_count=Count("points"), bytes_stored=Coalesce(Sum("points__bytes_stored"), 0))
 
     def get_readonly_fields(self, request: HttpRequest, obj: Vault | None = None) -> list[str]:
-        return ["account", "region", "type"] if obj else []
+        return ["account", "region", "type", *self.shown] if obj else []
+
+    def get_fieldsets(self, request: HttpRequest, obj: Vault | None = None) -> Any:
+        if obj is None:
+            return [
+                (None, {"fields": ["account", "region", "name", "description", "type"]}),
+                ("Key: empty for the service's own", {"fields": ["key_url", "key_secret"]}),
+                ("Recovery key", {"fields": ["shares", "shares_needed"]}),
+            ]
+        gone = [("Deletion", {"fields": ["deletion"]})] if obj.delete_requested_at else []
+        return [
+            (None, {"fields": ["name", "description", "status", "account", "region", "type"]}),
+            *gone,
+            ("Immutability", {"fields": ["immutability", "locked", "retention"]}),
+            ("Keys", {"fields": ["key", "recovery"]}),
+            ("Content", {"fields": ["points_shown", "stored_shown"]}),
+            ("Proof", {"fields": ["coverage", "verified", "damaged"]}),
+            ("Upkeep", {"fields": ["work"]}),
+        ]
 
     def has_delete_permission(self, request: HttpRequest, obj: Vault | None = None) -> bool:
         return False
 
-    def save_model(self, request: HttpRequest, obj: Vault, form: Any, change: bool) -> None:
+    def save_model(self, request: HttpRequest, obj: Vault, form: VaultForm, change: bool) -> None:
         if change:
             services.change_vault(obj, actor=actor_of(request), now=timezone.now())
-        else:
-            obj.recovery_key = services.create_vault(  # type: ignore[attr-defined]  # for response_add, this once
-                obj, actor=actor_of(request), now=timezone.now()
-            )
+            return
+        values = form.cleaned_data
+        obj.recovery_shares, obj.recovery_threshold = values["shares"], values["shares_needed"]
+        key = services.create_vault(obj, key_secret=values["key_secret"], actor=actor_of(request), now=timezone.now())
+        shares = recovery.shares_of(obj, key)
+        obj.handed_out = {"key": "" if shares else key, "shares": shares}  # type: ignore[attr-defined]  # this once
 
     def response_add(self, request: HttpRequest, obj: Vault, post_url_continue: str | None = None) -> HttpResponse:
         """Show the recovery key: in this answer alone, never in a cookie or a session."""
         context = self.admin_site.each_context(request) | {
             "title": "Recovery key",
             "vault": obj,
-            "recovery_key": getattr(obj, "recovery_key", ""),
+            "handed_out": getattr(obj, "handed_out", {}),
             "opts": self.opts,
         }
         answer = TemplateResponse(request, "admin/recovery_key.html", context)
         answer["Cache-Control"] = "no-store"
         return answer
 
-    @display(description="State", label={"Ready": "success", "Error": "danger"})
+    @display(description="State", label={"Ready": "success", "Error": "danger", "Being deleted": "warning"})
     def status(self, vault: Vault) -> str:
         return vault.get_state_display()
+
+    @display(description="Immutable", label={"Off": "info", "Immutable": "success", "Service only": "warning"})
+    def immutability(self, vault: Vault) -> str:
+        if not vault.immutable_since:
+            return "Off"
+        return "Immutable" if vault.retention_label == IMMUTABLE else "Service only"
+
+    @display(description="Locks")
+    def locked(self, vault: Vault) -> str:
+        if not vault.immutable_since:
+            return "Points are not locked: who may delete them can do so at any time."
+        return (
+            f"Since {vault.immutable_since:%Y-%m-%d %H:%M} every point is locked for at least {vault.lock_days} days "
+            "from its completion, or for as long as its retention. Nobody can turn this off or shorten it."
+        )
+
+    @display(description="What the store can do")
+    def retention(self, vault: Vault) -> str:
+        if vault.retention_label == IMMUTABLE:
+            return "Immutable: the last probe proved that it refuses to delete what is locked."
+        return "Application-level retention: it has no object lock, or does not keep it. Only this service refuses."
+
+    @display(description="Key")
+    def key(self, vault: Vault) -> str:
+        return f"{vault.get_key_provider_display()} {vault.key_url}".strip()
+
+    @display(description="Recovery key", label={"Proven": "success", "Unproven": "warning"})
+    def recovery(self, vault: Vault) -> str:
+        return "Proven" if vault.recovery_proven_at else "Unproven"
 
     @display(description="Points", ordering="points_count")
     def points_shown(self, vault: Vault) -> int:
@@ -149,6 +188,109 @@ class VaultAdmin(ServiceAdmin):
     @display(description="Stored", ordering="bytes_stored")
     def stored_shown(self, vault: Vault) -> str:
         return human_bytes(getattr(vault, "bytes_stored", 0))
+
+    @display(description="Read within 30 days")
+    def coverage(self, vault: Vault) -> str:
+        share = vault.coverage_share
+        if share is None or vault.coverage_at is None:
+            return "Nothing was verified yet."
+        read, total = human_bytes(vault.coverage_read), human_bytes(vault.coverage_total)
+        return f"{int(share * 100)} %: {read} of {total} that points need, as of {vault.coverage_at:%Y-%m-%d %H:%M}"
+
+    @display(description="Last verification")
+    def verified(self, vault: Vault) -> str:
+        found = condition.damage(vault)
+        if found["verified_at"] is None:
+            return "–"
+        return f"{found['verified_at']:%Y-%m-%d %H:%M}: {found['damaged_total'] or 'nothing'} damaged"
+
+    @display(description="Damage")
+    def damaged(self, vault: Vault) -> str:
+        found = condition.damage(vault)["damaged"][:DAMAGE_ON_PAGE]
+        return render_to_string("admin/vault_damage.html", {"damaged": found}) if found else "–"
+
+    @display(description="Jobs")
+    def work(self, vault: Vault) -> str:
+        return render_to_string("admin/vault_work.html", {"work": condition.work(vault)})
+
+    @display(description="Deletion")
+    def deletion(self, vault: Vault) -> str:
+        if vault.deleted_at:
+            return f"Deleted on {vault.deleted_at:%Y-%m-%d %H:%M}. Only the history of its jobs is left."
+        asked = f"Asked for on {vault.delete_requested_at:%Y-%m-%d %H:%M}." if vault.delete_requested_at else "–"
+        if vault.deletable_at:
+            return f"{asked} Locks keep the rest until {vault.deletable_at:%Y-%m-%d %H:%M}; then it goes by itself."
+        return f"{asked} It is going now."
+
+    @action(
+        description="Make immutable",
+        icon="lock_clock",
+        permissions=["change"],
+        dialog={
+            "title": "Make this vault immutable",
+            "description": "",
+            "form_class": ImmutabilityForm,
+            "form_submit_text": "Lock it for good",
+        },
+    )
+    def make_immutable(self, request: HttpRequest, form: ImmutabilityForm, object_id: str) -> HttpResponse:
+        vault = Vault.objects.select_related("account", "region").get(pk=object_id)
+        wanted = form.cleaned_data
+        done = self.tell_refusals(
+            request,
+            lambda: services.make_immutable(
+                vault,
+                days=wanted["days"],
+                confirmation=wanted["confirmation"],
+                actor=actor_of(request),
+                now=timezone.now(),
+            ),
+        )
+        if done:
+            text = "Points are locked for at least {} days now. An audit locks those that are there, within minutes."
+            messages.success(request, text.format(vault.lock_days))
+        return leave_dialog(request, reverse("admin:vaults_vault_change", args=[object_id]))
+
+    @action(
+        description="Prove recovery key",
+        icon="key",
+        permissions=["change"],
+        dialog={
+            "title": "Prove that the recovery key is at hand",
+            "description": "Type the key, or as many of its shares as are needed. It is tried, and kept nowhere.",
+            "form_class": RecoveryProofForm,
+            "form_submit_text": "Try it",
+        },
+    )
+    def prove_recovery_key(self, request: HttpRequest, form: RecoveryProofForm, object_id: str) -> HttpResponse:
+        vault = Vault.objects.select_related("account", "region").get(pk=object_id)
+        typed = form.typed_lines()
+        if self.tell_refusals(
+            request, lambda: recovery.prove(vault, typed, actor=actor_of(request), now=timezone.now())
+        ):
+            messages.success(request, "The recovery key opens the vault. Put it back where it is safe.")
+        return leave_dialog(request, reverse("admin:vaults_vault_change", args=[object_id]))
+
+    @action(
+        description="Delete vault",
+        icon="delete_forever",
+        permissions=["change"],
+        dialog={
+            "title": "Delete this vault and all in it",
+            "description": "",
+            "form_class": DeletionForm,
+            "form_submit_text": "Delete for good",
+        },
+    )
+    def request_deletion(self, request: HttpRequest, form: DeletionForm, object_id: str) -> HttpResponse:
+        vault = Vault.objects.select_related("account", "region").get(pk=object_id)
+        typed = form.cleaned_data["confirmation"]
+        if self.tell_refusals(
+            request, lambda: deletion.request(vault, confirmation=typed, actor=actor_of(request), now=timezone.now())
+        ):
+            until = f"what is locked stays until {vault.deletable_at:%Y-%m-%d %H:%M}" if vault.deletable_at else ""
+            messages.success(request, f"The vault is being deleted{f'; {until}' if until else ''}.")
+        return leave_dialog(request, reverse("admin:vaults_vault_change", args=[object_id]))
 
 
 @admin.register(RecoveryPoint)

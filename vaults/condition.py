@@ -7,7 +7,14 @@ from accounts.console import human_bytes
 from vaults.models import Vault
 
 # The kinds of upkeep that are told of, in this order.
-KINDS = ("verify", "audit", "expire", "prune", "compact", "disaster")
+LABELS = {
+    "verify": "Verify",
+    "audit": "Lock audit",
+    "expire": "Expiry",
+    "prune": "Prune",
+    "compact": "Compaction",
+    "disaster": "Disaster check",
+}
 _ENDED = ("complete", "partial_complete", "failed", "canceled")
 
 
@@ -42,12 +49,14 @@ def work(vault: Vault) -> list[dict[str, Any]]:
     """Return, for each kind of upkeep, how its last job ended and when it is due next. Two queries a kind at most."""
     due = dict(vault.duties.values_list("kind", "due_at"))
     rows = []
-    for kind in KINDS:
+    for kind in LABELS:
         last = vault.jobs.filter(kind=kind, state__in=_ENDED).first()
         rows.append(
             {
                 "kind": kind,
+                "label": LABELS[kind],
                 "state": last.state if last else "",
+                "state_label": last.get_state_display() if last else "",
                 "job": last.pk if last else None,
                 "ended_at": last.ended_at if last else None,
                 "summary": (last.error or summary(kind, last.report)) if last else "",

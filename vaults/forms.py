@@ -1,0 +1,157 @@
+"""What the console asks before it makes a region or a vault, and before what can't be undone."""
+
+from typing import Any, ClassVar
+
+from django import forms
+from django.db.models import Max, Sum
+from django.http import HttpRequest
+from django.utils import timezone
+from unfold.forms import BaseDialogForm
+from unfold.widgets import (
+    UnfoldAdminIntegerFieldWidget,
+    UnfoldAdminPasswordWidget,
+    UnfoldAdminTextareaWidget,
+    UnfoldAdminTextInputWidget,
+)
+
+from accounts.console import human_bytes
+from engine.keyproviders.shares import MOST as SHARES_MAX
+from engine.locks import LOCK_DAYS_MAX
+from engine.storage.probe import IMMUTABLE
+from vaults.models import Region, Vault
+
+
+class RegionForm(forms.ModelForm[Region]):
+    access_key = forms.CharField(max_length=256, required=False, widget=UnfoldAdminPasswordWidget)
+    secret_key = forms.CharField(
+        max_length=256,
+        required=False,
+        widget=UnfoldAdminPasswordWidget,
+        help_text="Kept encrypted and never shown; leave both empty to keep what is stored",
+    )
+
+    class Meta:
+        model = Region
+        exclude: ClassVar[list[str]] = []
+
+    def credentials(self) -> dict[str, str] | None:
+        """Return what was typed; None when nothing was."""
+        given = {name: self.cleaned_data.get(name, "") for name in ("access_key", "secret_key")}
+        return given if any(given.values()) else None
+
+
+class VaultForm(forms.ModelForm[Vault]):
+    """A new vault: who holds its key, and how its recovery key is handed out."""
+
+    key_secret = forms.CharField(
+        label="Secret of the key",
+        max_length=4096,
+        required=False,
+        widget=UnfoldAdminPasswordWidget,
+        help_text="The token, secret id or PIN that reaching the key needs; kept encrypted and never shown",
+    )
+    shares = forms.IntegerField(
+        label="Shares to make",
+        min_value=0,
+        max_value=SHARES_MAX,
+        initial=0,
+        required=False,
+        widget=UnfoldAdminIntegerFieldWidget,
+        help_text="0 hands the recovery key out whole; else give each share to another person",
+    )
+    shares_needed = forms.IntegerField(
+        label="Shares needed together",
+        min_value=0,
+        max_value=SHARES_MAX,
+        initial=0,
+        required=False,
+        widget=UnfoldAdminIntegerFieldWidget,
+    )
+
+    class Meta:
+        model = Vault
+        exclude: ClassVar[list[str]] = []
+
+    def clean(self) -> dict[str, Any]:
+        values: dict[str, Any] = super().clean() or {}
+        for name in ("shares", "shares_needed"):
+            values[name] = values.get(name) or 0
+        return values
+
+
+class _ConfirmedForm(BaseDialogForm):
+    """Says what can't be undone, and asks for the vault's name."""
+
+    confirmation = forms.CharField(
+        label="Type the vault's name to confirm", max_length=64, widget=UnfoldAdminTextInputWidget
+    )
+
+    def _vault(self) -> Vault:
+        return Vault.objects.select_related("region").get(pk=self.object_id)
+
+    def clean_confirmation(self) -> str:
+        typed: str = self.cleaned_data["confirmation"]
+        if typed != self._vault().name:
+            raise forms.ValidationError("This is not the vault's name.")
+        return typed
+
+    def get_before_template_context(self, request: HttpRequest, object_id: int | str | None = None) -> dict[str, Any]:
+        return {"vault": self._vault(), "lines": self.warnings(self._vault())}
+
+    def warnings(self, vault: Vault) -> list[str]:
+        """Return what a person has to know before."""
+        raise NotImplementedError
+
+
+class ImmutabilityForm(_ConfirmedForm):
+    form_before_template = "admin/irreversible.html"
+    days = forms.IntegerField(
+        label="Lock every point for at least so many days",
+        min_value=1,
+        max_value=LOCK_DAYS_MAX,
+        initial=30,
+        widget=UnfoldAdminIntegerFieldWidget,
+        help_text="A point whose retention is longer is locked for as long as that",
+    )
+    field_order: ClassVar = ["days", "confirmation"]
+
+    def warnings(self, vault: Vault) -> list[str]:
+        stored = vault.points.aggregate(total=Sum("bytes_stored"))["total"] or 0
+        kept = "the store refuses to delete them" if vault.retention_label == IMMUTABLE else "this service refuses to"
+        return [
+            "This can't be undone by anybody: it is never turned off, and the days are never reduced.",
+            f"Until its lock ends nobody deletes a point, whatever it costs: {kept}. The {human_bytes(stored)} that "
+            "are stored, and all that comes, have to be paid for at least that long. Locks end up to 10 days late.",
+            "Where the store has no object lock, this is application-level retention: whoever can write to the store "
+            "past this service can still delete.",
+        ]
+
+
+class DeletionForm(_ConfirmedForm):
+    form_before_template = "admin/irreversible.html"
+
+    def warnings(self, vault: Vault) -> list[str]:
+        points = vault.points.count()
+        locked = vault.points.filter(locked_until__gt=timezone.now())
+        last = locked.aggregate(last=Max("locked_until"))["last"]
+        told = [
+            f"All {points} recovery points of this vault, and its keys, are deleted for good.",
+            "From now on it takes no backups and no plans.",
+        ]
+        if last:
+            told.append(
+                f"{locked.count()} points are locked: what they need stays until {last:%Y-%m-%d}, and can be restored."
+            )
+        return told
+
+
+class RecoveryProofForm(BaseDialogForm):
+    typed = forms.CharField(
+        label="The recovery key, or its shares, one a line",
+        widget=UnfoldAdminTextareaWidget,
+        max_length=16 * 400,
+    )
+
+    def typed_lines(self) -> list[str]:
+        """Return the key, or the shares, as they were typed."""
+        return [line.strip() for line in self.cleaned_data["typed"].splitlines() if line.strip()]
