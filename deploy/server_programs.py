@@ -17,6 +17,7 @@ DEBIAN_PACKAGES = {
     "postgres": ["postgresql"],
     "radosgw": ["radosgw", "ceph-mon", "ceph-osd", "ceph-common"],
     "chromium": ["chromium"],
+    "softhsm2-util": ["softhsm2"],
 }
 
 

@@ -13,7 +13,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 from minio import Minio
@@ -23,11 +23,18 @@ from minio.error import S3Error
 from tests import services
 from tests.services import S3, Postgres, Redis
 
+if TYPE_CHECKING:
+    from tests.support.tokens import SoftToken
+
 # Read once, before the environment is wiped for each test.
 KEPT_RUNNING = services.state_folder()
 IN_CI = os.environ.get("CI", "").lower() not in {"", "0", "false"}
 OWN_FOLDER = "DEV_SERVICES_OF_THIS_RUN"
 MISSING = re.compile(r"SERVICE MISSING: (\w+): (.*)", re.DOTALL)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", default="100", help="How often the kill loop kills; thousands for a night.")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -100,6 +107,18 @@ def chromium() -> str:
     """Return the path of an installed Chromium."""
     found = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
     return next((path for path in found if path), None) or _missing("chromium", "it is not installed")
+
+
+@pytest.fixture(scope="session")
+def soft_token(tmp_path_factory: pytest.TempPathFactory) -> "SoftToken":
+    """Return a fresh PKCS#11 token in software."""
+    # The engine's tests also run where the package for tokens is not installed.
+    from tests.support import tokens
+
+    try:
+        return tokens.make(tmp_path_factory.mktemp("token"))
+    except tokens.TokenMissing as missing:
+        _missing("softhsm2", missing)
 
 
 @pytest.fixture(scope="session")

@@ -83,13 +83,21 @@ class Token:
             try:
                 token = self._library().get_token(token_label=self._address.token)
                 with token.open(user_pin=self._pin) as session:
-                    yield session.get_key(
-                        object_class=pkcs11.ObjectClass.SECRET_KEY,
-                        key_type=pkcs11.KeyType.AES,
-                        label=self._address.label,
-                    )
+                    yield self._only(session)
             except pkcs11.PKCS11Error as error:
                 raise self._told(error) from None
+
+    def _only(self, session: Any) -> Any:
+        wanted = {
+            pkcs11.Attribute.CLASS: pkcs11.ObjectClass.SECRET_KEY,
+            pkcs11.Attribute.KEY_TYPE: pkcs11.KeyType.AES,
+            pkcs11.Attribute.LABEL: self._address.label,
+        }
+        # All of them: a search that is left half way stays open on the token.
+        found = list(session.get_objects(wanted))
+        if len(found) != 1:
+            raise said.MultipleObjectsReturned if found else said.NoSuchKey
+        return found[0]
 
     def _library(self) -> Any:
         module, process = self._address.module, os.getpid()
