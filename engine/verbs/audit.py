@@ -20,12 +20,12 @@ from typing import NamedTuple
 import msgspec
 
 from engine.errors import Forbidden, IntegrityError, NotFound, PointMissing, StorageError, Superseded
-from engine.keysets import KEYS
 from engine.locks import (
     POLICIES,
     Ledger,
     LockPolicy,
     bare_storage,
+    base_keys,
     check_clock,
     in_threads,
     lock_until,
@@ -241,7 +241,7 @@ class _Needs:
                         self._raise(move_key(move.run, part), self._by_point[point][0], None)
         base = lock_until(self._policy, self._now)
         base = max(base, self.furthest or base)
-        keys = [stored.key for prefix in (INFO_KEY, KEYS, POLICIES) for stored in vault.storage.scan(prefix)]
+        keys = base_keys(vault)
         return [Due(key, base) for key in keys] + [Due(key, *ends) for key, ends in sorted(self._ends.items())]
 
     def _raise(self, key: str, until: dt.datetime, promised: dt.datetime | None) -> None:
