@@ -389,3 +389,15 @@ class ReleaseOptions(_OfPoint):
 @dataclass(kw_only=True)
 class HoldsOptions(Opening):
     """List the recovery points that are held."""
+
+
+@dataclass(kw_only=True)
+class CompactOptions(Opening):
+    """Free the space of what no point needs inside packs that points need; prune deletes the old packs."""
+
+    dead_share: Annotated[
+        float, Option(metavar="SHARE", help="Rewrite packs of which this part or more is dead, 0 to 1.")
+    ] = 0.3
+    mib_max: Annotated[int, Option(min=0, help="Read at most about so many MiB. 0: a tenth of the vault.")] = 0
+    dry_run: Annotated[bool, Option("--dry-run", help="Tell what would be rewritten and freed; do nothing.")] = False
+    workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None

@@ -40,6 +40,7 @@ _COMMANDS: dict[str, tuple[type[Any], str]] = {
     "hold": (options.HoldOptions, "hold"),
     "release": (options.ReleaseOptions, "hold"),
     "holds": (options.HoldsOptions, "hold"),
+    "compact": (options.CompactOptions, "compact"),
 }
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
