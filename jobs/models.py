@@ -8,7 +8,7 @@ from django.conf import settings
 from django.db import models
 
 from accounts.models import Account
-from jobs.states import ACTIVE, MAINTENANCE, RECURRING, STEP_OPEN, JobState, Kind, Stage, StepState, Trigger
+from jobs.states import ACTIVE, MAINTENANCE, RECURRING_CHOICES, STEP_OPEN, JobState, Kind, Stage, StepState, Trigger
 from policies.models import Plan, Source
 from vaults.models import RecoveryPoint, Vault, VaultState
 
@@ -125,7 +125,7 @@ class Duty(models.Model):
     """
 
     vault = models.ForeignKey(Vault, on_delete=models.CASCADE, related_name="duties")
-    kind = models.CharField(max_length=12, choices=[(kind.value, kind.label) for kind in RECURRING])
+    kind = models.CharField(max_length=12, choices=RECURRING_CHOICES)
     due_at = models.DateTimeField(null=True, db_index=True)
     last_job = models.ForeignKey(Job, null=True, on_delete=models.SET_NULL, related_name="+")
     waiting = models.JSONField(default=list)
@@ -244,3 +244,22 @@ class BeatLease(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.holder}"
+
+
+class SystemExport(models.Model):
+    """What a vault's bucket was last told of the control plane's rows (jobs.system).
+
+    `digest` is that of the rows and secrets as exported; `seen_event` the newest line of the audit trail when they were
+    last looked at: without a newer one of the account's, nothing can have changed.
+    """
+
+    vault = models.OneToOneField(Vault, on_delete=models.CASCADE, related_name="system_export")
+    key = models.CharField(max_length=64, blank=True)
+    digest = models.CharField(max_length=64, blank=True)
+    seen_event = models.BigIntegerField(default=0)
+    looked_at = models.DateTimeField()
+    exported_at = models.DateTimeField(null=True)
+    error = models.TextField(blank=True)
+
+    def __str__(self) -> str:
+        return f"{self.vault}: {self.key}"

@@ -7,7 +7,8 @@ from celery import shared_task
 from django.conf import settings
 from django.utils import timezone
 
-from jobs import doorbell, erasure, executors, maintenance, presence, removal, services, steps
+from accounts import chain
+from jobs import doorbell, erasure, executors, exporting, maintenance, presence, removal, services, steps
 from jobs.models import Job, Step
 from jobs.states import ENDED
 from policies.models import Plan
@@ -45,6 +46,14 @@ def sweep_maintenance() -> None:
     for start in (maintenance.sweep, removal.sweep, erasure.sweep):
         for job in start(now=now, rows_max=SWEEP_ROWS_MAX):
             doorbell.ring(services.first_step(job), now=now)
+
+
+@shared_task(name="jobs.sweep_exports")
+def sweep_exports() -> None:
+    """Tell the vaults' buckets of rows that changed; link what a process that died left outside the audit trail."""
+    now = timezone.now()
+    chain.sweep(now=now)
+    exporting.sweep(now=now, rows_max=SWEEP_ROWS_MAX)
 
 
 @shared_task(name="jobs.sweep_steps")

@@ -7,7 +7,20 @@ import structlog
 from engine.errors import EngineError, NotFound
 from engine.session import Session
 from engine.vault import Vault
-from jobs.executors import audit, backup, compact, erase, expire, prune, rebuild, restore, stages, staging, verify
+from jobs.executors import (
+    audit,
+    backup,
+    compact,
+    disaster,
+    erase,
+    expire,
+    prune,
+    rebuild,
+    restore,
+    stages,
+    staging,
+    verify,
+)
 from jobs.executors.port import Clock, Executor
 from jobs.executors.stages import worker_name
 from jobs.models import Job, Step
@@ -29,6 +42,7 @@ EXECUTORS: dict[str, Executor[Any, Any, Any, Any]] = {
     Kind.COMPACT: compact.EXECUTOR,
     Kind.AUDIT: audit.EXECUTOR,
     Kind.REBUILD: rebuild.EXECUTOR,
+    Kind.DISASTER: disaster.EXECUTOR,
 }
 
 

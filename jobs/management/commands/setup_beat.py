@@ -10,7 +10,13 @@ from django_celery_beat.models import IntervalSchedule, PeriodicTask
 from jobs import maintenance
 from vaults.models import Vault
 
-SWEEPS = ("jobs.sweep_due_plans", "jobs.sweep_maintenance", "jobs.sweep_steps", "jobs.sweep_ended_jobs")
+SWEEPS = (
+    "jobs.sweep_due_plans",
+    "jobs.sweep_maintenance",
+    "jobs.sweep_steps",
+    "jobs.sweep_ended_jobs",
+    "jobs.sweep_exports",
+)
 
 
 class Command(BaseCommand):
