@@ -2,8 +2,9 @@
 
 This program deletes by version id alone and writes a key once, so a delete marker over a version, or a newer version
 that is not right, was put there by somebody else. Which version is right can be proven: packs, listings, segments and
-key sets are named by their SHA-256, a root by its commit, all other objects carry a MAC. A beat is written again and
-again, and staged work and canaries are nobody's loss: those are not looked at.
+key sets are named by their SHA-256, a root by its commit, all other objects carry a MAC or a
+seal. A beat is written again and again, staged work and canaries are nobody's loss, and strangers' objects are not
+ours: those are not looked at.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,23 +13,30 @@ from typing import NamedTuple
 
 import msgspec
 
+from engine.codec import Purpose, unseal
 from engine.errors import FormatError, IntegrityError, NotFound, WrongKey
 from engine.ids import digest_name
 from engine.index import PREFIX as SEGMENTS
 from engine.keyproviders.port import KeyProvider
 from engine.keysets import KEYS, open_keys
+from engine.locks import PREFIX as LOCKS
+from engine.moves import PREFIX as MOVES
 from engine.pack import FOLDERS
 from engine.point import PREFIX as POINTS
 from engine.point import decode_commit, decode_root
 from engine.progress import Progress
-from engine.session import PRUNE_PREFIX, read_names
+from engine.session import DAMAGED_PREFIX, PRUNE_PREFIX, read_names
+from engine.session import PREFIX as SESSIONS
 from engine.storage.port import History, Storage, StoredVersion, history_of
+from engine.system import PREFIX as EXPORTS
 from engine.vault import INFO_KEY, MAGIC, Vault
 from engine.verbs.findings import pack_name
 from engine.verbs.inspect import sha_name
 
 _BY_DIGEST = (KEYS, SEGMENTS, *(f"{folder}/" for folder in FOLDERS))
-_FREE = ("staging/", "canary/")
+_SIGNED = (
+    INFO_KEY, POINTS, SESSIONS, PRUNE_PREFIX, MOVES, LOCKS, DAMAGED_PREFIX, "verify/", "expiry/", "holds/",
+)  # fmt: skip
 _ROOT = "/root"
 _COMMIT = "/commit"
 
@@ -91,7 +99,7 @@ def uncover(vault: Vault, progress: Progress) -> list[Uncovered]:
         progress.check()
         if key.startswith(POINTS) and key.endswith(_ROOT):
             roots.append((key, versions))  # judged by their commits, which come first
-        elif not key.startswith(_FREE) and not key.endswith("/beat") and pack_name(key) not in judge.doomed:
+        elif judge.knows(key) and pack_name(key) not in judge.doomed:
             found.append(_bring_back(vault.storage, history, key, versions, judge.is_right))
     found += [_bring_back(vault.storage, history, *root, judge.is_right) for root in roots]
     return [one for one in found if one is not None]
@@ -111,17 +119,24 @@ class _Judge:
             except (NotFound, IntegrityError):
                 continue  # it says something else, or nothing
 
+    @staticmethod
+    def knows(key: str) -> bool:
+        if key.startswith(_BY_DIGEST):
+            return bool(sha_name(key))
+        return key.startswith((*_SIGNED, EXPORTS)) and not key.endswith("/beat")
+
     def is_right(self, key: str, data: bytes) -> bool:
         try:
+            if key.startswith(EXPORTS):
+                unseal(self._keys, Purpose.SYSTEM, data, context=key.encode())
+                return True
             if key.startswith(_BY_DIGEST):
                 return digest_name(data) == sha_name(key)
             if key.startswith(POINTS) and key.endswith(_ROOT):
                 return self._is_root(key, data)
             self._keys.verify(key, data)
-        except IntegrityError:
-            return False
-        except FormatError:
-            return True  # what a newer program wrote is not for this one to judge
+        except (IntegrityError, FormatError):
+            return False  # a newer program writes each key once, too: the only version is not asked about
         return True
 
     def _is_root(self, key: str, data: bytes) -> bool:

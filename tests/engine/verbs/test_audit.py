@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from engine import system
 from engine.errors import Forbidden, StorageError, Unavailable, VaultMissing
 from engine.ids import new_ulid
 from engine.locks import POLICIES, LockPolicy, lock_until
@@ -190,6 +191,27 @@ def test_what_no_version_is_right_of_is_told_and_left_alone(vault: LockingBench,
         (key, "covered", False), (key, "point", False)
     }  # fmt: skip
     assert len(vault.memory.versions(key)) == 2
+
+
+def test_a_sealed_export_comes_back(vault: LockingBench) -> None:
+    export = system.Export(at=vault.clock(), vault="v", tables={"a.b": [{"id": 1}]})
+    key = system.put(vault.storage, vault.open().keys, export)
+    data = vault.storage.get(key)
+    for foreign in (b"", data[:4] + b"\x09" + data[5:], data[:-1] + b"x"):
+        replace(vault, key, foreign)
+    vault.memory.hide(key)
+    assert kinds(audited(vault)) == {("hidden", True)}
+    assert vault.storage.get(key) == data
+
+
+def test_objects_of_strangers_are_left_alone(vault: LockingBench) -> None:
+    strange = ["readme.txt", "packs/ab/readme", "canary/x", "staging/job/x", "other/vault.json"]
+    for key in strange:
+        replace(vault, key, b"1")
+        replace(vault, key, b"2")
+    vault.memory.hide(strange[0])
+    assert audited(vault).findings == []
+    assert [len(vault.memory.versions(key)) for key in strange] == [3, 2, 0, 2, 2]  # what is no canary any more goes
 
 
 def test_beats_and_packs_that_a_prune_deletes_are_left_alone(vault: LockingBench, folder: Path) -> None:
