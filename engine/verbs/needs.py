@@ -21,13 +21,25 @@ class Needs(NamedTuple):
     """What a look at the roots showed: packs by name, the points that have a root, and the roots that can't be read.
 
     Prepared and expired points count as visible ones do: a writer may commit at any moment, a restore may still read.
-    `required` are the names of those packs without which a visible point is not whole.
+    `required` are the names of those packs without which a visible point is not whole. `moves` are the runs of the
+    moves that counted.
     """
 
     packs: dict[str, PackRef]
     required: set[str]
     points: list[PointName]
     unreadable: list[Finding]
+    moves: list[str]
+
+
+class Known(NamedTuple):
+    """What an earlier look has seen: points, and moves (runs) that counted then."""
+
+    points: Collection[PointName] = ()
+    moves: Collection[str] = ()
+
+
+UNKNOWN = Known()
 
 
 def parts_of_points(storage: Storage) -> dict[PointName, set[str]]:
@@ -40,20 +52,21 @@ def parts_of_points(storage: Storage) -> dict[PointName, set[str]]:
     return states
 
 
-def look(vault: Vault, progress: Progress, *, known: Collection[PointName] = ()) -> Needs:
+def look(vault: Vault, progress: Progress, *, known: Known = UNKNOWN) -> Needs:
     """Read every root that is there but those of `known` points, and what moves put in the place of their packs.
 
-    Also needed is what a move names that has not been committed yet; with `known` points, what any move names: it may
-    have been written after they were looked at. Raises what the store raises: without all roots there is no answer.
+    Also needed is what a move names that has not been committed yet, or that an earlier look did not see. Raises what
+    the store raises: without all roots there is no answer.
     """
     states = {name: parts for name, parts in parts_of_points(vault.storage).items() if "root" in parts}
     moves = Moves(vault.storage, vault.keys)  # read after the LIST: a move never names a point that came later
     packs: dict[str, PackRef] = {}
-    for move in moves.prepared + (moves.committed if known else []):
+    later = [move for move in moves.committed if known.points and move.run not in known.moves]
+    for move in moves.prepared + later:
         packs.update((pack.name, pack) for new in move.packs.values() for pack in new)
-    needs = Needs(packs, set(), [], [])
+    needs = Needs(packs, set(), [], [], [move.run for move in moves.committed])
     with ThreadPoolExecutor(_READERS, "roots") as readers:
-        todo = [name for name in states if name not in known]
+        todo = [name for name in states if name not in known.points]
         for at in range(0, len(todo), _READERS * 4):
             part = todo[at : at + _READERS * 4]
             for name, root in zip(part, readers.map(lambda name: _read(vault, name), part), strict=True):

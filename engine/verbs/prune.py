@@ -28,7 +28,7 @@ from engine.verbs import sweep
 from engine.verbs.findings import Finding, block_key, pack_name
 from engine.verbs.inspect import Blocks, unverified_points
 from engine.verbs.merge import listed_packs, merge_index
-from engine.verbs.needs import look, missing_packs, parts_of_points
+from engine.verbs.needs import Known, look, missing_packs, parts_of_points
 from engine.verbs.resolve import Resolved, resolve
 
 UNIT_BLOCKS = 64
@@ -55,9 +55,9 @@ class Look(msgspec.Struct):
     """What the plan saw. No point needs the `unneeded` packs: `garbage` is to be condemned, `fresh` ones (names) wait
     until the `sessions` that run have ended, `locked` ones until their locks have, the last at `locked_until`.
 
-    `dead` are sessions to fence. `points` are those whose needs were looked at. `checked` are points, as the ledger
-    spells them, whose structure this prune checks. `idle_damage` are packs noted as damaged that are neither needed nor
-    there any more.
+    `dead` are sessions to fence. `points` are those whose needs were looked at, `moves` those that counted. `checked`
+    are points, as the ledger spells them, whose structure this prune checks. `idle_damage` are packs noted as damaged
+    that are neither needed nor there any more.
     """
 
     packs: int
@@ -69,6 +69,7 @@ class Look(msgspec.Struct):
     sessions: list[str]
     dead: list[str]
     points: list[PointName]
+    moves: list[str]
     locked: int
     locked_until: dt.datetime | None = None
     checked: list[str] = []
@@ -265,6 +266,7 @@ def _look(vault: Vault, job: PruneJob, progress: Progress, now: dt.datetime) -> 
         sessions=alive,
         dead=dead,
         points=needs.points,
+        moves=needs.moves,
         locked=len(locked),
         locked_until=max((until for _, until in locked), default=None),
         idle_damage=sorted(damaged_packs(vault.storage) - needs.packs.keys() - present.keys()),
@@ -336,7 +338,7 @@ def _begin(vault: Vault, job: PruneJob, seen: Look, outcome: Outcome, progress: 
     if not seen.garbage and not retire:
         return
     progress.phase("condemn")
-    sweep.condemn(vault, job.run, seen.garbage, seen.points, retire)
+    sweep.condemn(vault, job.run, seen.garbage, Known(seen.points, seen.moves), retire)
     outcome.packs_condemned = len(seen.garbage)
     _advance(vault, job, job.run, outcome, progress, now)
 

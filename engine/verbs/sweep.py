@@ -21,14 +21,14 @@ from collections.abc import Sequence
 import msgspec
 
 from engine.errors import EngineError, IntegrityError, NotFound
-from engine.ids import new_ulid
+from engine.ids import new_ulid, valid_pack
 from engine.pack import FOLDERS, pack_key
 from engine.point import PackRef
 from engine.progress import Progress
 from engine.session import PRUNE_PREFIX, fence, open_sessions, put_note, put_once, read_note, running
 from engine.storage.port import Refusal
 from engine.vault import PointName, Vault
-from engine.verbs.needs import look
+from engine.verbs.needs import UNKNOWN, Known, look
 
 SEEN = "seen"
 _BATCH = 1000
@@ -37,26 +37,38 @@ _BATCH = 1000
 class Condemned(msgspec.Struct, frozen=True):
     """What `condemned` and `tombstones` say: packs with kind and size (parallel lists).
 
-    `points` are those whose needs were looked at when the packs were chosen.
+    `points` are those whose needs were looked at when the packs were chosen, `moves` those that counted then.
     """
 
     packs: list[str]
     kinds: list[int]
     sizes: list[int]
     points: list[str] = []
+    moves: list[str] = []
+
+    def __post_init__(self) -> None:
+        if not len(self.packs) == len(self.kinds) == len(self.sizes) or not {0, 1}.issuperset(self.kinds):
+            raise ValueError("it does not give each pack one kind and one size")
+        if not all(valid_pack(name) for name in self.packs) or any(point.count("/") != 1 for point in self.points):
+            raise ValueError("it names a pack or a point that can't be")
 
     @classmethod
-    def of(cls, packs: Sequence[PackRef], points: Sequence[PointName] = ()) -> "Condemned":
+    def of(cls, packs: Sequence[PackRef], known: Known = UNKNOWN) -> "Condemned":
         """Return the note that names these packs."""
         return cls(
             [pack.name for pack in packs], [pack.kind for pack in packs], [pack.size for pack in packs],
-            [f"{name.series}/{name.point}" for name in points],
+            [f"{name.series}/{name.point}" for name in known.points], list(known.moves),
         )  # fmt: skip
 
     @property
     def refs(self) -> list[PackRef]:
         """Return the packs."""
         return [PackRef(*row) for row in zip(self.packs, self.kinds, self.sizes, strict=True)]
+
+    @property
+    def known(self) -> Known:
+        """Return what was looked at."""
+        return Known({PointName(*point.split("/")) for point in self.points}, set(self.moves))
 
 
 class Waiting(msgspec.Struct, frozen=True):
@@ -83,19 +95,18 @@ def run_parts(vault: Vault) -> dict[str, set[str]]:
     """LIST the runs: run -> which notes stand there."""
     runs: dict[str, set[str]] = {}
     for stored in vault.storage.scan(PRUNE_PREFIX):
-        _, run, part = stored.key.split("/", 2)
-        if run == SEEN:
-            continue
-        runs.setdefault(run, set()).add(part)
+        parts = stored.key.split("/")
+        if len(parts) == 3 and parts[1] != SEEN:
+            runs.setdefault(parts[1], set()).add(parts[2])
     return runs
 
 
-def condemn(vault: Vault, run: str, packs: Sequence[PackRef], points: Sequence[PointName], retire: list[str]) -> None:
+def condemn(vault: Vault, run: str, packs: Sequence[PackRef], known: Known, retire: list[str]) -> None:
     """Begin a run: condemn the packs, then note which sessions are open. `retire` was chosen before.
 
     Crash: between the two, whoever goes on waits for the sessions that are open then.
     """
-    put_note(vault.storage, vault.keys, _key(run, "condemned"), Condemned.of(packs, points))
+    put_note(vault.storage, vault.keys, _key(run, "condemned"), Condemned.of(packs, known))
     waiting = Waiting(open_sessions(vault.storage), retire)
     put_note(vault.storage, vault.keys, _key(run, f"waiting-{secrets.token_hex(8)}"), waiting)
 
@@ -157,7 +168,7 @@ def _decide(vault: Vault, run: str, swept: Swept, progress: Progress, now: dt.da
         swept.stuck = _deciders(parts) != {own}
         if not swept.stuck and "condemned" in parts and "tombstones" not in parts:
             condemned = read_note(vault.storage, vault.keys, _key(run, "condemned"), Condemned)
-            needs = look(vault, progress, known={PointName(*point.split("/")) for point in condemned.points})
+            needs = look(vault, progress, known=condemned.known)
             if needs.unreadable:
                 raise IntegrityError(needs.unreadable[0].detail)
             doomed = [pack for pack in condemned.refs if pack.name not in needs.packs]

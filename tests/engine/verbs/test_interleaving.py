@@ -126,7 +126,7 @@ def test_no_order_of_the_calls_loses_anything(start: Start, part: int):
 
 
 def no_packs(*args: Any, **options: Any) -> Needs:
-    return Needs({}, set(), [], [])
+    return Needs({}, set(), [], [], [])
 
 
 BROKEN: dict[str, tuple[Any, str, Callable[..., Any]]] = {

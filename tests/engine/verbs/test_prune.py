@@ -19,6 +19,7 @@ from engine.storage import Directory, Memory, Retrying
 from engine.storage.faulty import Fault, Faulty, Mode
 from engine.vault import PointName
 from engine.verbs import backup, prune, sweep
+from engine.verbs.needs import Known
 from engine.verbs.resolve import resolve
 from tests.support.runs import Stopping, backed_up, backup_job, run_backup
 from tests.support.vaults import Bench, Clock, contents, on_disk, pruned, replace, travelled, verified, write_files
@@ -297,7 +298,7 @@ def test_the_point_of_a_fenced_writer_waits_while_a_pack_of_it_is_condemned(benc
     name, session, _ = prepared(bench, home)
     vault = bench.open()
     fence(bench.storage, vault.keys, session)
-    sweep.condemn(vault, new_ulid(bench.clock()), [one_pack(bench)], [], [])
+    sweep.condemn(vault, new_ulid(bench.clock()), [one_pack(bench)], Known(), [])
     done = resolve(bench.open(), Silent())
     assert (done.committed, done.dropped, done.sessions_forgotten) == ([], [], 0)
     assert point_key(*name, "root") in bench.objects()
@@ -416,7 +417,7 @@ def stuck(bench: Bench) -> str:
     vault, run = bench.open(), new_ulid(bench.clock())
     job = prune.PruneJob(run=run, started_at=bench.clock())
     (seen,) = [unit.look for unit in prune.plan(vault, job, Silent(), now=bench.clock()) if unit.look]
-    sweep.condemn(vault, run, seen.garbage, seen.points, [])
+    sweep.condemn(vault, run, seen.garbage, Known(seen.points, seen.moves), [])
     put_note(bench.storage, vault.keys, f"prune/{run}/sweep-{new_ulid(bench.clock())}", sweep.Waiting([]))
     return run
 
