@@ -6,6 +6,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from engine.storage import Directory
+from tests.support.locking import locked
 from tests.support.vaults import Bench, on_disk, write_files
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -191,3 +193,25 @@ def test_the_reader_reads_what_is_written_today(tmp_path: Path):
     cut = len(os.fsencode(folder))
     found = {path[cut:]: content for path, content in reader.files(reader.newest())}
     assert found == on_disk(folder)
+
+
+def test_the_reader_finds_the_locks_that_the_page_describes(tmp_path: Path):
+    bench = Bench(Directory(tmp_path / "vault", create=True))
+    locked(bench, 30)
+    bench.back_up(write_files(tmp_path / "home", {"a": b"content"}))
+    bench.ring.save(tmp_path / "keys")
+    reader = Reader(tmp_path / "vault", tmp_path / "keys")
+    (policy,) = (tmp_path / "vault/locks/policy").iterdir()
+    said = reader.control(f"locks/policy/{policy.name}")
+    packs, body = reader.body(reader.newest())
+    generation = (body["ended_at"] + timedelta(days=said["days"])).timestamp() // 864_000
+    end = datetime.fromtimestamp((generation + 1) * 864_000, UTC)
+    assert (said["days"], said.get("immutable", False), body["locked_until"]) == (30, False, end)
+    (note,) = (tmp_path / "vault/locks").glob("[0-9]*/*")
+    assert note.parent.name == str(int(generation))
+    assert hashlib.sha256(note.read_bytes().rpartition(b"\n")[0]).hexdigest() == note.name
+    assert set(reader.control(f"locks/{note.parent.name}/{note.name}")["packs"]) == {pack.name for pack in packs}
+    point = tmp_path / "vault" / reader.newest()
+    for path in [*packs, point / "root", point / "commit", tmp_path / "vault/vault.json", policy]:
+        lock = tmp_path / "vault/.locks" / path.relative_to(tmp_path / "vault")
+        assert datetime.fromisoformat(lock.read_text()) >= end
