@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from engine.rotation import rotate
 from engine.storage import Directory
 from tests.support.locking import locked
 from tests.support.vaults import Bench, on_disk, write_files
@@ -31,6 +32,10 @@ def derive(key: bytes, purpose: str, salt: bytes | None = None, length: int = 32
 
 def number(data: bytes) -> int:
     return int.from_bytes(data, "big")
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class Chunk(NamedTuple):
@@ -48,21 +53,23 @@ class Reader:
         info = json.loads((folder / "vault.json").read_bytes().rpartition(b"\n")[0])
         assert (info["magic"], info["format"], info["features"]["read"]) == ("backupsite-vault", 1, [])
         key_id, encoded = next(line.split() for line in key_file.read_text().splitlines() if line[0] != "#")
-        key_set = json.loads(max((folder / "keys").glob("*/*")).read_bytes())
-        vault_id = base64.b64decode(key_set["vault_id"])
-        wrap = next(base64.b64decode(w["wrapped"]) for w in key_set["wraps"] if w["key_id"] == key_id)
-        context = b"backupsite root " + vault_id + key_id.encode()
-        root = AESGCM(base64.b64decode(encoded)).decrypt(wrap[:12], wrap[12:], context)
+        self.key_sets = [path for path in (folder / "keys").glob("*/*") if sha256(path) == path.name]
+        sets = [json.loads(path.read_bytes()) for path in self.key_sets]
+        self.vault_id = base64.b64decode(sets[0]["vault_id"])
+        wrap = next(base64.b64decode(w["wrapped"]) for one in sets for w in one["wraps"] if w["key_id"] == key_id)
+        context = b"backupsite root " + self.vault_id + key_id.encode()
+        self.root = root = AESGCM(base64.b64decode(encoded)).decrypt(wrap[:12], wrap[12:], context)
         self.id_key, self.control_key = derive(root, "id"), derive(root, "control")
         self.data_keys = {}
-        for epoch in key_set["epochs"]:
+        for epoch in (epoch for one in sets for epoch in one["epochs"]):
             wrapped = base64.b64decode(epoch["wrapped"])
-            aad = epoch["number"].to_bytes(4, "big")
-            key = AESGCM(derive(root, "data keys")).decrypt(wrapped[:12], wrapped[12:], aad)
-            self.data_keys[epoch["number"]] = key
+            self.data_keys[epoch["number"]] = self.unwrap(wrapped, epoch["number"].to_bytes(4, "big"))
         assert self.control("vault.json") == info
         self.chunks: dict[bytes, Chunk] = {}
         self.tables: dict[Path, tuple[AESGCM, bytes, bytes, np.ndarray]] = {}
+
+    def unwrap(self, wrapped: bytes, aad: bytes) -> bytes:
+        return AESGCM(derive(self.root, "data keys")).decrypt(wrapped[:12], wrapped[12:], aad)
 
     def control(self, key: str) -> Any:
         payload, _, mac = (self.folder / key).read_bytes().rpartition(b"\n")
@@ -215,3 +222,31 @@ def test_the_reader_finds_the_locks_that_the_page_describes(tmp_path: Path):
     for path in [*packs, point / "root", point / "commit", tmp_path / "vault/vault.json", policy]:
         lock = tmp_path / "vault/.locks" / path.relative_to(tmp_path / "vault")
         assert datetime.fromisoformat(lock.read_text()) >= end
+
+
+def test_the_reader_reads_what_was_written_before_and_after_rotations(tmp_path: Path):
+    bench = Bench(Directory(tmp_path / "vault", create=True))
+    folders = [write_files(tmp_path / f"home{n}", {"a": os.urandom(2000)}) for n in range(2)]
+    bench.back_up(folders[0], series="before")
+    bench.ring.save(tmp_path / "keys")
+    (first,) = Reader(tmp_path / "vault", tmp_path / "keys").key_sets
+    rotate(bench.open(), bench.ring, now=bench.clock(), new_data_key=True)
+    bench.back_up(folders[1], series="after")
+    reader = Reader(tmp_path / "vault", tmp_path / "keys")
+    cut = len(os.fsencode(folders[1]))
+    assert {path[cut:]: content for path, content in reader.files(reader.newest())} == on_disk(folders[1])
+    assert reader.data_keys.keys() == {1, 2}
+    assert reader.data_keys[2] == derive(reader.root, "data key 2")
+    (path,) = reader.key_sets
+    said = json.loads(path.read_bytes())
+    assert said["generation"] == int(path.parent.name) == 2
+    sealed = base64.b64decode(said["roll"])
+    roll = json.loads(reader.unwrap(sealed, b"backupsite roll " + reader.vault_id + b"\0\0\0\2"))
+    assert [base64.b64decode(one) for one in roll["wraps"]] == [digest_of(wrap) for wrap in said["wraps"]]
+    assert [base64.b64decode(one).hex() for one in roll["replaces"]] == [first.name]
+    assert len(roll["revoked"]) == 1, "the wrap of the service key was made anew, that of the recovery key was kept"
+
+
+def digest_of(wrap: dict[str, str]) -> bytes:
+    parts = (wrap["provider"].encode(), wrap["key_id"].encode(), base64.b64decode(wrap["wrapped"]))
+    return hashlib.sha256(b"\0".join(parts)).digest()
