@@ -8,7 +8,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from accounts import chain
-from jobs import doorbell, erasure, executors, exporting, maintenance, presence, removal, services, steps
+from jobs import doorbell, erasure, executors, exporting, maintenance, presence, removal, scratch, services, steps
 from jobs.models import Job, Step
 from jobs.states import ENDED
 from policies.models import Plan
@@ -74,9 +74,10 @@ def sweep_steps() -> None:
 def sweep_ended_jobs() -> None:
     """Remove what ended jobs left in the staging area, close their sessions; forget workers that died.
 
-    A region whose store did not answer once is left for the next sweep: waiting for it would hold up the others.
+    What they left on this machine goes too. A region whose store did not answer once is left for the next sweep: waiting for it would hold up the others.
     """
     presence.forget_old(now=timezone.now())
+    scratch.sweep()
     away: set[object] = set()
     for job in Job.objects.filter(cleaned=False, state__in=ENDED).select_related("vault__region")[:SWEEP_ROWS_MAX]:
         if job.vault.region_id not in away and not executors.clean(job, clock=timezone.now):

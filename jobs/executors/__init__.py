@@ -12,6 +12,7 @@ from jobs.executors import (
     backup,
     compact,
     disaster,
+    drill,
     erase,
     expire,
     prune,
@@ -43,6 +44,7 @@ EXECUTORS: dict[str, Executor[Any, Any, Any, Any]] = {
     Kind.AUDIT: audit.EXECUTOR,
     Kind.REBUILD: rebuild.EXECUTOR,
     Kind.DISASTER: disaster.EXECUTOR,
+    Kind.DRILL: drill.EXECUTOR,
 }
 
 

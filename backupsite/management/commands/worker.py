@@ -11,6 +11,7 @@ from django.core.management.base import BaseCommand, CommandParser
 from django.db import DatabaseError, connection
 
 from backupsite.celery import app
+from jobs import scratch
 from vaults.models import Region
 
 LOOK_EVERY_S = 5
@@ -56,6 +57,7 @@ class Command(BaseCommand):
         parser.add_argument("--concurrency", type=int, default=2, help="steps at a time")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        scratch.sweep()
         queues = options["queue"]
         if not queues:
             queues = [settings.CELERY_TASK_DEFAULT_QUEUE, f"host.{settings.HOST_NAME}", *_region_queues()]
