@@ -10,11 +10,21 @@ from django.utils import timezone
 from django.utils.html import format_html
 
 from accounts.console import ReadOnlyAdmin, ReadOnlyInline, action, actor_of, display, human_bytes, leave_dialog, lines
-from jobs import doorbell, services
-from jobs.forms import RestoreForm, VerifyForm
+from jobs import removal, services
+from jobs.console import (
+    PointButtons,
+    SourceButtons,
+    VaultButtons,
+    decision_lines,
+    dialog,
+    report_lines,
+    start,
+    started,
+)
+from jobs.forms import ConfirmExpiryForm, RestoreForm, VerifyForm
 from jobs.models import Job, JobEvent, Step, Worker
-from policies.admin import PlanAdmin
-from policies.models import Plan
+from policies.admin import PlanAdmin, SourceAdmin
+from policies.models import Plan, Source
 from vaults.admin import RecoveryPointAdmin, VaultAdmin
 from vaults.models import RecoveryPoint, Vault
 
@@ -28,15 +38,6 @@ STATE_LABELS = {
     "Missed": "danger",
 }
 PROBLEMS_ON_PAGE = 50
-
-
-def started(request: HttpRequest, job: Job | None, back: str) -> HttpResponse:
-    """Go to the job that was started, or back to where the refusal is shown."""
-    if job is None:
-        return leave_dialog(request, back)
-    doorbell.ring(services.first_step(job), now=timezone.now())
-    messages.success(request, "The job is on its way.")
-    return leave_dialog(request, reverse("admin:jobs_job_change", args=[job.pk]))
 
 
 class EventInline(ReadOnlyInline):
@@ -69,11 +70,12 @@ class JobAdmin(ReadOnlyAdmin):
     list_select_related = ["source", "vault", "point"]
     search_fields = ["id", "source__name", "error"]
     date_hierarchy = "created_at"
-    actions_detail = ["cancel"]
+    actions_detail: ClassVar = ["confirm", "cancel"]
     inlines = [EventInline, StepInline]
     fieldsets = [
         (None, {"fields": ["kind", "status", "about", "vault", "point", "trigger", "requested_by", "error_shown"]}),
         ("Progress", {"fields": ["progress", "amount", "stored", "problems_count", "problems", "mounts"]}),
+        ("Result", {"fields": ["report_shown", "decisions"]}),
         ("Time", {"fields": ["created_at", "scheduled_for", "started_at", "ended_at", "duration"]}),
     ]
 
@@ -114,6 +116,41 @@ class JobAdmin(ReadOnlyAdmin):
         found = job.report.get("problems", [])[:PROBLEMS_ON_PAGE]
         return lines([f"{one['path']}: {one['reason']} {one['detail']}".strip() for one in found])
 
+    @display(description="Report")
+    def report_shown(self, job: Job) -> str:
+        return report_lines(job)
+
+    @display(description="Points")
+    def decisions(self, job: Job) -> str:
+        return decision_lines(job)
+
+    @action(
+        description="Let it pass",
+        icon="done_all",
+        permissions=["view"],
+        dialog=dialog(
+            "Run this expiry past its guards",
+            "Look at a dry run and at the clock first. Points that are held or locked stay all the same.",
+            ConfirmExpiryForm,
+            "Expire",
+        ),
+    )
+    def confirm(self, request: HttpRequest, form: ConfirmExpiryForm, object_id: str) -> HttpResponse:
+        job = Job.objects.select_related("vault__account", "vault__region").get(pk=object_id)
+        return start(
+            self,
+            request,
+            lambda: removal.confirm_expiry(job, actor=actor_of(request), now=timezone.now()),
+            reverse("admin:jobs_job_change", args=[object_id]),
+        )
+
+    def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
+        """Offer to let pass only what a guard refused."""
+        found: list[Any] = super().get_actions_detail(request, object_id)
+        if Job.objects.filter(pk=object_id, error_code=removal.EXPIRY_REFUSED).exists():
+            return found
+        return [one for one in found if one.method.__name__ != "confirm"]
+
     @display(description="Other file systems inside")
     def mounts(self, job: Job) -> str:
         return lines(job.report.get("mounts", []))
@@ -148,7 +185,7 @@ class WorkerAdmin(ReadOnlyAdmin):
         return ", ".join(worker.queues)
 
 
-admin.site.unregister([Plan, RecoveryPoint, Vault])
+admin.site.unregister([Plan, RecoveryPoint, Source, Vault])
 
 
 @admin.register(Plan)
@@ -178,10 +215,16 @@ class RunnablePlanAdmin(PlanAdmin):
 
 
 @admin.register(RecoveryPoint)
-class RestorablePointAdmin(RecoveryPointAdmin):
-    """The page of a point, with the button that restores it."""
+class RestorablePointAdmin(PointButtons, RecoveryPointAdmin):
+    """The page of a point, with the buttons that restore, hold and delete it."""
 
-    actions_detail = ["restore"]
+    actions_detail: ClassVar = ["restore", *PointButtons.buttons]
+    fieldsets = [
+        RecoveryPointAdmin.fieldsets[0],
+        ("Time", {"fields": ["started_at", "completed_at"]}),
+        ("How long it is kept", {"fields": ["retention_days", "expires_at", "locked_until", "hold_shown"]}),
+        *RecoveryPointAdmin.fieldsets[2:],
+    ]
 
     @action(
         description="Restore",
@@ -204,11 +247,25 @@ class RestorablePointAdmin(RecoveryPointAdmin):
             return started(request, job, reverse("admin:vaults_recoverypoint_change", args=[object_id]))
 
 
-@admin.register(Vault)
-class VerifiableVaultAdmin(VaultAdmin):
-    """The page of a vault, with the button that verifies it."""
+@admin.register(Source)
+class ErasableSourceAdmin(SourceButtons, SourceAdmin):
+    """The page of a source, with the buttons that try a restore and delete all its backups."""
 
-    actions_detail: ClassVar = ["verify", *VaultAdmin.actions_detail]
+    actions_detail: ClassVar = [*SourceAdmin.actions_detail, *SourceButtons.buttons]
+
+    def get_fieldsets(self, request: HttpRequest, obj: Source | None = None) -> Any:
+        told = [("Deletion", {"fields": ["erasing"]})] if obj and obj.erasing_since else []
+        return [*super().get_fieldsets(request, obj), *told]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Source | None = None) -> Any:
+        return [*super().get_readonly_fields(request, obj), "erasing"]
+
+
+@admin.register(Vault)
+class VerifiableVaultAdmin(VaultButtons, VaultAdmin):
+    """The page of a vault, with the buttons that verify and maintain it."""
+
+    actions_detail: ClassVar = ["verify", *VaultButtons.buttons, *VaultAdmin.actions_detail]
 
     @action(
         description="Verify",

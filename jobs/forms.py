@@ -3,15 +3,25 @@
 from typing import Any
 
 from django import forms
+from django.conf import settings
+from django.http import HttpRequest
+from django.utils import timezone
 from unfold.forms import BaseDialogForm
 from unfold.widgets import (
+    UnfoldAdminIntegerFieldWidget,
     UnfoldAdminSelectWidget,
     UnfoldAdminTextareaWidget,
     UnfoldAdminTextInputWidget,
     UnfoldBooleanSwitchWidget,
 )
 
+from jobs import removal
+from jobs.models import Job
 from jobs.services import VERIFY_LEVELS, Selection
+from jobs.states import RECURRING
+from policies import retention
+from policies.models import Source
+from vaults.models import RecoveryPoint, Vault
 
 
 class RestoreForm(BaseDialogForm):
@@ -58,3 +68,113 @@ class VerifyForm(BaseDialogForm):
     level = forms.ChoiceField(
         choices=[(level, level) for level in VERIFY_LEVELS], initial="structure", widget=UnfoldAdminSelectWidget
     )
+
+
+class ConfirmedForm(BaseDialogForm):
+    """Says what can't be undone, and asks for the source's name."""
+
+    form_before_template = "admin/irreversible.html"
+    confirmation = forms.CharField(
+        label="Type the source's name to confirm", max_length=64, widget=UnfoldAdminTextInputWidget
+    )
+
+    def get_before_template_context(self, request: HttpRequest, object_id: int | str | None = None) -> dict[str, Any]:
+        return {"lines": self.told()}
+
+    def told(self) -> list[str]:
+        """Return what a person has to know before."""
+        raise NotImplementedError
+
+
+class PointDeletionForm(ConfirmedForm):
+    def told(self) -> list[str]:
+        point = RecoveryPoint.objects.get(pk=str(self.object_id))
+        told = [f"The recovery point {point} is deleted for good. Its name is {point.source_name or point.series}."]
+        if point.held_at:
+            told.append("It is held: release it first.")
+        if point.locked_until and point.locked_until > timezone.now():
+            told.append(f"It is locked until {point.locked_until:%Y-%m-%d %H:%M}: nobody can delete it before.")
+        return told
+
+
+class ErasureForm(ConfirmedForm):
+    def told(self) -> list[str]:
+        source = Source.objects.get(pk=str(self.object_id))
+        found = removal.erasure(source, now=timezone.now())
+        told = [
+            f"All {found.points} recovery points of {source} are deleted for good, in every vault.",
+            "Its plans end at once. The source itself goes with its last point.",
+        ]
+        if found.locked and found.ends_at:
+            told.append(
+                f"{found.locked} points are locked: they go by themselves until {found.ends_at:%Y-%m-%d %H:%M}."
+            )
+        if found.held:
+            told.append(f"{found.held} points are held: they go once they are released.")
+        return told
+
+
+class HoldForm(BaseDialogForm):
+    reason = forms.CharField(label="Why", max_length=255, widget=UnfoldAdminTextInputWidget)
+
+
+class DryRunForm(BaseDialogForm):
+    dry_run = forms.BooleanField(
+        label="Only tell what would be done", required=False, initial=True, widget=UnfoldBooleanSwitchWidget
+    )
+
+
+class ExpireForm(DryRunForm):
+    confirmed = forms.BooleanField(
+        label="Expire more than a fifth of the points, or by a clock that jumped, if need be: I am sure",
+        required=False,
+        widget=UnfoldBooleanSwitchWidget,
+    )
+
+
+class ConfirmExpiryForm(BaseDialogForm):
+    """Tells again what the guard objected to."""
+
+    form_before_template = "admin/warnings.html"
+
+    def get_before_template_context(self, request: HttpRequest, object_id: int | str | None = None) -> dict[str, Any]:
+        return {"lines": [Job.objects.get(pk=str(object_id)).error]}
+
+
+class IntervalsForm(BaseDialogForm):
+    """Hours between two runs of each kind of maintenance."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        vault = Vault.objects.get(pk=str(self.object_id))
+        for kind in RECURRING:
+            usual = settings.MAINTENANCE_EVERY_S[kind] / 3600
+            own = vault.maintenance.get(kind)
+            self.fields[kind.value] = forms.FloatField(
+                label=f"{kind.label}: hours (empty: {usual:g}, 0: never)",
+                required=False,
+                min_value=0,
+                initial=own / 3600 if own is not None else None,
+                widget=UnfoldAdminTextInputWidget,
+            )
+
+    def intervals(self) -> dict[str, int | None]:
+        """Return what was typed, in seconds; None follows the installation."""
+        typed = {kind.value: self.cleaned_data[kind.value] for kind in RECURRING}
+        return {kind: None if hours is None else round(hours * 3600) for kind, hours in typed.items()}
+
+
+class DrillForm(BaseDialogForm):
+    vault = forms.ModelChoiceField(
+        queryset=Vault.objects.none(), label="From the vault", empty_label=None, widget=UnfoldAdminSelectWidget
+    )
+    percent = forms.IntegerField(
+        label="Percent of its files", min_value=1, max_value=100, initial=100, widget=UnfoldAdminIntegerFieldWidget
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        source = Source.objects.get(pk=str(self.object_id))
+        field = self.fields["vault"]
+        assert isinstance(field, forms.ModelChoiceField)
+        field.queryset = Vault.objects.filter(pk__in=[vault.pk for vault in retention.vaults_of(source)])

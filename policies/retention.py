@@ -5,6 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from django.db.models import Q
+
 from engine.retention import DAYS_MAX, Rules, Verdict, Version, judge
 from policies.models import Plan, PlanState, Policy, Source
 from vaults.models import PointState, RecoveryPoint, Vault
@@ -61,6 +63,12 @@ def source_rules(source: Source, vault: Vault, *, now: dt.datetime) -> tuple[Rul
     """Return the rules for one source's points in one vault."""
     plans = Plan.objects.filter(vault=vault, source=source).select_related("policy")
     return rules_of([plan.policy for plan in plans], now=now)
+
+
+def vaults_of(source: Source) -> list[Vault]:
+    """Return the vaults in which the source has points or plans."""
+    named = Q(pk__in=RecoveryPoint.objects.filter(series=source.series).values("vault")) | Q(plans__source=source)
+    return list(Vault.objects.present().filter(named, account=source.account_id).distinct())
 
 
 def judge_rows(rows: Iterable[RecoveryPoint], rules: tuple[Rules, ...], *, now: dt.datetime) -> list[Judged]:
