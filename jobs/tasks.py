@@ -74,7 +74,8 @@ def sweep_steps() -> None:
 def sweep_ended_jobs() -> None:
     """Remove what ended jobs left in the staging area, close their sessions; forget workers that died.
 
-    What they left on this machine goes too. A region whose store did not answer once is left for the next sweep: waiting for it would hold up the others.
+    What they left on this machine goes too. A region whose store did not answer once is left for the next sweep:
+    waiting for it would hold up the others.
     """
     presence.forget_old(now=timezone.now())
     scratch.sweep()
