@@ -186,6 +186,14 @@ def test_days_are_those_of_the_time_zone(zone: str, moments: list[str], stay: li
     assert kept([version(moment) for moment in moments], Rules(days=0, daily=9, zone=zone), at("12-01T00:00")) == stay
 
 
+def test_a_day_that_came_back_after_midnight_is_not_the_newest():
+    """Here clocks were put back a minute after midnight: the day before went on for another hour."""
+    versions = [version("2010-11-07T02:30:30"), version("2010-11-07T03:00:00")]
+    rules = Rules(days=0, daily=1, zone="America/St_Johns")
+    assert kept(versions, rules) == ["2010-11-07T02:30:30"]
+    assert one(versions, rules, "2010-11-07T02:30:30").reasons == ["first of day 2010-11-07"]
+
+
 @pytest.mark.parametrize(
     ("first", "second", "same"),
     [
