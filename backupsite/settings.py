@@ -48,6 +48,8 @@ SECRET_KEY = _secret("SECRET_KEY", file="secret.key", fresh=secrets.token_urlsaf
 # Keys for credentials in the database: hex of 32 bytes each, comma-separated. The first encrypts, all decrypt.
 FIELD_KEYS = _secret("BACKUPSITE_FIELD_KEYS", file="field.keys", fresh=secrets.token_hex(32)).split(",")
 # The service keyring that opens the vaults (engine/keyproviders). Losing it leaves only the recovery keys.
+# KEYRING is its text, in place of the file: for machines that get their secrets in the environment.
+KEYRING = env.str("BACKUPSITE_KEYRING", default="")
 KEYRING_FILE = Path(env.str("BACKUPSITE_KEY_FILE", default=str(VAR / "service.key")))
 # Local copies of vault indexes, one folder per vault; free to delete while no worker runs.
 CACHE_DIR = Path(env.str("BACKUPSITE_CACHE_DIR", default=str(VAR / "cache")))

@@ -58,7 +58,9 @@ def storage(vault: Vault, *, create: bool = False, clock: Callable[[], dt.dateti
 
 
 def keyring() -> Keyring:
-    """Return the service keyring; it is made on first use and must then be kept safe."""
+    """Return the service keyring; its file is made on first use and must then be kept safe. Raises BadKeyFile."""
+    if settings.KEYRING:
+        return Keyring.parse(settings.KEYRING)
     path = Path(settings.KEYRING_FILE)
     if not path.exists():
         try:
