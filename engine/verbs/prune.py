@@ -34,6 +34,7 @@ from engine.verbs.resolve import Resolved, resolve
 UNIT_BLOCKS = 64
 PACKS_MAX = 100_000
 LOCKS = "locks/"
+MARK = 16
 _ASKERS = 8
 SEEN_PREFIX = f"{PRUNE_PREFIX}seen/"
 
@@ -52,12 +53,12 @@ class PruneJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Look(msgspec.Struct):
-    """What the plan saw. No point needs the `unneeded` packs: `garbage` is to be condemned, `fresh` ones (names) wait
+    """What the plan saw. No point needs the `unneeded` packs: `garbage` is to be condemned, `fresh` ones wait
     until the `sessions` that run have ended, `locked` ones until their locks have, the last at `locked_until`.
 
     `dead` are sessions to fence. `points` are those whose needs were looked at, `moves` those that counted. `checked`
     are points, as the ledger spells them, whose structure this prune checks. `idle_damage` are packs noted as damaged
-    that are neither needed nor there any more.
+    that are neither needed nor there any more. `present` are all packs, by the first MARK letters of their names.
     """
 
     packs: int
@@ -65,7 +66,7 @@ class Look(msgspec.Struct):
     unneeded: int
     bytes_unneeded: int
     garbage: list[PackRef]
-    fresh: list[str]
+    fresh: int
     sessions: list[str]
     dead: list[str]
     points: list[PointName]
@@ -74,6 +75,7 @@ class Look(msgspec.Struct):
     locked_until: dt.datetime | None = None
     checked: list[str] = []
     idle_damage: list[str] = []
+    present: list[str] = []
 
 
 class Unit(msgspec.Struct):
@@ -134,7 +136,10 @@ class Outcome(msgspec.Struct):
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """What an earlier look found unneeded while `sessions` ran, any of which may have written it."""
+    """All packs that a look found (the first MARK letters of their names), and the sessions that ran before it.
+
+    None of the packs was written by a session that opened later.
+    """
 
     sessions: list[str]
     packs: list[str]
@@ -262,7 +267,7 @@ def _look(vault: Vault, job: PruneJob, progress: Progress, now: dt.datetime) -> 
         unneeded=len(unneeded),
         bytes_unneeded=sum(pack.size for pack in unneeded),
         garbage=[pack for pack in free if pack.name not in fresh][: job.packs_max],
-        fresh=[pack.name for pack in free if pack.name in fresh],
+        fresh=len(fresh),
         sessions=alive,
         dead=dead,
         points=needs.points,
@@ -270,6 +275,7 @@ def _look(vault: Vault, job: PruneJob, progress: Progress, now: dt.datetime) -> 
         locked=len(locked),
         locked_until=max((until for _, until in locked), default=None),
         idle_damage=sorted(damaged_packs(vault.storage) - needs.packs.keys() - present.keys()),
+        present=sorted({name[:MARK] for name in present}),
     ), found
 
 
@@ -304,22 +310,27 @@ def _in_open_runs(vault: Vault) -> set[str]:
 
 def _fresh(vault: Vault, packs: list[PackRef], alive: set[str]) -> set[str]:
     """Return the packs that a running session may have written: no earlier look saw them, or only beside it."""
-    if not alive:
+    if not alive or not packs:
         return set()
     old: set[str] = set()
+    for _, seen in _looks(vault):
+        if alive.isdisjoint(seen.sessions):
+            old.update(seen.packs)
+    return {pack.name for pack in packs if pack.name[:MARK] not in old}
+
+
+def _looks(vault: Vault) -> Iterator[tuple[str, Seen]]:
+    """Yield the notes of earlier looks, with their keys."""
     for stored in vault.storage.scan(SEEN_PREFIX):
         with contextlib.suppress(NotFound):
-            seen = read_note(vault.storage, vault.keys, stored.key, Seen)
-            if alive.isdisjoint(seen.sessions):
-                old.update(seen.packs)
-    return {pack.name for pack in packs} - old
+            yield stored.key, read_note(vault.storage, vault.keys, stored.key, Seen)
 
 
 def _tell(seen: Look, outcome: Outcome) -> None:
     outcome.packs, outcome.bytes = seen.packs, seen.bytes
     outcome.packs_unneeded, outcome.bytes_unneeded = seen.unneeded, seen.bytes_unneeded
     outcome.locked, outcome.locked_until = seen.locked, seen.locked_until
-    outcome.packs_waiting = len(seen.fresh)
+    outcome.packs_waiting = seen.fresh
 
 
 def _settle(vault: Vault, seen: Look, outcome: Outcome, progress: Progress) -> None:
@@ -374,11 +385,14 @@ def _retirable(vault: Vault) -> list[str]:
 
 
 def _tidy(vault: Vault, job: PruneJob, seen: Look, outcome: Outcome, progress: Progress) -> None:
-    """Note what waits for a session's end, shrink the index, drop what no longer means anything."""
+    """Note what is there for the next prune, shrink the index, drop what no longer means anything."""
     progress.phase("merge")
-    earlier = [stored.key for stored in vault.storage.scan(SEEN_PREFIX)]
-    if seen.fresh:
-        put_note(vault.storage, vault.keys, SEEN_PREFIX + job.run, Seen(seen.sessions, seen.fresh))
+    alive = set(seen.sessions)
+    # Beside the new note, the newest one of before the sessions that run: only it tells what they did not write.
+    usable = [key for key, look in _looks(vault) if alive and alive.isdisjoint(look.sessions)]
+    earlier = sorted({stored.key for stored in vault.storage.scan(SEEN_PREFIX)} - {max(usable, default="")})
+    if seen.present:
+        put_note(vault.storage, vault.keys, SEEN_PREFIX + job.run, Seen(seen.sessions, seen.present))
     if earlier:
         vault.storage.delete([key for key in earlier if key != SEEN_PREFIX + job.run])
     buried: set[str] = set()
