@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 from bench import tree
-from bench.peers import ROOT, Peer, available
+from bench.page import PAGE, write_section
+from bench.peers import Peer, available
 
 CASES = ("first backup", "unchanged", "1 % changed", "restore")
 GOALS = {
@@ -82,7 +83,7 @@ def report(peers: list[Peer], figures: dict[str, dict[str, list[float]]], *, dat
     """Return the page."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     head = [
-        "# Benchmarks",
+        "## Against other programs",
         "",
         "Made by `make bench`: every program backs up and restores the same tree in the same run, to a folder on",
         f"the same disk, encrypted, zstd level 3, warm cache; the median of {runs} runs. Every restore is compared",
@@ -103,7 +104,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=50_000)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--peers", nargs="*", default=["restic", "borg"])
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "benchmarks.md")
+    parser.add_argument("--output", type=Path, default=PAGE)
     options = parser.parse_args()
     peers = available(options.peers)
     figures: dict[str, dict[str, list[float]]] = {peer.name: {} for peer in peers}
@@ -118,7 +119,7 @@ def main() -> None:
                     figures[peer.name].setdefault(case, []).append(value)
                     print(f"{peer.name:12} {case:14} {value:.2f}", flush=True)
     page = report(peers, figures, data=f"{count} real files, {size / 2**20:.0f} MiB", runs=options.runs)
-    options.output.write_text(page)
+    write_section("compare", page, page=options.output)
     print(page)
 
 
