@@ -15,7 +15,14 @@ from django.utils.html import format_html
 from accounts.console import ReadOnlyAdmin, ServiceAdmin, action, actor_of, display, human_bytes, leave_dialog, lines
 from engine.storage.probe import IMMUTABLE
 from vaults import condition, deletion, recovery, services
-from vaults.forms import DeletionForm, ImmutabilityForm, RecoveryProofForm, RegionForm, VaultForm
+from vaults.forms import (
+    DeletionForm,
+    ImmutabilityForm,
+    NewRecoveryKeyForm,
+    RecoveryProofForm,
+    RegionForm,
+    VaultForm,
+)
 from vaults.models import RecoveryPoint, Region, Vault, VaultState
 
 DAMAGE_ON_PAGE = 50
@@ -90,10 +97,19 @@ class VaultAdmin(ServiceAdmin):
     list_filter: ClassVar = ["region", "type", "state", "account"]
     list_select_related = ["account", "region"]
     search_fields = ["name"]
-    actions_detail: ClassVar = ["make_immutable", "prove_recovery_key", "request_deletion"]
+    actions_detail: ClassVar = [
+        "make_immutable",
+        "prove_recovery_key",
+        {
+            "title": "Keys",
+            "icon": "key",
+            "items": ["replace_recovery_key", "rotate_keys"],
+        },
+        "request_deletion",
+    ]
     shown: ClassVar = [
         "status", "immutability", "locked", "retention", "key", "recovery", "points_shown", "stored_shown",
-        "coverage", "verified", "damaged", "work", "deletion",
+        "coverage", "verified", "damaged", "work", "export", "deletion",
     ]  # fmt: skip
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Vault]:
@@ -120,7 +136,7 @@ class VaultAdmin(ServiceAdmin):
             ("Keys", {"fields": ["key", "recovery"]}),
             ("Content", {"fields": ["points_shown", "stored_shown"]}),
             ("Proof", {"fields": ["coverage", "verified", "damaged"]}),
-            ("Upkeep", {"fields": ["work"]}),
+            ("Upkeep", {"fields": ["work", "export"]}),
         ]
 
     def has_delete_permission(self, request: HttpRequest, obj: Vault | None = None) -> bool:
@@ -133,19 +149,27 @@ class VaultAdmin(ServiceAdmin):
         values = form.cleaned_data
         obj.recovery_shares, obj.recovery_threshold = values["shares"], values["shares_needed"]
         key = services.create_vault(obj, key_secret=values["key_secret"], actor=actor_of(request), now=timezone.now())
-        shares = recovery.shares_of(obj, key)
-        obj.handed_out = {"key": "" if shares else key, "shares": shares}  # type: ignore[attr-defined]  # this once
+        obj.recovery_key = key  # type: ignore[attr-defined]  # for response_add, this once
 
     def response_add(self, request: HttpRequest, obj: Vault, post_url_continue: str | None = None) -> HttpResponse:
-        """Show the recovery key: in this answer alone, never in a cookie or a session."""
+        return self._handed_out(request, obj, getattr(obj, "recovery_key", ""))
+
+    def _handed_out(self, request: HttpRequest, vault: Vault, key: str) -> HttpResponse:
+        """Show the recovery key, or its shares: in this answer alone, never in a cookie or a session."""
+        shares = recovery.shares_of(vault, key) if key else []
         context = self.admin_site.each_context(request) | {
             "title": "Recovery key",
-            "vault": obj,
-            "handed_out": getattr(obj, "handed_out", {}),
+            "vault": vault,
+            "key": "" if shares else key,
+            "shares": shares,
             "opts": self.opts,
         }
-        answer = TemplateResponse(request, "admin/recovery_key.html", context)
+        in_dialog = bool(request.headers.get("HX-Request"))
+        page = "admin/recovery_key_shown.html" if in_dialog else "admin/recovery_key.html"
+        answer = TemplateResponse(request, page, context)
         answer["Cache-Control"] = "no-store"
+        if in_dialog:  # take the place of the whole dialog, its button too
+            answer["HX-Retarget"] = answer["HX-Reselect"] = "#dialog"
         return answer
 
     @display(description="State", label={"Ready": "success", "Error": "danger", "Being deleted": "warning"})
@@ -213,6 +237,11 @@ class VaultAdmin(ServiceAdmin):
     def work(self, vault: Vault) -> str:
         return render_to_string("admin/vault_work.html", {"work": condition.work(vault)})
 
+    @display(description="Control plane")
+    def export(self, vault: Vault) -> str:
+        told = condition.of_export(vault)
+        return told or "Its rows are not in the bucket yet: a sweep puts them there within minutes."
+
     @display(description="Deletion")
     def deletion(self, vault: Vault) -> str:
         if vault.deleted_at:
@@ -272,6 +301,50 @@ class VaultAdmin(ServiceAdmin):
         return leave_dialog(request, reverse("admin:vaults_vault_change", args=[object_id]))
 
     @action(
+        description="New recovery key",
+        permissions=["change"],
+        dialog={
+            "title": "Make a new recovery key",
+            "description": "It takes the place of every earlier one and is shown once. No data is rewritten.",
+            "form_class": NewRecoveryKeyForm,
+            "form_submit_text": "Make it and show it",
+        },
+    )
+    def replace_recovery_key(self, request: HttpRequest, form: NewRecoveryKeyForm, object_id: str) -> HttpResponse:
+        vault = Vault.objects.select_related("account", "region").get(pk=object_id)
+        wanted = {name: form.cleaned_data[name] for name in ("threshold", "shares")}
+        key = self.tell_refusals(
+            request, lambda: recovery.replace(vault, actor=actor_of(request), now=timezone.now(), **wanted)
+        )
+        if key:
+            return self._handed_out(request, vault, key)
+        return leave_dialog(request, reverse("admin:vaults_vault_change", args=[object_id]))
+
+    @action(
+        description="Rotate keys",
+        permissions=["change"],
+        dialog={
+            "title": "Rotate the keys of this vault",
+            "description": "The key in force wraps them anew, earlier ones of its provider are revoked, and what is "
+            "written from now on gets a new data key. No data is rewritten.",
+            "form_class": None,
+            "form_submit_text": "Rotate",
+        },
+    )
+    def rotate_keys(self, request: HttpRequest, form: Any, object_id: str) -> HttpResponse:
+        vault = Vault.objects.select_related("account", "region").get(pk=object_id)
+        rotated = self.tell_refusals(
+            request, lambda: recovery.rotate_keys(vault, actor=actor_of(request), now=timezone.now())
+        )
+        if rotated:
+            messages.success(request, f"The keys are of generation {rotated.generation} now.")
+            if rotated.remaining:
+                last = max((one.until for one in rotated.remaining if one.until), default=None)
+                kept = f" until {last:%Y-%m-%d}" if last else ""
+                messages.warning(request, f"The store keeps {len(rotated.remaining)} replaced key sets{kept}.")
+        return leave_dialog(request, reverse("admin:vaults_vault_change", args=[object_id]))
+
+    @action(
         description="Delete vault",
         icon="delete_forever",
         permissions=["change"],
@@ -293,6 +366,12 @@ class VaultAdmin(ServiceAdmin):
         return leave_dialog(request, reverse("admin:vaults_vault_change", args=[object_id]))
 
 
+def drills_shown(jobs: Any) -> str:
+    """Return the last trial restores among the jobs of a source or a point, for a page."""
+    found = condition.drills(jobs)
+    return render_to_string("admin/drills.html", {"drills": found}) if found else "None yet"
+
+
 @admin.register(RecoveryPoint)
 class RecoveryPointAdmin(ReadOnlyAdmin):
     list_display = ["completed_at", "source_name", "host", "vault", "status", "size", "stored", "expires_at"]
@@ -304,6 +383,7 @@ class RecoveryPointAdmin(ReadOnlyAdmin):
         (None, {"fields": ["source_name", "host", "roots_shown", "vault", "status"]}),
         ("Time", {"fields": ["started_at", "completed_at", "expires_at"]}),
         ("Content", {"fields": ["entries_count", "size", "stored", "problems_count", "skipped"]}),
+        ("Proof", {"fields": ["drills"]}),
         ("Identity", {"fields": ["point_id", "series", "id"]}),
     ]
 
@@ -327,3 +407,7 @@ class RecoveryPointAdmin(ReadOnlyAdmin):
     def skipped(self, point: RecoveryPoint) -> str:
         found = point.stats.get("skipped") or {}
         return format_html("{}", ", ".join(f"{count} {reason}" for reason, count in sorted(found.items())) or "nothing")
+
+    @display(description="Trial restores")
+    def drills(self, point: RecoveryPoint) -> str:
+        return drills_shown(point.jobs)

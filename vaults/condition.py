@@ -15,12 +15,14 @@ LABELS = {
     "compact": "Compaction",
     "disaster": "Disaster check",
 }
+DRILLS_SHOWN = 20
+DRILL_NUMBERS = ("percent", "seed", "files", "bytes", "streamed", "differences", "seconds", "bytes_per_s")
 _ENDED = ("complete", "partial_complete", "failed", "canceled")
 
 
 def of(vault: Vault) -> dict[str, Any]:
     """Return the vault's condition, in the words of the API."""
-    return {"coverage": vault, **damage(vault), "work": work(vault)}
+    return {"coverage": vault, **damage(vault), "work": work(vault), "export": getattr(vault, "system_export", None)}
 
 
 def damage(vault: Vault) -> dict[str, Any]:
@@ -79,7 +81,45 @@ def _parts(kind: str, report: dict[str, Any]) -> list[str]:
         return [f"{report.get('packs_deleted', 0):,} packs deleted, {_size(report, 'bytes_freed')} freed", *waits]
     if kind == "expire":
         return [f"{report.get('expired', 0):,} points expired of {report.get('visible', 0):,}"]
+    if kind == "disaster":
+        found = "no difference" if not report.get("problems") else f"{len(report['problems'])} differences"
+        made = f"{report.get('rows', 0):,} rows and {report.get('points', 0):,} points rebuilt"
+        return [f"{made} in {report.get('seconds', 0):.1f} s", found]
+    if kind == "drill":
+        share = "" if report.get("percent") == 100 else f" ({report.get('percent')} %)"
+        restored = f"{report.get('files', 0):,} files, {_size(report, 'bytes')}{share} restored and compared"
+        speed = f"{human_bytes(report.get('bytes_per_s', 0))}/s"
+        found = f"{report['differences']:,} differences" if report.get("differences") else "no difference"
+        return [f"{restored} in {report.get('seconds', 0):.1f} s, {speed}", found]
     return []
+
+
+def of_export(vault: Vault) -> str:
+    """Say when the control plane's rows were last written into the bucket, empty when they never were."""
+    kept = getattr(vault, "system_export", None)
+    if kept is None or (kept.exported_at is None and not kept.error):
+        return ""
+    when = f"Its rows were written into the bucket on {kept.exported_at:%Y-%m-%d %H:%M}" if kept.exported_at else "–"
+    return f"{when}. The last attempt failed: {kept.error}" if kept.error else f"{when}."
+
+
+def drills(jobs: Any) -> list[dict[str, Any]]:
+    """Return the last trial restores among the jobs of a source or a point, newest first."""
+    ended = jobs.filter(kind="drill", state__in=_ENDED).select_related("point", "vault")[:DRILLS_SHOWN]
+    return [
+        {
+            "job": job.pk,
+            "state": job.state,
+            "state_label": job.get_state_display(),
+            "vault": job.vault_id,
+            "vault_name": job.vault.name,
+            "point": job.point_id,
+            "ended_at": job.ended_at,
+            "summary": job.error or summary("drill", job.report),
+            **{name: job.report.get(name) for name in DRILL_NUMBERS},
+        }
+        for job in ended
+    ]
 
 
 def _size(report: dict[str, Any], name: str) -> str:

@@ -145,6 +145,23 @@ class DeletionForm(_ConfirmedForm):
         return told
 
 
+class NewRecoveryKeyForm(BaseDialogForm):
+    shares = forms.IntegerField(
+        label="Shares to make (0: hand it out whole)",
+        min_value=0,
+        max_value=SHARES_MAX,
+        initial=0,
+        widget=UnfoldAdminIntegerFieldWidget,
+    )
+    threshold = forms.IntegerField(
+        label="Shares needed together",
+        min_value=0,
+        max_value=SHARES_MAX,
+        initial=0,
+        widget=UnfoldAdminIntegerFieldWidget,
+    )
+
+
 class RecoveryProofForm(BaseDialogForm):
     typed = forms.CharField(
         label="The recovery key, or its shares, one a line",

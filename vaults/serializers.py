@@ -139,6 +139,35 @@ class NewVaultSerializer(serializers.Serializer[Any]):
     )
 
 
+class RecoveryKeyRequestSerializer(serializers.Serializer[Any]):
+    """How the new recovery key is handed out: whole, or in shares."""
+
+    threshold = serializers.IntegerField(min_value=0, max_value=16, default=0)
+    shares = serializers.IntegerField(min_value=0, max_value=16, default=0)
+
+
+class HolderSerializer(serializers.Serializer[Any]):
+    provider = serializers.CharField()
+    key_id = serializers.CharField()
+
+
+class RemainingSerializer(serializers.Serializer[Any]):
+    """A replaced key set that the store keeps for now."""
+
+    key = serializers.CharField()
+    reason = serializers.CharField()
+    until = serializers.DateTimeField(allow_null=True)
+
+
+class RotatedSerializer(serializers.Serializer[Any]):
+    """What a rotation did, and which keys open the vault now."""
+
+    generation = serializers.IntegerField()
+    holders = HolderSerializer(many=True, source="state.holders")
+    revoked = HolderSerializer(many=True)
+    remaining = RemainingSerializer(many=True)
+
+
 class ConfirmationSerializer(serializers.Serializer[Any]):
     confirmation = serializers.CharField(max_length=64, help_text="The vault's name, typed")
 
@@ -186,6 +215,34 @@ class DamageSerializer(serializers.Serializer[Any]):
     advice = serializers.CharField(allow_blank=True)
 
 
+class SystemExportSerializer(serializers.Serializer[Any]):
+    """The last export of the control plane's rows into the vault: what a rebuild from the bucket starts with."""
+
+    key = serializers.CharField(help_text="Its object in the bucket")
+    exported_at = serializers.DateTimeField(allow_null=True)
+    looked_at = serializers.DateTimeField(help_text="When it was last seen whether anything changed")
+    error = serializers.CharField(allow_blank=True, help_text="Why the last attempt failed")
+
+
+class DrillSerializer(serializers.Serializer[Any]):
+    """One trial restore: how much came out of the vault, how fast, and in what it differed from what went in."""
+
+    job = serializers.UUIDField()
+    state = serializers.ChoiceField(choices=["complete", "failed", "canceled", "partial_complete"])
+    vault = serializers.UUIDField()
+    point = serializers.UUIDField(allow_null=True)
+    ended_at = serializers.DateTimeField()
+    summary = serializers.CharField()
+    percent = serializers.IntegerField(allow_null=True)
+    seed = serializers.IntegerField(allow_null=True, help_text="Draws the same files again")
+    files = serializers.IntegerField(allow_null=True)
+    bytes = serializers.IntegerField(allow_null=True)
+    streamed = serializers.IntegerField(allow_null=True, help_text="Files too large for the scratch folder")
+    differences = serializers.IntegerField(allow_null=True)
+    seconds = serializers.FloatField(allow_null=True)
+    bytes_per_s = serializers.IntegerField(allow_null=True)
+
+
 class ConditionSerializer(serializers.Serializer[Any]):
     """How a vault is: what was read of it, what is damaged, what was done last and comes next."""
 
@@ -194,6 +251,7 @@ class ConditionSerializer(serializers.Serializer[Any]):
     damaged = DamageSerializer(many=True)
     damaged_total = serializers.IntegerField()
     work = WorkSerializer(many=True)
+    export = SystemExportSerializer(allow_null=True)
 
 
 class RecoveryPointSerializer(serializers.ModelSerializer[RecoveryPoint]):

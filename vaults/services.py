@@ -11,11 +11,11 @@ from accounts.refusals import Refused
 from accounts.services import Actor, record
 from engine import locks
 from engine.errors import EngineError, KeyError_, LockCannotLoosen, LockUnsupported
-from engine.keyproviders.shares import MOST as SHARES_MAX
 from engine.keyproviders.spec import open_provider, round_trip
 from engine.storage.probe import probe
 from vaults import repositories
 from vaults.models import ImmutabilityFixed, KeyProvider, Region, Vault, VaultState
+from vaults.recovery import check_shares
 
 
 class RegionUnusable(Refused):
@@ -150,12 +150,6 @@ def _check_key(vault: Vault, secret: str) -> None:
         raise KeyUnusable(f"The key cannot be used: {error}") from error
 
 
-def _check_shares(vault: Vault) -> None:
-    needed, shares = vault.recovery_threshold, vault.recovery_shares
-    if (needed or shares) and not 2 <= needed <= shares <= SHARES_MAX:
-        raise ValidationError({"recovery_shares": f"Make 2 to {SHARES_MAX} shares, and let at least 2 be needed."})
-
-
 def create_vault(vault: Vault, *, key_secret: str = "", actor: Actor, now: dt.datetime) -> str:
     """Make a vault in its region and return its recovery key, which is shown once and kept nowhere.
 
@@ -165,7 +159,7 @@ def create_vault(vault: Vault, *, key_secret: str = "", actor: Actor, now: dt.da
     vault.prefix = f"vaults/{vault.pk}"
     vault.created_at = now
     vault.full_clean(validate_unique=False, validate_constraints=False)
-    _check_shares(vault)
+    check_shares(vault)
     if Vault.objects.present().filter(account=vault.account, name=vault.name).exists():
         raise VaultTaken(f"There is a vault {vault.name!r} already. Choose another name.")
     _check_key(vault, key_secret)

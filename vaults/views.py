@@ -25,13 +25,16 @@ from vaults.models import RecoveryPoint, Region, Vault, VaultState
 from vaults.serializers import (
     ConditionSerializer,
     ConfirmationSerializer,
+    DrillSerializer,
     EntryPageSerializer,
     ImmutabilityRequestSerializer,
     NewVaultSerializer,
+    RecoveryKeyRequestSerializer,
     RecoveryPointSerializer,
     RecoveryProofSerializer,
     RegionRequestSerializer,
     RegionSerializer,
+    RotatedSerializer,
     VaultChangeSerializer,
     VaultRequestSerializer,
     VaultSerializer,
@@ -103,7 +106,12 @@ class VaultView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet
     queryset = Vault.objects.select_related("region", "account")
     serializer_class = VaultSerializer
     filterset_fields: ClassVar = ["account", "region", "type", "state"]
-    permissions: ClassVar = {"make_immutable": OWN, "request_deletion": OWN}
+    permissions: ClassVar = {
+        "make_immutable": OWN,
+        "request_deletion": OWN,
+        "replace_recovery_key": OWN,
+        "rotate_keys": OWN,
+    }
 
     def get_queryset(self) -> QuerySet[Vault]:
         return (
@@ -121,6 +129,12 @@ class VaultView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet
     def _shown(self, vault: Vault, *, status_code: int = status.HTTP_200_OK) -> Response:
         return Response(VaultSerializer(self.get_queryset().get(pk=vault.pk)).data, status=status_code)
 
+    def _handed_out(self, vault: Vault, key: str, *, status_code: int) -> Response:
+        shares = recovery.shares_of(vault, key)
+        shown = self.get_queryset().get(pk=vault.pk)
+        answer = {"vault": shown, "recovery_key": "" if shares else key, "recovery_shares": shares}
+        return Response(NewVaultSerializer(answer).data, status=status_code, headers={"Cache-Control": "no-store"})
+
     @extend_schema(request=VaultRequestSerializer, responses={201: NewVaultSerializer})
     def create(self, request: Request) -> Response:
         """Make a vault. The answer shows its recovery key, or the shares of it, this once."""
@@ -129,10 +143,7 @@ class VaultView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet
         vault = Vault(**values)
         self.need(MANAGE, vault)
         key = services.create_vault(vault, key_secret=secret, actor=actor_of(request), now=timezone.now())
-        shares = recovery.shares_of(vault, key)
-        shown = self.get_queryset().get(pk=vault.pk)
-        answer = {"vault": shown, "recovery_key": "" if shares else key, "recovery_shares": shares}
-        return Response(NewVaultSerializer(answer).data, status=status.HTTP_201_CREATED)
+        return self._handed_out(vault, key, status_code=status.HTTP_201_CREATED)
 
     @extend_schema(request=VaultChangeSerializer(partial=True), responses={200: VaultSerializer})
     def partial_update(self, request: Request, pk: str) -> Response:
@@ -170,6 +181,22 @@ class VaultView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet
         typed = wanted.get("shares", [wanted.get("recovery_key", "")])
         recovery.prove(vault, typed, actor=actor_of(request), now=timezone.now())
         return self._shown(vault)
+
+    @extend_schema(request=RecoveryKeyRequestSerializer, responses={200: NewVaultSerializer})
+    @action(detail=True, methods=["post"], url_path="replace-recovery-key")
+    def replace_recovery_key(self, request: Request, pk: str) -> Response:
+        """Make a new recovery key in the place of every earlier one. The answer shows it, this once; it is unproven."""
+        vault = self.get_object()
+        wanted = self.checked(RecoveryKeyRequestSerializer)
+        key = recovery.replace(vault, actor=actor_of(request), now=timezone.now(), **wanted)
+        return self._handed_out(vault, key, status_code=status.HTTP_200_OK)
+
+    @extend_schema(request=None, responses={200: RotatedSerializer})
+    @action(detail=True, methods=["post"], url_path="rotate-keys")
+    def rotate_keys(self, request: Request, pk: str) -> Response:
+        """Wrap the vault's keys anew, revoke the provider's earlier keys, begin a new data key. Rewrites no data."""
+        rotated = recovery.rotate_keys(self.get_object(), actor=actor_of(request), now=timezone.now())
+        return Response(RotatedSerializer(rotated).data)
 
     @extend_schema(responses={200: ConditionSerializer}, filters=False)
     @action(detail=True, pagination_class=None)
@@ -217,6 +244,12 @@ class RecoveryPointView(mixins.ListModelMixin, mixins.RetrieveModelMixin, Accoun
             raise exceptions.ValidationError("limit must be a number, cursor the `next` of a page.") from error
         page = browsing.folder(self.get_object(), _path(request), after=after, limit=limit)
         return Response(EntryPageSerializer(page).data)
+
+    @extend_schema(responses={200: DrillSerializer(many=True)}, filters=False)
+    @action(detail=True, pagination_class=None)
+    def drills(self, request: Request, pk: str) -> Response:
+        """List the last trial restores of the point, newest first."""
+        return Response(DrillSerializer(condition.drills(self.get_object().jobs), many=True).data)
 
     @extend_schema(parameters=PATH, responses={(200, "application/octet-stream"): OpenApiTypes.BINARY}, filters=False)
     @action(detail=True, pagination_class=None, renderer_classes=[JSONRenderer, AnyRenderer])

@@ -13,6 +13,7 @@ from engine.verbs import verify
 from engine.verbs.verify import Outcome, Result, Unit, VerifyJob
 from jobs.executors.port import Clock, Executor, found
 from jobs.models import Job
+from vaults import condition
 
 DAMAGED = "vault_damaged"
 
@@ -36,6 +37,9 @@ def _finish(vault: Vault, order: VerifyJob, results: Iterable[Result], progress:
 
 def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dict[str, Any]:
     """A vault with findings fails the job: whoever relies on it must be told."""
+    if outcome.coverage is not None:
+        coverage = outcome.coverage
+        condition.note_coverage(job.vault, total=coverage.bytes, read=coverage.bytes_read, now=now)
     fields: dict[str, Any] = {
         "state": outcome.state,
         "problems_count": len(outcome.findings),
@@ -45,6 +49,8 @@ def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dic
             "bytes": outcome.bytes,
             "blocks": outcome.blocks,
             "lost": outcome.lost,
+            "damaged_packs": len(outcome.damaged),
+            "healed_packs": len(outcome.healed),
             "census": msgspec.to_builtins(outcome.census),
             "problems": found(outcome.findings),
         },

@@ -8,11 +8,12 @@ from django.db import connection
 
 from accounts.models import Event
 from accounts.services import SERVICE
-from engine.keyproviders.keyring import RecoveryKey
+from engine.errors import WrongKey
+from engine.keyproviders.keyring import Keyring, RecoveryKey
 from tests.support.control import Site, make_site
 from tests.support.people import T0
-from vaults import recovery, services
-from vaults.models import Vault
+from vaults import recovery, repositories, services
+from vaults.models import Vault, VaultState
 
 pytestmark = pytest.mark.django_db
 
@@ -83,3 +84,48 @@ def test_neither_the_database_nor_the_service_keeps_it(site, tmp_path):
         assert secret.lower() not in text
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or site.recovery_key.encode() not in path.read_bytes()
+
+
+def test_a_new_recovery_key_takes_the_place_of_the_old_one_and_is_unproven(site):
+    recovery.prove(site.vault, [site.recovery_key], actor=SERVICE, now=T0)
+    key = recovery.replace(site.vault, actor=SERVICE, now=T0)
+    assert Vault.objects.get().recovery_proven_at is None
+    with pytest.raises(recovery.RecoveryKeyWrong, match="does not open"):
+        recovery.prove(site.vault, [site.recovery_key], actor=SERVICE, now=T0)
+    recovery.prove(site.vault, [key], actor=SERVICE, now=T0)
+    assert Event.objects.filter(action="vault.recovery_key_replaced").count() == 1
+
+
+def test_a_new_recovery_key_may_be_handed_out_in_shares(site):
+    key = recovery.replace(site.vault, threshold=2, shares=2, actor=SERVICE, now=T0)
+    recovery.prove(site.vault, recovery.shares_of(site.vault, key), actor=SERVICE, now=T0)
+    with pytest.raises(ValidationError, match="at least 2"):
+        recovery.replace(site.vault, threshold=3, shares=2, actor=SERVICE, now=T0)
+    assert Vault.objects.values_list("recovery_threshold", "recovery_shares").get() == (2, 2)
+
+
+def test_a_rotation_takes_the_service_key_in_force_and_revokes_earlier_ones(site, settings, tmp_path):
+    old = Keyring.load(Path(settings.KEYRING_FILE))
+    settings.KEYRING_FILE = path = tmp_path / "service.key"
+    old.save(path)
+    rotated = recovery.rotate_keys(site.vault, actor=SERVICE, now=T0)
+    assert (rotated.generation, rotated.revoked) == (2, [])
+    new = Keyring.generate()
+    path.write_text(new.text() + old.text())
+    rotated = recovery.rotate_keys(site.vault, actor=SERVICE, now=T0)
+    assert [holder.key_id for holder in rotated.revoked] == [old.key_id]
+    path.write_text(new.text())
+    assert repositories.open_vault(site.vault).points() == []
+    path.write_text(old.text())
+    with pytest.raises(WrongKey):
+        repositories.open_vault(site.vault)
+    events = Event.objects.filter(action="vault.keys_rotated").order_by("pk")
+    assert [event.detail["revoked"] for event in events] == [[], [old.key_id]]
+
+
+def test_a_vault_that_was_deleted_has_no_keys(site):
+    site.vault.state = VaultState.DELETED
+    with pytest.raises(recovery.VaultGone):
+        recovery.rotate_keys(site.vault, actor=SERVICE, now=T0)
+    with pytest.raises(recovery.VaultGone):
+        recovery.replace(site.vault, actor=SERVICE, now=T0)

@@ -112,6 +112,21 @@ def test_a_recovery_key_is_handed_out_in_shares_and_proven_with_them(site, owner
     assert (answer.status_code, answer.json()["recovery_proven_at"] is None) == (200, False)
 
 
+def test_keys_are_rotated_and_the_recovery_key_replaced_by_an_owner(site, owner):
+    admin = client_of(join(site.account, "boss", Role.ADMIN))
+    for what in ("rotate-keys", "replace-recovery-key"):
+        assert admin.post(of(site.vault, what), {}).status_code == 403
+    rotated = owner.post(of(site.vault, "rotate-keys")).json()
+    assert (rotated["generation"], rotated["revoked"]) == (2, [])
+    assert sorted(holder["provider"] for holder in rotated["holders"]) == ["keyring", "recovery"]
+    answer = owner.post(of(site.vault, "replace-recovery-key"), {"threshold": 2, "shares": 2})
+    assert (answer.json()["recovery_key"], answer["Cache-Control"]) == ("", "no-store")
+    proof = {"shares": answer.json()["recovery_shares"]}
+    assert owner.post(of(site.vault, "prove-recovery-key"), proof).status_code == 200
+    old = owner.post(of(site.vault, "prove-recovery-key"), {"recovery_key": site.recovery_key})
+    assert error_code(old) == "recovery_key_wrong"
+
+
 @pytest.mark.parametrize("wanted", [{}, {"recovery_key": "BSRK-A", "shares": ["a"]}])
 def test_a_proof_is_a_key_or_shares(site, owner, wanted):
     assert owner.post(of(site.vault, "prove-recovery-key"), wanted).status_code == 400
@@ -133,6 +148,9 @@ def test_the_condition_tells_damage_with_the_points_and_files_it_touches(site, o
     local.do(jobs.request_backup(site.plan, actor=SERVICE, now=clock()), clock=clock)
     clean = owner.get(of(site.vault, "condition")).json()
     assert (clean["verified_at"], clean["damaged"], clean["coverage"]["share"]) == (None, [], None)
+    local.do(jobs.request_verify(site.vault, level="content", actor=SERVICE, now=clock()), clock=clock)
+    assert owner.get(of(site.vault, "condition")).json()["coverage"]["share"] > 0.9
+    assert owner.get(of(site.vault)).json()["coverage"]["bytes"] > 0
     pack = next(path for path in (Path(site.region.url) / site.vault.prefix / "packs").rglob("*") if path.is_file())
     pack.write_bytes(b"rot" + pack.read_bytes()[3:])
     job = local.do(jobs.request_verify(site.vault, level="content", actor=SERVICE, now=clock()), clock=clock)
