@@ -126,7 +126,7 @@ def _verdict(version: Version, rules: Rules, now: dt.datetime, counted: list[str
 
 
 def _firsts(
-    ordered: Sequence[Version], period: Callable[[dt.datetime], str], zone: ZoneInfo, number: int
+    ordered: Sequence[Version], period: Callable[[dt.datetime], str], zone: dt.tzinfo, number: int
 ) -> list[tuple[Version, str]]:
     """Return what stands for each of the newest `number` periods that have a version, with the period's name."""
     first: dict[str, Version] = {}
@@ -171,7 +171,9 @@ def _moment(moment: dt.datetime, zone: str) -> str:
         return f"{moment:%Y-%m-%d %H:%M %Z}"
 
 
-def _zone(name: str) -> ZoneInfo:
+def _zone(name: str) -> dt.tzinfo:
+    if name == "UTC":
+        return dt.UTC  # also where a machine has no table of time zones
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):

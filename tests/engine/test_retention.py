@@ -3,7 +3,9 @@
 import calendar
 import datetime as dt
 import random
+import sys
 import time
+import zoneinfo
 from collections.abc import Sequence
 from typing import Any
 
@@ -231,6 +233,20 @@ def test_a_leap_day_is_a_day_of_february_and_of_its_own():
 def test_wrong_rules_are_refused(rules: Rules, says: str):
     with pytest.raises(ValueError, match=says):
         judge([], rules, NOW)
+
+
+def test_utc_needs_no_table_of_time_zones(monkeypatch: pytest.MonkeyPatch):
+    """A small container has none, unless the package tzdata is there."""
+    monkeypatch.setitem(sys.modules, "tzdata", None)
+    before = zoneinfo.TZPATH
+    zoneinfo.reset_tzpath(())
+    zoneinfo.ZoneInfo.clear_cache()
+    try:
+        assert one(DAYS, Rules(days=0, daily=1), "05-15T02:00").reasons == ["first of day 2031-05-15"]
+        with pytest.raises(ValueError, match="no time zone 'Europe/Berlin'"):
+            judge(DAYS, Rules(daily=1, zone="Europe/Berlin"), NOW)
+    finally:
+        zoneinfo.reset_tzpath(before)
 
 
 ZONES = st.sampled_from(["UTC", "Europe/Berlin", "America/Havana", "Pacific/Apia", "Asia/Kathmandu"])
