@@ -100,8 +100,10 @@ def rotate(
     No data is rewritten. `provider` is a key at hand that stays, wrapped anew; `revoke` are key ids. With
     `new_data_key` whoever opens the vault from now on writes with another data key; what was written stays readable.
     Crash: the vault opens as before or as after, whichever set was stored; the next rotation deletes what is left.
-    Raises LastKey, KeyRefused (a key does not open what it wrapped, no such key id), KeyUnavailable, and the storage's.
+    Raises LastKey, KeyRefused (a key does not open what it wrapped, no such key id), KeyUnavailable, FormatError for a
+    vault that this program must not write, and the storage's.
     """
+    vault.know("write")
     storage, holding = vault.storage, [provider, *add]
     # Only what was read here, and holds genuine data keys, is replaced: those are all in the new set.
     before = [one for one in look(storage, vault.info.vault_id).found if vault.keys.learn(one.key_set)]

@@ -287,6 +287,13 @@ def test_a_key_set_of_a_newer_program_stops_a_rotation(bench: Bench):
         rotate(vault, bench.ring, now=bench.clock())
 
 
+def test_a_vault_that_this_program_must_not_write_is_not_rotated(bench: Bench):
+    vault = bench.open()
+    vault.info = msgspec.structs.replace(vault.info, features={"write": ["twins"]})
+    with pytest.raises(FormatError, match="must know twins"):
+        rotate(vault, bench.ring, now=bench.clock())
+
+
 # Vaults made before key sets had a roll
 
 

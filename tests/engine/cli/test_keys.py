@@ -1,13 +1,16 @@
 """Keys on the command line: every kind opens a vault; they are listed, rotated, proven, split and joined."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from engine.keyproviders.keyring import Keyring, RecoveryKey
+from engine.keyproviders.spec import KeySpec
 from tests.engine.cli.conftest import Cli
 from tests.engine.cli.test_bad_input import FAILED, USAGE, refused
+from tests.support.transit import Key, transit_double
 
 
 @pytest.fixture
@@ -173,3 +176,43 @@ def test_no_command_shows_a_service_key(cli: Cli, recovery: str, tmp_path: Path)
             assert secret not in answer.out + answer.err
             assert recovery not in answer.out + answer.err
     assert json.loads(cli("keys", vault, "--json").out)["holders"]
+
+
+@pytest.fixture(params=["transit", "pkcs11"])
+def elsewhere(request: pytest.FixtureRequest) -> Iterator[KeySpec]:
+    """A key in a transit engine, and one on a token."""
+    if request.param == "pkcs11":
+        token = request.getfixturevalue("soft_token")
+        token.make_key("command line")
+        yield token.spec("command%20line")
+        return
+    with transit_double() as double:
+        double.keys["backup"] = Key()
+        yield KeySpec.parse(double.address("backup"), secret=double.token())
+
+
+def test_a_vault_lives_with_a_key_that_is_kept_elsewhere(
+    cli: Cli, program: Cli, elsewhere: KeySpec, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made, filled by several processes, rotated and restored; the secret comes by a file, then by a variable."""
+    vault = tmp_path / "vault"
+    monkeypatch.delenv("BACKUPSITE_KEY_FILE")
+    monkeypatch.setenv("BACKUPSITE_KEY", elsewhere.url)
+    (tmp_path / "secret").write_text(elsewhere.secret + "\n")
+    answers = [cli("init", vault, "--key-secret-file", tmp_path / "secret", "--json")]
+    monkeypatch.setenv("BACKUPSITE_KEY_SECRET", elsewhere.secret)
+    answers.append(program("backup", vault, tree, "--workers", "2"))
+    answers.append(cli("key-rotate", vault, "--new-data-key", "--json"))
+    answers.append(cli("backup", vault, tree, "--deep", "--workers", "1"))
+    answers.append(cli("keys", vault))
+    (tmp_path / "out").mkdir()
+    answers.append(program("restore", vault, "latest", "--to", tmp_path / "out", "--workers", "2"))
+    assert [answer.code for answer in answers] == [0] * len(answers), answers[-1].err
+    assert (tmp_path / "out" / str(tree)[1:] / "a.txt").read_text() == "hello"
+    assert not any(elsewhere.secret in answer.out + answer.err for answer in answers)
+    (tmp_path / "recovery").write_text(answers[0].document["recovery_key"])
+    assert cli("key-prove", vault, "--recovery-key-file", tmp_path / "recovery").code == 0
+    monkeypatch.setenv("BACKUPSITE_KEY_SECRET", "0000")
+    refusal = cli("points", vault)
+    assert refusal.code == FAILED
+    assert "gives no permission" in refusal.err or "the PIN is wrong" in refusal.err
