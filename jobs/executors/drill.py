@@ -15,7 +15,7 @@ from engine.vault import Vault
 from engine.verbs import drill
 from engine.verbs.drill import DrillJob, Outcome, Result, Unit
 from jobs import scratch
-from jobs.executors.port import PROBLEMS_SHOWN, Clock, Executor
+from jobs.executors.port import PROBLEMS_SHOWN, Clock, Executor, point_of
 from jobs.models import Job
 
 FAILED = "drill_failed"
@@ -24,11 +24,11 @@ SEED_BITS = 32
 
 
 def _prepare(job: Job, now: dt.datetime) -> DrillJob:
-    assert job.point is not None
+    point = point_of(job)
     return DrillJob(
         session=new_ulid(now),
-        series=job.point.series,
-        point=job.point.point_id,
+        series=point.series,
+        point=point.point_id,
         started_at=job.started_at or now,
         percent=job.settings["percent"],
         seed=secrets.randbits(SEED_BITS),

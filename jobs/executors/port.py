@@ -8,10 +8,12 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from engine.entries import Problem
+from engine.errors import PointMissing
 from engine.progress import Progress
 from engine.vault import Vault
 from engine.verbs.findings import Finding
 from jobs.models import Job
+from vaults.models import RecoveryPoint
 
 Clock = Callable[[], dt.datetime]
 J = TypeVar("J", bound=msgspec.Struct)
@@ -41,6 +43,13 @@ class Executor(Generic[J, U, R, O]):
     conclude: Callable[[Job, Vault, O, dt.datetime], dict[str, Any]]
     session: Callable[[J], str]
     is_current: Callable[[Job, J, dt.datetime], bool] = lambda job, order, now: True
+
+
+def point_of(job: Job) -> RecoveryPoint:
+    """Return the point that the job is about. Raises PointMissing when it went while the job waited for its turn."""
+    if job.point is None:
+        raise PointMissing("the recovery point expired, or was deleted, before this job began")
+    return job.point
 
 
 def shown(problems: Iterable[Problem]) -> list[dict[str, Any]]:

@@ -5,28 +5,26 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from engine.errors import PointMissing
 from engine.ids import new_ulid
 from engine.progress import Progress
 from engine.targets.files import FilesTarget
 from engine.vault import Vault
 from engine.verbs import restore
 from engine.verbs.restore import Outcome, RestoreJob, Result, Unit
-from jobs.executors.port import Clock, Executor, shown
+from jobs.executors.port import Clock, Executor, point_of, shown
 from jobs.models import Job
 
 ORIGINAL = "/"
 
 
 def _prepare(job: Job, now: dt.datetime) -> RestoreJob:
-    if job.point is None:
-        raise PointMissing("the recovery point expired, or was deleted, before this job began")
+    point = point_of(job)
     wanted = job.settings
     patterns = tuple(wanted["patterns"])
     return RestoreJob(
         session=new_ulid(now),
-        series=job.point.series,
-        point=job.point.point_id,
+        series=point.series,
+        point=point.point_id,
         target=FilesTarget(root=os.fsencode(wanted["to"] or ORIGINAL)),
         started_at=job.started_at or now,
         include=patterns if wanted["mode"] == "include" else (),

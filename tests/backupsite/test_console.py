@@ -3,7 +3,6 @@
 import pytest
 from django.contrib import admin
 from django.test import Client
-from django.urls import reverse
 
 from accounts.models import Event, User
 from accounts.services import SERVICE
@@ -11,6 +10,7 @@ from jobs import local, services
 from jobs.models import Job
 from jobs.states import JobState
 from policies.models import Plan, PlanState, Policy, Source
+from tests.support.console import page, press
 from tests.support.control import Clock, Site, make_site
 from tests.support.people import T0, make_point
 from vaults.models import RecoveryPoint, Vault
@@ -29,14 +29,6 @@ def console(site) -> Client:
     client = Client()
     client.force_login(User.objects.create_superuser("root"))
     return client
-
-
-def page(model: str, what: str, *args: object) -> str:
-    return reverse(f"admin:{model}_{what}", args=args)
-
-
-def press(console: Client, model: str, button: str, row: object, **fields: object):
-    return console.post(page(model, button, row), {"_form_submitted": "True", **fields}, follow=True)
 
 
 @pytest.mark.parametrize("model", OURS, ids=lambda model: model.__name__)

@@ -11,7 +11,7 @@ from jobs import maintenance, removal
 from jobs.models import Job
 from jobs.states import JobState, Kind
 from policies.models import Plan, PlanState, Policy, Source
-from tests.backupsite.test_console import page, press
+from tests.support.console import page, press
 from tests.support.people import T0, make_point
 from tests.support.story import Story
 from vaults.models import RecoveryPoint, Vault
