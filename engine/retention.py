@@ -177,4 +177,4 @@ def _zone(name: str) -> dt.tzinfo:
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):
-        raise ValueError(f"there is no time zone {name!r}: give one such as Europe/Berlin, or UTC") from None
+        raise ValueError(f"this machine knows no time zone {name!r}: give one such as Europe/Paris, or UTC") from None

@@ -259,7 +259,7 @@ def test_utc_needs_no_table_of_time_zones():
     )  # fmt: skip
     assert done.stdout.splitlines() == [
         "kept: first of day 2031-05-15",
-        "there is no time zone 'Europe/Berlin': give one such as Europe/Berlin, or UTC",
+        "this machine knows no time zone 'Europe/Berlin': give one such as Europe/Paris, or UTC",
     ]
 
 
