@@ -13,6 +13,7 @@ replaced segment; they are stored again when a backup meets them, and a prune re
 Run twice, the second run finds nothing to do and gives the same rows.
 """
 
+import contextlib
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator
 
@@ -22,11 +23,12 @@ from engine.errors import IntegrityError, NotFound, Superseded
 from engine.index import PREFIX as SEGMENTS
 from engine.index import ROWS_MAX, encode_segment, load_segment
 from engine.pack import FOLDERS, Sealed, pack_key
-from engine.point import PackRef, Root, Stats
+from engine.point import PackRef, Root, Stats, point_key
 from engine.progress import Progress
 from engine.session import Session, open_sessions
-from engine.vault import Vault
+from engine.vault import PointName, Vault
 from engine.verbs.findings import Finding, pack_name
+from engine.verbs.hold import Holds
 from engine.verbs.inspect import footer_of, open_unbound, read_points, sha_name
 
 UNIT_POINTS = 100
@@ -44,6 +46,7 @@ class Row(msgspec.Struct, frozen=True):
     """One visible point, as the catalogue needs it.
 
     `bytes_needed` is the size of all `packs` it needs, shared with other points; `bytes` and the rest stand in `stats`.
+    `held` says that somebody holds it.
     """
 
     series: str
@@ -67,6 +70,7 @@ class Row(msgspec.Struct, frozen=True):
     bytes_needed: int
     root_sha256: str
     locked_until: dt.datetime | None = None
+    held: bool = False
 
 
 class Broken(msgspec.Struct, frozen=True):
@@ -263,11 +267,13 @@ def _rows(vault: Vault, needed: dict[str, PackRef], progress: Progress) -> Itera
     """Yield the rows of all visible points, some at a time; add their packs to `needed`. Raises FormatError."""
     rows: list[Row] = []
     broken: list[Broken] = []
-    for _, root in read_points(vault, vault.points(), progress):
+    held = Holds(vault.storage)
+    for name, root in read_points(vault, vault.points(), progress):
         if isinstance(root, Finding):
             broken.append(Broken(root.object, root.detail))
         else:
-            rows.append(_row(root, needed))
+            needed.update((pack.name, pack) for pack in root.needed)
+            rows.append(_row(root, held=name in held, locked_until=_locked_until(vault, name, root)))
         if len(rows) + len(broken) >= UNIT_POINTS:
             yield rows, broken
             rows, broken = [], []
@@ -275,8 +281,16 @@ def _rows(vault: Vault, needed: dict[str, PackRef], progress: Progress) -> Itera
         yield rows, broken
 
 
-def _row(root: Root, needed: dict[str, PackRef]) -> Row:
-    needed.update((pack.name, pack) for pack in root.needed)
+def _locked_until(vault: Vault, name: PointName, root: Root) -> dt.datetime | None:
+    """Return the end of a point's lock: the vault may have been locked, or its lock lengthened, after the point."""
+    ends = [root.body.locked_until]
+    if vault.lock_policy is not None:
+        with contextlib.suppress(NotFound):
+            ends.append(vault.storage.locked_until(point_key(*name, "root")))
+    return max((end for end in ends if end is not None), default=None)
+
+
+def _row(root: Root, *, held: bool, locked_until: dt.datetime | None) -> Row:
     body = root.body
     return Row(
         series=body.series, point=body.point, session=body.session, kind=body.kind, host=body.host, roots=body.roots,
@@ -285,5 +299,5 @@ def _row(root: Root, needed: dict[str, PackRef]) -> Row:
         profile=body.profile, engine=body.engine, parent=body.parent, stats=body.stats,
         problems_total=body.problems_total, packs=len(root.needed),
         bytes_needed=sum(pack.size for pack in root.needed), root_sha256=root.digest.hex(),
-        locked_until=body.locked_until,
+        locked_until=locked_until, held=held,
     )  # fmt: skip
