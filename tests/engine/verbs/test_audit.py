@@ -89,11 +89,28 @@ def test_what_is_there_when_a_vault_is_locked_is_locked_by_the_first_audit(vault
     needed = [pack_key(pack.kind, pack.name) for pack in root.needed]
     needed += [point_key(*name, "root"), point_key(*name, "commit")]
     assert {vault.storage.locked_until(key) for key in needed} == {end}
+    base = ["vault.json", *keys_of(vault, "keys/"), *keys_of(vault, POLICIES)]
+    assert {vault.storage.locked_until(key) for key in base} == {end}
     assert audited(vault).lengthened == 0
     before = len(vault.memory.log)
     backed_up(vault, folder, days=60)
     again = [call for call in vault.memory.log[before:] if call.verb == "extend_lock" and call.key in needed]
     assert again == [], "the ledger knows what the audit locked"
+
+
+@pytest.mark.invariant(19)
+@pytest.mark.parametrize("days", [(100, 0), (0, 100)])
+def test_what_two_points_need_is_locked_for_the_longer_one(
+    vault: LockingBench, folder: Path, days: tuple[int, int]
+) -> None:
+    names = [backed_up(vault, folder, days=one) for one in days]
+    locked(vault, 30)
+    audited(vault)
+    first, second = (vault.open().root(name) for name in names)
+    shared = {pack_key(p.kind, p.name) for p in first.needed} & {pack_key(p.kind, p.name) for p in second.needed}
+    longer = max(vault.storage.locked_until(point_key(*name, "root")) or vault.clock.time for name in names)
+    assert shared
+    assert {vault.storage.locked_until(key) for key in shared} == {longer}
 
 
 def test_a_tightened_policy_reaches_older_points_that_it_still_concerns(vault: LockingBench, folder: Path) -> None:
@@ -256,14 +273,16 @@ def test_what_compaction_moved_is_locked_with_the_point_that_needs_it(vault: Loc
 
 def test_a_vanished_policy_is_found_while_something_is_still_locked_by_it(vault: LockingBench, folder: Path) -> None:
     locked(vault, 30)
-    backed_up(vault, folder)
+    name = backed_up(vault, folder)
     del vault.memory._objects[keys_of(vault, POLICIES)[0]]
     vault.memory._keys = [key for key in vault.memory._keys if not key.startswith(POLICIES)]
     outcome = audited(vault)
     assert (outcome.state, kinds(outcome)) == ("failed", {("policy", False)})
     assert "lock it again" in outcome.findings[0].detail
-    locked(vault, 30)
-    assert audited(vault).state == "complete"
+    locked(vault, 1)
+    again = audited(vault)
+    assert (again.state, again.days) == ("complete", 1)
+    assert again.furthest == vault.open().root(name).body.locked_until, "what was promised is kept"
 
 
 def test_a_forged_policy_is_found(vault: LockingBench) -> None:
@@ -321,6 +340,17 @@ def test_a_store_that_refuses_to_lock_is_told(vault: LockingBench, folder: Path)
     outcome = audited(through(vault, Faulty(vault.storage, plan)))
     assert (outcome.state, kinds(outcome)) == ("failed", {("refused", False)})
     assert {one.object for one in outcome.findings} == {point_key(*name, "root"), point_key(*name, "commit")}
+
+
+def test_a_store_that_forgets_locks_is_told(vault: LockingBench, folder: Path) -> None:
+    class Forgetful(Faulty):
+        def extend_lock(self, key: str, *, until: dt.datetime) -> None:
+            pass
+
+    backed_up(vault, folder)
+    locked(vault, 30)
+    outcome = audited(through(vault, Forgetful(vault.storage)))
+    assert (outcome.state, kinds(outcome)) == ("failed", {("refused", False)})
 
 
 def test_an_audit_that_fails_anywhere_harms_nothing_and_succeeds_when_repeated(tmp_path: Path, folder: Path) -> None:
