@@ -7,12 +7,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from engine.errors import EngineError
 from engine.fetch import read_footer
 from engine.ids import new_ulid
 from engine.index import PREFIX as SEGMENTS
 from engine.index import encode_segment, load_segment
+from engine.locks import lock_until
+from engine.session import fence, session_states
+from engine.storage.faulty import Mode
 from engine.verbs import rebuild
-from tests.support.vaults import Bench, contents, flip, on_disk, rebuilt, replace, verified, write_files
+from engine.verbs.hold import hold
+from tests.engine.verbs.test_faults import FLAVOURS, assert_whole, broken_runs, cloned
+from tests.support.compaction import compacted
+from tests.support.expiry import expired
+from tests.support.locking import LockingBench, audited, locked
+from tests.support.vaults import Bench, contents, flip, on_disk, pruned, rebuilt, replace, verified, write_files
 
 
 @pytest.fixture
@@ -214,3 +223,63 @@ def test_an_empty_vault_has_an_empty_catalogue(bench: Bench):
     outcome = rebuilt(bench)
     assert (outcome.state, outcome.rows, outcome.segments_written) == ("complete", [], 0)
     assert isinstance(outcome, rebuild.Outcome)
+
+
+@pytest.mark.invariant(23)
+def test_holds_and_locks_are_in_the_catalogue(filled: Bench):
+    first, second = filled.open().points("home")
+    hold(filled.open(), first, reason="court", now=filled.clock())
+    assert [row.held for row in rebuilt(filled).rows if row.series == "home"] == [True, False]
+    assert {row.locked_until for row in rebuilt(filled).rows} == {None}
+
+
+@pytest.mark.invariant(23)
+def test_a_lock_that_came_after_a_point_is_told_too(folder: Path):
+    bench = LockingBench()
+    early = bench.back_up(folder).point
+    policy = locked(bench)
+    late = bench.back_up(folder).point
+    until = lock_until(policy, bench.clock())
+    audited(bench)
+    told = {row.point: row.locked_until for row in rebuilt(bench).rows}
+    assert told == {early: until, late: until}
+
+
+def test_expired_points_are_not_in_the_catalogue_and_moved_ones_are(filled: Bench, folder: Path):
+    first, second = filled.open().points("home")
+    expired(filled, points=("/".join(first),), confirmed=True)
+    compacted(filled, dead_share=0.01, bytes_max=1 << 30)
+    pruned(filled)
+    filled.storage.delete(segments(filled))
+    outcome = rebuilt(filled)
+    assert (outcome.state, [row.point for row in outcome.rows if row.series == "home"]) == ("complete", [second.point])
+    assert_all_is_well(filled, folder)
+
+
+@pytest.mark.invariant(11, 23)
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_a_rebuild_survives_a_fault_at_every_call(bench: Bench, folder: Path, flavour: str):
+    bench.back_up(folder)
+    bench.back_up(folder / "a", series="part")
+    truth = {name.point: contents(bench.open(), name) for name in bench.open().points()}
+    bench.storage.delete(segments(bench)[:1])
+    flip(bench, segments(bench)[0], 90)
+    before = bench.objects()
+    catalogue = rebuilt(cloned(bench)).rows
+    for run in broken_runs(bench, rebuilt, FLAVOURS[flavour]):
+        try:
+            outcome = rebuilt(run.above)
+            # What was read wrong is told, and the catalogue lacks nothing else.
+            assert outcome.rows == catalogue or (run.mode is Mode.WRONG and outcome.broken)
+        except EngineError:
+            assert not FLAVOURS[flavour].is_survived or run.mode is Mode.WRONG
+        run.faulty.settle()
+        after = run.below.objects()
+        assert {key: after[key] for key in before} == before
+        assert {key.split("/")[0] for key in after.keys() - before.keys()} <= {"sessions", "index"}
+        for state in session_states(run.below.storage).items():
+            if "closed" not in state[1]:
+                fence(run.below.storage, run.below.open().keys, state[0])
+        assert rebuilt(run.below).state == "complete"
+        assert rebuilt(run.below).rows == catalogue
+        assert_whole(run.below, truth | {"": {}})
