@@ -18,6 +18,7 @@ ENGINE: tuple[tuple[type[errors.EngineError], int, str], ...] = (
     (errors.PointMissing, status.HTTP_404_NOT_FOUND, "not_found"),
     (errors.IntegrityError, status.HTTP_502_BAD_GATEWAY, "vault_damaged"),
     (errors.FormatError, status.HTTP_502_BAD_GATEWAY, "vault_format"),
+    (errors.KeyUnavailable, status.HTTP_503_SERVICE_UNAVAILABLE, "key_service_unavailable"),
     (errors.KeyError_, status.HTTP_502_BAD_GATEWAY, "vault_key"),
     (errors.VaultMissing, status.HTTP_502_BAD_GATEWAY, "vault_missing"),
     (errors.StorageError, status.HTTP_503_SERVICE_UNAVAILABLE, "store_unavailable"),

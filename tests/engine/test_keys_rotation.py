@@ -9,12 +9,22 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.errors import EngineError, FormatError, IntegrityError, KeyRefused, LastKey, RevokedKey, WrongKey
+from engine.errors import (
+    EngineError,
+    FormatError,
+    IntegrityError,
+    KeyRefused,
+    LastKey,
+    NotFound,
+    RevokedKey,
+    Unavailable,
+    WrongKey,
+)
 from engine.ids import digest_name
 from engine.keyproviders.keyring import Keyring, RecoveryKey
 from engine.keyproviders.port import KeyProvider
-from engine.keys import Keys, KeySet, Wrap
-from engine.keysets import GENERATION_MAX, KEYS, needed
+from engine.keys import KeySet, Wrap
+from engine.keysets import KEYS, needed
 from engine.locks import extend_base
 from engine.rotation import Holder, Rotated, opens, prove, replace_recovery_key, rotate, state
 from engine.storage import Memory, Storage
@@ -207,104 +217,11 @@ def test_the_state_tells_who_opens_the_vault(bench: Bench):
     assert told.sets == key_sets(bench.storage)
 
 
-# What somebody who can write the bucket, and has no key, can do to it
-
-
-def forged(bench: Bench, **changes: object) -> str:
-    """Store a changed copy of the newest key set under its right name; return its key."""
-    key_set = msgspec.json.decode(bench.storage.get(key_sets(bench.storage)[-1]), type=KeySet)
-    data = msgspec.json.encode(msgspec.structs.replace(key_set, **changes))
-    key = f"{KEYS}{changes.get('generation', key_set.generation)}/{digest_name(data)}"
-    bench.storage.put(key, data)
-    return key
-
-
-def test_forged_wraps_push_none_out_and_are_not_carried_on(bench: Bench):
-    key_set = msgspec.json.decode(bench.storage.get(key_sets(bench.storage)[0]), type=KeySet)
-    spoilt = [msgspec.structs.replace(wrap, wrapped=os.urandom(len(wrap.wrapped))) for wrap in key_set.wraps]
-    forged(bench, wraps=spoilt)
-    forged(bench, wraps=spoilt, generation=9)
-    forged(bench, wraps=spoilt, generation=8, roll=b"")
-    assert opens(bench.storage, bench.ring)
-    rotated(bench)
-    assert prove(bench.storage, bench.recovery)
-    assert not {wrap.wrapped for wrap in spoilt} & {wrap.wrapped for wrap in wraps(bench)}
-
-
-def test_a_key_set_with_other_data_keys_counts_for_nothing_and_is_left_alone(bench: Bench):
-    stranger = Bench()
-    theirs = msgspec.json.decode(stranger.storage.get(key_sets(stranger.storage)[0]), type=KeySet)
-    key = forged(bench, epochs=theirs.epochs, generation=5)
-    salt = bytes(32)
-    expected = bench.open().keys.record_key(1, salt, "pack")
-    rotated(bench)
-    assert bench.open().keys.record_key(1, salt, "pack") == expected
-    assert key in key_sets(bench.storage)
-
-
-def test_a_revoked_key_does_not_come_back_with_its_old_key_set(bench: Bench):
-    old = {key: bench.storage.get(key) for key in key_sets(bench.storage)}
-    replace_recovery_key(bench.open(), bench.ring, now=bench.clock())
-    for _ in range(3):
-        rotated(bench)
-    for key, data in old.items():
-        bench.storage.put(key, data)
-    assert not prove(bench.storage, bench.recovery)
-    rotated(bench)
-    assert not prove(bench.storage, bench.recovery)
-    assert not old.keys() & set(key_sets(bench.storage))
-
-
-def test_no_generation_is_so_high_that_none_can_follow(bench: Bench):
-    forged(bench, generation=GENERATION_MAX)
-    for _ in range(2):
-        done = rotated(bench, new_data_key=True)
-        assert done.generation == GENERATION_MAX
-    assert bench.open().keys.epochs == [1, 2, 3]
-    assert prove(bench.storage, bench.recovery)
-
-
-def test_a_key_set_under_another_generations_name_is_none(bench: Bench):
-    data = bench.storage.get(key_sets(bench.storage)[0])
-    misplaced = f"{KEYS}77/{digest_name(data)}"
-    bench.storage.put(misplaced, data)
-    assert rotated(bench).generation == 2
-    assert misplaced in key_sets(bench.storage)
-
-
-def test_a_root_of_somebody_elses_behind_the_same_key_is_refused(bench: Bench):
-    """Who may use the key service, and write the bucket, can wrap a root of their own: vault.json tells it."""
-    theirs = Keys(bytes.fromhex(bench.open().info.vault_id), os.urandom(32), {1: os.urandom(32), 2: os.urandom(32)})
-    sealed = theirs.seal([bench.ring], generation=9)
-    bench.storage.put(f"{KEYS}9/{digest_name(sealed)}", sealed)
-    assert bench.open().keys.epochs == [1]
-
-
-def test_a_key_set_of_a_newer_program_stops_a_rotation(bench: Bench):
-    vault = bench.open()
-    forged(bench, format=2, generation=2)
-    with pytest.raises(FormatError, match="format 2"):
-        rotate(vault, bench.ring, now=bench.clock())
-
-
 def test_a_vault_that_this_program_must_not_write_is_not_rotated(bench: Bench):
     vault = bench.open()
     vault.info = msgspec.structs.replace(vault.info, features={"write": ["twins"]})
     with pytest.raises(FormatError, match="must know twins"):
         rotate(vault, bench.ring, now=bench.clock())
-
-
-# Vaults made before key sets had a roll
-
-
-def test_a_vault_whose_first_set_has_no_roll_is_rotated_like_any_other(bench: Bench):
-    key = key_sets(bench.storage)[0]
-    bare = forged(bench, roll=b"")
-    bench.storage.delete([key])
-    done = rotated(bench, new_data_key=True)
-    assert done.removed == [bare]
-    assert prove(bench.storage, bench.recovery)
-    assert opens(bench.storage, bench.ring)
 
 
 # Proof of possession
@@ -446,3 +363,20 @@ def secrets_of(*providers: KeyProvider) -> set[str]:
     ]
     texts = {one.text() for one in providers if isinstance(one, RecoveryKey)}
     return texts | {key.hex() for key in raw} | {base64.b64encode(key).decode() for key in raw} | {str(k) for k in raw}
+
+
+def test_key_sets_that_vanish_whenever_they_are_read_are_tried_again_and_then_later(bench: Bench):
+    class Vanishing(Faulty):
+        def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
+            if key.startswith(KEYS):
+                self.tried += 1
+                raise NotFound(key)
+            return super().get(key, offset=offset, length=length)
+
+        tried = 0
+
+    storage = Vanishing(bench.storage)
+    with pytest.raises(Unavailable, match="change faster than they can be read") as told:
+        Vault.open(storage, provider=bench.ring)
+    assert told.value.transient
+    assert storage.tried == 10
