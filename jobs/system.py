@@ -31,11 +31,11 @@ TABLES: tuple[type[models.Model], ...] = (Account, Region, Vault, Source, Policy
 POINT = RecoveryPoint._meta.label_lower
 # What is secret, what a job or a sweep finds out again, and what the database makes up.
 LEFT_OUT: dict[str, set[str]] = {
-    Region._meta.label_lower: {"credentials", "capabilities", "probe_error", "probed_at"},
+    Region._meta.label_lower: {"credentials", "probed_at"},
     Vault._meta.label_lower: {"key_credentials", "coverage_total", "coverage_read", "coverage_at"},
     Source._meta.label_lower: {"credentials", "warnings"},
     Plan._meta.label_lower: {"next_run_at", "next_drill_at"},
-    POINT: {"pk", "created_at", "expires_at"},
+    POINT: {"pk", "created_at", "expires_at", "locked_until"},
 }
 PERSON = ("username", "email", "first_name", "last_name", "is_active", "date_joined")
 Rows = list[dict[str, Any]]

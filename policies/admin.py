@@ -16,6 +16,7 @@ from accounts.console import ServiceAdmin, action, actor_of, display, leave_dial
 from policies import retention, services
 from policies.forms import PauseForm
 from policies.models import Plan, Policy, Source
+from vaults.admin import drills_shown
 from vaults.models import Vault
 
 COUNTED = ("keep_last", "keep_daily", "keep_weekly", "keep_monthly", "keep_yearly")
@@ -109,12 +110,19 @@ class SourceAdmin(RemovableAdmin):
     list_filter: ClassVar = ["account", "kind", "host"]
     list_select_related = ["account"]
     search_fields = ["name", "host"]
-    readonly_fields = ["warnings_shown"]
+    readonly_fields = ["warnings_shown", "drills"]
     actions_detail: ClassVar = ["retention"]
     fieldsets = [
         (None, {"fields": ["account", "name", "kind", "host", "region"]}),
         ("What to protect", {"fields": ["roots", "include", "exclude", "one_file_system", "warnings_shown"]}),
     ]
+
+    def get_fieldsets(self, request: HttpRequest, obj: Source | None = None) -> Any:
+        return [*self.fieldsets, ("Proof", {"fields": ["drills"]})] if obj else self.fieldsets
+
+    @display(description="Trial restores")
+    def drills(self, source: Source) -> str:
+        return drills_shown(source.jobs)
 
     def save_model(self, request: HttpRequest, obj: Source, form: SourceForm, change: bool) -> None:
         obj.settings = form.settings()

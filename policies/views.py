@@ -25,7 +25,9 @@ from policies.serializers import (
     SourceSerializer,
     VerdictSerializer,
 )
+from vaults import condition
 from vaults.models import Vault
+from vaults.serializers import DrillSerializer
 
 
 class SourceView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[Source]):
@@ -63,6 +65,12 @@ class SourceView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSe
         """Delete a source that no plan uses; its points stay."""
         services.delete(self.get_object(), actor=actor_of(request), now=timezone.now())
         return Response(status=status.HTTP_204_NO_CONTENT)
+
+    @extend_schema(responses={200: DrillSerializer(many=True)}, filters=False)
+    @action(detail=True, pagination_class=None)
+    def drills(self, request: Request, pk: str) -> Response:
+        """List the last trial restores of the source's points, newest first."""
+        return Response(DrillSerializer(condition.drills(self.get_object().jobs), many=True).data)
 
     @extend_schema(
         parameters=[OpenApiParameter("vault", OpenApiTypes.UUID, required=True, description="The vault's id")],

@@ -26,14 +26,14 @@ REGION_FIELDS = [
 
 
 class CapabilitiesSerializer(serializers.Serializer[Any]):
-    """What the last probe found the store able to do."""
+    """What the last probe found the store able to do; nothing when it could not be reached."""
 
-    readable = serializers.BooleanField()
-    writable = serializers.BooleanField()
-    versioned = serializers.BooleanField()
-    object_lock = serializers.BooleanField()
-    retention = serializers.CharField()
-    problems = serializers.ListField(child=serializers.CharField())
+    readable = serializers.BooleanField(required=False)
+    writable = serializers.BooleanField(required=False)
+    versioned = serializers.BooleanField(required=False)
+    object_lock = serializers.BooleanField(required=False)
+    retention = serializers.CharField(required=False)
+    problems = serializers.ListField(child=serializers.CharField(), required=False)
 
 
 class RegionSerializer(serializers.ModelSerializer[Region]):
