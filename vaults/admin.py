@@ -26,6 +26,8 @@ from vaults.forms import (
 from vaults.models import RecoveryPoint, Region, Vault, VaultState
 
 DAMAGE_ON_PAGE = 50
+PILL = "font-semibold inline-block leading-6 mr-2 px-2 rounded-default text-[11px] uppercase whitespace-nowrap"
+WARNING = "bg-orange-100 dark:bg-orange-500/20 dark:text-orange-400 text-orange-800"
 POINT_LABELS = {"Complete": "success", "Partially complete": "warning"}
 
 
@@ -98,17 +100,11 @@ class VaultAdmin(ServiceAdmin):
     list_select_related = ["account", "region"]
     search_fields = ["name"]
     actions_detail: ClassVar = [
-        "make_immutable",
-        "prove_recovery_key",
-        {
-            "title": "Keys",
-            "icon": "key",
-            "items": ["replace_recovery_key", "rotate_keys"],
-        },
-        "request_deletion",
+        {"title": "Keys", "icon": "key", "items": ["prove_recovery_key", "replace_recovery_key", "rotate_keys"]},
+        {"title": "Lock, delete", "icon": "lock_clock", "items": ["make_immutable", "request_deletion"]},
     ]
     shown: ClassVar = [
-        "status", "immutability", "locked", "retention", "key", "recovery", "points_shown", "stored_shown",
+        "status", "locked", "retention", "key", "recovery_told", "points_shown", "stored_shown",
         "coverage", "verified", "damaged", "work", "export", "deletion",
     ]  # fmt: skip
 
@@ -132,8 +128,8 @@ class VaultAdmin(ServiceAdmin):
         return [
             (None, {"fields": ["name", "description", "status", "account", "region", "type"]}),
             *gone,
-            ("Immutability", {"fields": ["immutability", "locked", "retention"]}),
-            ("Keys", {"fields": ["key", "recovery"]}),
+            ("Immutability", {"fields": ["locked", "retention"]}),
+            ("Keys", {"fields": ["key", "recovery_told"]}),
             ("Content", {"fields": ["points_shown", "stored_shown"]}),
             ("Proof", {"fields": ["coverage", "verified", "damaged"]}),
             ("Upkeep", {"fields": ["work", "export"]}),
@@ -204,6 +200,19 @@ class VaultAdmin(ServiceAdmin):
     @display(description="Recovery key", label={"Proven": "success", "Unproven": "warning"})
     def recovery(self, vault: Vault) -> str:
         return "Proven" if vault.recovery_proven_at else "Unproven"
+
+    @display(description="Recovery key")
+    def recovery_told(self, vault: Vault) -> str:
+        handed = (
+            f" It was handed out in {vault.recovery_shares} shares, of which {vault.recovery_threshold} are needed."
+        )
+        shares = handed if vault.recovery_shares else ""
+        if vault.recovery_proven_at:
+            return f"Proven on {vault.recovery_proven_at:%Y-%m-%d}: somebody who has it typed it.{shares}"
+        text = (
+            f"Nobody has typed it since it was handed out: it may be lost. Keys, Prove recovery key tries it.{shares}"
+        )
+        return format_html('<span class="{} {}">Unproven</span> {}', PILL, WARNING, text)
 
     @display(description="Points", ordering="points_count")
     def points_shown(self, vault: Vault) -> int:

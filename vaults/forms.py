@@ -50,6 +50,13 @@ class VaultForm(forms.ModelForm[Vault]):
         widget=UnfoldAdminPasswordWidget,
         help_text="The token, secret id or PIN that reaching the key needs; kept encrypted and never shown",
     )
+    key_url = forms.CharField(
+        label="Address of the key",
+        max_length=500,
+        required=False,
+        widget=UnfoldAdminTextInputWidget,
+        help_text="transit:https://host:8200/mount/key or pkcs11:/module.so?token=NAME&label=NAME. It never changes",
+    )
     shares = forms.IntegerField(
         label="Shares to make",
         min_value=0,
@@ -117,14 +124,17 @@ class ImmutabilityForm(_ConfirmedForm):
 
     def warnings(self, vault: Vault) -> list[str]:
         stored = vault.points.aggregate(total=Sum("bytes_stored"))["total"] or 0
-        kept = "the store refuses to delete them" if vault.retention_label == IMMUTABLE else "this service refuses to"
-        return [
+        told = [
             "This can't be undone by anybody: it is never turned off, and the days are never reduced.",
-            f"Until its lock ends nobody deletes a point, whatever it costs: {kept}. The {human_bytes(stored)} that "
-            "are stored, and all that comes, have to be paid for at least that long. Locks end up to 10 days late.",
-            "Where the store has no object lock, this is application-level retention: whoever can write to the store "
-            "past this service can still delete.",
+            f"Until its lock ends nobody deletes a point, whatever it costs. The {human_bytes(stored)} that are there, "
+            "and all that comes, have to be paid for at least that long. Locks end up to 10 days later than asked.",
         ]
+        if vault.retention_label != IMMUTABLE:
+            told.append(
+                "This store has no object lock: this is application-level retention. This service refuses to delete, "
+                "but whoever can write to the store past it still can."
+            )
+        return told
 
 
 class DeletionForm(_ConfirmedForm):
@@ -135,13 +145,11 @@ class DeletionForm(_ConfirmedForm):
         locked = vault.points.filter(locked_until__gt=timezone.now())
         last = locked.aggregate(last=Max("locked_until"))["last"]
         told = [
-            f"All {points} recovery points of this vault, and its keys, are deleted for good.",
+            f"All of this vault goes for good: {points} recovery point{'s' if points != 1 else ''}, and its keys.",
             "From now on it takes no backups and no plans.",
         ]
         if last:
-            told.append(
-                f"{locked.count()} points are locked: what they need stays until {last:%Y-%m-%d}, and can be restored."
-            )
+            told.append(f"Locks keep {locked.count()} of them until {last:%Y-%m-%d}; until then they can be restored.")
         return told
 
 

@@ -101,13 +101,28 @@ def test_a_vault_is_deleted_by_typing_its_name_and_tells_what_is_locked_until_wh
     until = timezone.now() + dt.timedelta(days=20)
     make_point(site.vault, site.source, locked_until=until)
     asked = console.get(page("request_deletion", site.vault.pk)).content.decode()
-    assert f"1 points are locked: what they need stays until {until:%Y-%m-%d}" in asked
+    assert f"Locks keep 1 of them until {until:%Y-%m-%d}" in asked
     text = press(console, site, "request_deletion", confirmation="vault")
     assert f"what is locked stays until {until:%Y-%m-%d}" in text
     assert f"Locks keep the rest until {until:%Y-%m-%d}" in shown(console, site)
     Vault.objects.update(state=VaultState.DELETED, deleted_at=T0, deletable_at=None)
     assert str(site.vault.pk) not in console.get(page("changelist")).content.decode()
     assert "Only the history of its jobs is left" in shown(console, site)
+
+
+def test_a_new_recovery_key_is_shown_once_in_the_dialog_and_keys_are_rotated(site, console):
+    url = page("replace_recovery_key", site.vault.pk)
+    wanted = {"_form_submitted": "True", "shares": 0, "threshold": 0}
+    answer = console.post(url, wanted, headers={"HX-Request": "true"})
+    key = answer.context["key"]
+    assert answer.content.decode().count(key) == 1
+    assert (answer["HX-Retarget"], "no-store" in answer["Cache-Control"]) == ("#dialog", True)
+    assert "opens the vault" in press(console, site, "prove_recovery_key", typed=key)
+    assert "does not open" in press(console, site, "prove_recovery_key", typed=site.recovery_key)
+    split = console.post(url, wanted | {"shares": 3, "threshold": 2})
+    assert split.content.count(b"<code") == 3
+    assert "Make 2 to 16 shares" in press(console, site, "replace_recovery_key", shares=1, threshold=1)
+    assert "of generation 4 now" in press(console, site, "rotate_keys")
 
 
 def test_damage_is_shown_with_its_points_and_files(site, console):
