@@ -166,9 +166,11 @@ def test_a_pack_of_which_nothing_is_alive_any_more_is_moved_to_nothing(
 def test_a_point_that_comes_after_the_marks_goes_on_needing_the_old_pack(bench: Bench, folder: Path):
     point = sparse_vault(bench, folder)
     job, vault, silent = compact_job(bench), bench.open(), Silent()
-    units = list(compact.plan(vault, job, silent, now=bench.clock()))
+    planned = compact.plan(vault, job, silent, now=bench.clock())
+    units = [next(planned)]
     dead = noise(1, 20_000)  # of the point that ended: still in the pack, not alive
     late = backed_up(bench, write_files(folder.parent / "late", {"dead": dead}), series="late")
+    units += planned
     results = [compact.work(bench.open(), job, travelled(unit), silent) for unit in units]
     outcome = compact.finish(bench.open(), job, results, silent, clock=bench.clock)
     assert outcome.packs_moved == 1
@@ -207,6 +209,41 @@ def test_a_pack_whose_live_chunks_were_moved_already_is_not_copied_again(bench: 
     assert old.isdisjoint(packs(bench))
     vault = bench.open()
     assert contents(vault, vault.find(late.point), below=folder.parent / "late") == {b"alive": noise(3, 20_000)}
+    assert_whole(bench)
+
+
+def test_nothing_is_moved_back_to_where_it_was_moved_from(bench: Bench, folder: Path):
+    sparse_vault(bench, folder, files=24)
+    old = max(packs(bench) & needed(bench), key=lambda key: len(bench.storage.get(key)))
+    compacted(bench)  # and no prune yet: the old pack is still there, and listed
+    assert old in packs(bench) - needed(bench)
+    names = bench.open().points()
+    for path in sorted(folder.glob("f*"))[2:]:
+        path.unlink()
+    backed_up(bench, folder)
+    for name in names:
+        end_point(bench, *name)
+    again = compacted(bench)
+    assert (again.choice.chosen["sparse"], again.packs_written) == (1, 1)
+    assert old not in needed(bench)
+    assert_whole(bench)
+
+
+def test_copies_in_packs_that_a_prune_condemned_are_not_relied_on(bench: Bench, folder: Path):
+    kept = noise(1, 20_000)
+    first = backed_up(bench, write_files(folder.parent / "first", {"a": kept}), series="first")
+    vault = bench.open()
+    condemned = [pack.name for pack in vault.root(vault.find(first.point)).needed if pack.kind == DATA]
+    put_note(bench.storage, vault.keys, f"prune/{new_ulid(bench.clock())}/condemned", Names(condemned))
+    second = backed_up(bench, write_files(folder, {"a": kept, "b": noise(2, 60_000)}))
+    assert second.stats.bytes_new == 80_000
+    (folder / "b").unlink()
+    third = backed_up(bench, folder)
+    end_point(bench, "home", second.point)
+    outcome = compacted(bench)
+    assert (outcome.choice.chosen, outcome.packs_written) == ({"sparse": 1}, 1)
+    vault = bench.open()
+    assert {pack.name for pack in vault.root(vault.find(third.point)).needed}.isdisjoint(condemned)
     assert_whole(bench)
 
 
