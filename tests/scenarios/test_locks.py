@@ -12,16 +12,18 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from minio.commonconfig import COMPLIANCE, GOVERNANCE
+from minio.commonconfig import COMPLIANCE, ENABLED, GOVERNANCE, Filter
 from minio.datatypes import Object
 from minio.deleteobjects import DeleteObject
 from minio.error import S3Error
+from minio.lifecycleconfig import Expiration, LifecycleConfig, NoncurrentVersionExpiration, Rule
 from minio.retention import Retention
 from minio.versioningconfig import SUSPENDED, VersioningConfig
 
@@ -34,6 +36,7 @@ from engine.storage import APPLICATION_LEVEL, IMMUTABLE, Directory, Location, op
 from engine.vault import PointName
 from engine.verbs import erase, prune
 from tests import services
+from tests.conftest import OWN_FOLDER
 from tests.services import S3
 from tests.support.expiry import expired
 from tests.support.locking import audited, locked
@@ -334,3 +337,40 @@ def test_a_folder_says_application_level_retention(tmp_path: Path) -> None:
     target.mkdir()
     restored(bench, target)
     assert on_disk(landed(target, folder)) == on_disk(folder)
+
+
+def test_a_lifecycle_rule_of_the_bucket_deletes_nothing_that_is_locked(
+    radosgw_service: S3, s3_bucket: Callable[..., str], tmp_path: Path
+) -> None:
+    scene = Scene(radosgw_service, s3_bucket(radosgw_service, object_lock=True), tmp_path)
+    scene.storage.put("staging/witness", b"not locked")
+    before = {(one.object_name, one.version_id) for one in scene.protected()}
+    gone = Rule(
+        ENABLED,
+        rule_filter=Filter(prefix=""),
+        rule_id="everything",
+        expiration=Expiration(days=1),
+        noncurrent_version_expiration=NoncurrentVersionExpiration(noncurrent_days=1),
+    )
+    scene.root.set_bucket_lifecycle(scene.bucket, LifecycleConfig([gone]))
+    for _ in range(10):
+        time.sleep(1.5)
+        process_lifecycle(radosgw_service)  # a day lasts a second
+        if not [one for one in scene.versions() if one.object_name == "a/vault/staging/witness"]:
+            break
+    else:
+        pytest.fail("the server's lifecycle did not run")
+    scene.root.delete_bucket_lifecycle(scene.bucket)
+    assert {(one.object_name, one.version_id) for one in scene.protected()} >= before
+    assert audited(scene).state == "partial_complete"
+    assert rebuilt(scene).broken == []
+    scene.assert_restores(tmp_path)
+
+
+def process_lifecycle(service: S3) -> None:
+    """Let Ceph do at once what its lifecycle rules say, with days that last a second."""
+    port = f"endpoint={service.endpoint}\n"
+    folders = [services.state_folder(), Path(os.environ[OWN_FOLDER])]
+    (config,) = [path for folder in folders for path in folder.rglob("ceph.conf") if port in path.read_text()]
+    command = ["radosgw-admin", "-n", "client.rgw", "-c", str(config), "lc", "process", "--rgw-lc-debug-interval=1"]
+    subprocess.run(command, check=True, capture_output=True, timeout=60, cwd=config.parent)
