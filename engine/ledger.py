@@ -116,7 +116,7 @@ class Ledger:
         `objects` and `points` are those there are, by LISTs that began after this ledger was loaded; the dates of
         others are dropped. What is merged is stored before what it came from is deleted: a crash leaves dates twice.
         """
-        dropped, small = list(self.unreadable), []
+        dropped, small = [key for key in self.unreadable if self._is_unreadable(key)], []
         claimed: set[tuple[str, str]] = set()
         for key, note in self._notes.items():
             rest = Note([self._current(reading, objects, points, claimed) for reading in note.readings])
@@ -145,6 +145,16 @@ class Ledger:
             bytes_read=sum(objects[name] for name in fresh),
             oldest=min(waiting, default=None),
         )
+
+    def _is_unreadable(self, key: str) -> bool:
+        """Read a note once more: what was only changed on its way must not be deleted."""
+        try:
+            read_note(self._storage, self._keys, key, Note)
+        except IntegrityError:
+            return True
+        except NotFound:
+            pass
+        return False
 
     def _take(self, key: str, note: Note) -> None:
         self._notes[key] = note

@@ -31,7 +31,7 @@ class Finding(msgspec.Struct, kw_only=True):
 
     `object` is its key. `damage`: missing, size (not as recorded), damaged (a pack, key set or other named object),
     point (a root or commit), listing (a block of a point's listing), index (a damaged segment, or chunks that no
-    segment lists), contradiction (a segment that cannot be right), control (a session's or prune's note). `points` are
+    segment lists), contradiction (a segment that cannot be right), control (a note, such as a session's). `points` are
     the visible points that need it, as `<series>/<point>`; `files` of their files are affected, `paths` are the first
     of them. `chunks` and `blocks` serve the run itself.
     """

@@ -133,7 +133,7 @@ def _read_point(vault: Vault, name: PointName) -> Root | Finding | None:
 
 
 def check_control(vault: Vault, key: str) -> Finding | None:
-    """Check the MAC of a session's or prune's note."""
+    """Check the MAC of a note."""
     try:
         vault.keys.verify(key, vault.storage.get(key))
     except NotFound:

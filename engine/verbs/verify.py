@@ -23,7 +23,9 @@ import msgspec
 from engine.errors import PointMissing, Superseded
 from engine.index import PREFIX as SEGMENTS
 from engine.keysets import KEYS
+from engine.ledger import PREFIX as LEDGER
 from engine.ledger import Coverage, Ledger
+from engine.locks import PREFIX as LOCKS
 from engine.moves import PREFIX as MOVES
 from engine.pack import FOLDERS, HEADER_BYTES, pack_key
 from engine.point import PREFIX as POINTS
@@ -34,6 +36,7 @@ from engine.session import PREFIX as SESSIONS
 from engine.storage.port import Storage, Stored
 from engine.vault import INFO_KEY, PointName, Vault
 from engine.verbs.findings import Affected, Finding, block_key, pack_name
+from engine.verbs.hold import PREFIX as HOLDS
 from engine.verbs.inspect import (
     Blocks,
     Packs,
@@ -47,6 +50,7 @@ from engine.verbs.inspect import (
     where_damaged,
 )
 from engine.verbs.record import Found, record
+from engine.verbs.timeguard import PREFIX as EXPIRY
 from engine.verbs.turns import DAYS, choose
 
 T = TypeVar("T")
@@ -59,9 +63,9 @@ UNIT_BLOCKS = 64
 _ENDS_BYTES = (64 << 10) + HEADER_BYTES
 _KNOWN = (
     INFO_KEY, KEYS, POINTS, SESSIONS, PRUNE_PREFIX, SEGMENTS, *(f"{folder}/" for folder in FOLDERS),
-    DAMAGED_PREFIX, MOVES, "expiry/", "holds/", "locks/", "verify/", "staging/", "system/", "canary/",
+    DAMAGED_PREFIX, MOVES, EXPIRY, HOLDS, LOCKS, LEDGER, "staging/", "system/", "canary/",
 )  # fmt: skip
-_CONTROLS = (SESSIONS, PRUNE_PREFIX, DAMAGED_PREFIX, MOVES)
+_CONTROLS = (SESSIONS, PRUNE_PREFIX, DAMAGED_PREFIX, MOVES, EXPIRY, HOLDS, LOCKS)
 
 
 class VerifyJob(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,18 +1,23 @@
 """A damaged pack is named with what it touches, stored again by the next backup that still has the data, and healed."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from engine.damage import damaged_packs, drop_idle_damage, note_damaged
+from engine.damage import damaged_packs, note_damaged
+from engine.errors import EngineError
+from engine.ledger import Ledger
 from engine.pack import META
 from engine.session import DAMAGED_PREFIX, Session
 from engine.storage import Memory
+from engine.storage.faulty import Mode
 from engine.verbs import verify
+from tests.engine.verbs.test_faults import FLAVOURS, broken_runs
 from tests.support.runs import restored
-from tests.support.vaults import START, Bench, contents, flip, on_disk, rebuilt, replace, verified, write_files
+from tests.support.vaults import START, Bench, contents, flip, on_disk, pruned, rebuilt, replace, verified, write_files
 
 LEVELS = ("inventory", "structure", "footers", "scrub", "content")
 FILES = {"a/one": os.urandom(90_000), "a/two": b"two", "b/three": b"three", "empty": b""}
@@ -180,12 +185,12 @@ def test_a_damaged_pack_is_forbidden_to_sessions_that_open_later(filled: Bench):
     assert session.forbidden == {"a" * 64}
 
 
-def test_notes_of_packs_that_are_gone_and_that_nobody_needs_are_dropped(bench: Bench):
-    storage, keys = bench.storage, bench.open().keys
-    assert note_damaged(storage, keys, ["needed", "there", "idle"]) == ["idle", "needed", "there"]
-    assert note_damaged(storage, keys, ["idle"]) == []
-    assert drop_idle_damage(storage, needed={"needed"}, present={"there"}) == ["idle"]
-    assert damaged_packs(storage) == {"needed", "there"}
+def test_a_prune_drops_the_notes_of_packs_that_are_gone_and_that_nobody_needs(filled: Bench):
+    there = name_of(first_data_pack(filled))
+    assert note_damaged(filled.storage, filled.open().keys, [there, "idle"]) == sorted([there, "idle"])
+    assert note_damaged(filled.storage, filled.open().keys, ["idle"]) == []
+    pruned(filled)
+    assert damaged_packs(filled.storage) == {there}
 
 
 def test_what_is_read_wrong_once_is_no_damage(filled: Bench, monkeypatch: pytest.MonkeyPatch):
@@ -199,6 +204,28 @@ def test_what_is_read_wrong_once_is_no_damage(filled: Bench, monkeypatch: pytest
     monkeypatch.setattr(Memory, "get", unsteady)
     outcome = verified(filled, "scrub")
     assert (answers, outcome.state, outcome.damaged) == ([], "complete", [])
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_no_fault_makes_a_verification_call_a_damaged_pack_whole_or_forget_it(bench: Bench, folder: Path, flavour: str):
+    bench.back_up(folder)
+    key = first_data_pack(bench)
+    verified(bench, "scrub")
+    first = Ledger.load(bench.storage, bench.open().keys).read_at[name_of(key)]
+    rot(bench, key)
+    for run in broken_runs(bench, lambda bench: verified(bench, "scrub"), FLAVOURS[flavour]):
+        with contextlib.suppress(EngineError):
+            outcome = verified(run.above, "scrub")
+            assert key in [finding.object for finding in outcome.findings] or run.mode is Mode.WRONG
+        run.faulty.settle()
+        again = verified(run.below, "scrub")
+        assert ([finding.object for finding in again.findings], again.damaged) == ([key], [name_of(key)])
+        ledger = Ledger.load(run.below.storage, run.below.open().keys)
+        assert ledger.unreadable == []
+        is_lost = name_of(key) not in ledger.read_at
+        assert ledger.read_at.get(name_of(key), first) == first
+        assert not is_lost or (run.mode is Mode.WRONG and FLAVOURS[flavour].times == 0)  # it looked damaged twice
+        assert len([name for name in ledger.read_at if name != name_of(key)]) >= 3
 
 
 def test_a_rebuild_goes_on_around_damaged_packs(filled: Bench, folder: Path):

@@ -218,6 +218,15 @@ def test_a_damaged_note_of_a_prune_is_found_and_does_not_stop_the_verification(f
     assert [f.object for f in verified(filled, "structure").findings] == ["prune/01/condemned"]
 
 
+@pytest.mark.parametrize(
+    "key", ["moves/r/move", "damaged/x", "holds/home/x/y", "expiry/x", "locks/9999/x", "sessions/x/open"]
+)
+def test_a_forged_note_of_any_kind_is_found(filled: Bench, key: str):
+    filled.storage.put(key, b"{}\nforged")
+    found = verified(filled, "structure").findings
+    assert (key, "control") in {(finding.object, finding.damage) for finding in found}
+
+
 def test_all_damage_is_reported_at_once(filled: Bench):
     damaged = {biggest_pack(filled), keys_of(filled, "index/")[0], keys_of(filled, "meta/")[0]}
     for key in damaged:
