@@ -176,13 +176,15 @@ class Vault:
         """Forbid the session every pack that the index or `packs` names and the store does not hold at its full size.
 
         So what somebody deleted or cut short behind the vault's back is stored again instead of being relied on for
-        ever. The index is read before the LIST: a pack is stored before the segment that names it.
+        ever. So are packs that compaction moved away: a new point would keep them from being deleted. The index is read
+        before the LIST: a pack is stored before the segment that names it.
         """
         heads = [head for segment in self.index.segments for head in segment.heads]
         present = {s.key: s.size for folder in FOLDERS for s in self.storage.scan(f"{folder}/")}
         expected = {head.name: (head.key, head.size) for head in heads}
         expected |= {pack.name: (pack_key(pack.kind, pack.name), pack.size) for pack in packs}
         session.forbidden |= {name for name, (key, size) in expected.items() if present.get(key) != size}
+        session.forbidden |= {name for move in self.moves.committed for name in move.packs}
         self.index.forbid(session.forbidden)
 
     def _bind(self, session: Session) -> Session:
