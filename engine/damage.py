@@ -31,14 +31,3 @@ def clear_damaged(storage: Storage, whole: Collection[str]) -> list[str]:
     if cleared:
         storage.delete([DAMAGED_PREFIX + name for name in cleared])
     return cleared
-
-
-def drop_idle_damage(storage: Storage, *, needed: Collection[str], present: Collection[str]) -> list[str]:
-    """Drop the notes of packs that no point needs and that are gone, too; return their names.
-
-    One that is still there keeps its note: the index may list it, and a backup would rely on it.
-    """
-    idle = sorted(name for name in damaged_packs(storage) if name not in needed and name not in present)
-    if idle:
-        storage.delete([DAMAGED_PREFIX + name for name in idle])
-    return idle

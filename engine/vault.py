@@ -2,7 +2,7 @@
 
 import datetime as dt
 import hmac
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -271,9 +271,11 @@ class Vault:
             except (IntegrityError, FormatError) as error:
                 yield Listed(name, None, error)
 
-    def latest(self, series: str) -> Listed | None:
-        """Return the newest readable point of a series, None when there is none."""
+    def latest(self, series: str, *, among: Collection[PointName] | None = None) -> Listed | None:
+        """Return the newest readable point of a series, `among` some if they are given; None when there is none."""
         for name in reversed(self.points(series)):
+            if among is not None and name not in among:
+                continue
             try:
                 return Listed(name, self.root(name), None)
             except (PointMissing, IntegrityError, FormatError):

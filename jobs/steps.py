@@ -6,6 +6,7 @@ that runs is fenced by its attempt: the updates of a worker that lost its lease 
 
 import datetime as dt
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from django.conf import settings
@@ -14,7 +15,7 @@ from django.db.models import F, Q
 
 from engine.errors import Canceled, Superseded
 from jobs.models import Job, JobEvent, Step
-from jobs.states import ACTIVE, ATTEMPTS_MAX, STEP_OPEN, JobState, Stage, StepState, before
+from jobs.states import ACTIVE, ATTEMPTS_MAX, ENDED, STEP_OPEN, JobState, Stage, StepState, before
 
 BACKOFF_S = (5, 30, 120, 600)
 
@@ -217,6 +218,11 @@ def end_job(job_id: uuid.UUID, *, state: str, now: dt.datetime, **outcome: objec
         Step.objects.filter(job_id=job_id, state__in=STEP_OPEN).update(state=StepState.CANCELED, ended_at=now)
         tell(job_id, f"Ended: {JobState(state).label}", now=now, level="error" if state == JobState.FAILED else "info")
         return True
+
+
+def clean_again(job_ids: Collection[uuid.UUID]) -> int:
+    """Let the sweep tidy up once more after those of the jobs that have ended; return how many that are."""
+    return Job.objects.filter(pk__in=job_ids, state__in=ENDED, cleaned=True).update(cleaned=False)
 
 
 @transaction.atomic

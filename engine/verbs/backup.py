@@ -124,7 +124,7 @@ def plan(vault: Vault, job: BackupJob, progress: Progress, *, now: dt.datetime) 
     candidates = vault.points(job.series)[-PARENTS:]
     session = vault.open_session(job.session, verb="backup", now=now, points=candidates)
     progress.phase("scan")
-    latest = vault.latest(job.series)
+    latest = vault.latest(job.series, among=candidates)  # named by the session: none of them is deleted meanwhile
     root = latest.root if latest else None
     if root:
         progress.total(entries=root.body.stats.entries)  # the best guess there is before the walk ends

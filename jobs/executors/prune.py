@@ -9,7 +9,8 @@ from engine.progress import Progress
 from engine.vault import Vault
 from engine.verbs import prune
 from engine.verbs.prune import Outcome, PruneJob, Result, Unit
-from jobs import maintenance
+from jobs import maintenance, steps
+from jobs.executors import staging
 from jobs.executors.port import Clock, Executor, found
 from jobs.models import Job
 
@@ -33,6 +34,8 @@ def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dic
     dry_run = bool(job.settings.get("dry_run"))
     if not dry_run:
         maintenance.wait_for(job.vault, job.kind, outcome.waiting, now=now)
+        # Left by workers that were killed after they had lost their step, and their job had ended.
+        steps.clean_again(staging.job_ids(vault))
     fields: dict[str, Any] = {
         "state": outcome.state,
         "problems_count": len(outcome.findings),

@@ -58,6 +58,7 @@ def run(executor: AnyExecutor, step: Step, *, clock: Clock) -> None:
         _attempt(executor, step, clock)
     except steps.Fenced as fenced:
         log.info("step.fenced", reason=str(fenced))
+        steps.clean_again([step.job_id])  # what this worker wrote late lies where it was tidied up already
 
 
 def _attempt(executor: AnyExecutor, step: Step, clock: Clock) -> None:

@@ -4,6 +4,8 @@ Only the vault's bucket is reachable from every worker, so what does not fit int
 delete once the job has ended. Each object is sealed with the vault's keys: paths never lie there in the clear.
 """
 
+import contextlib
+import uuid
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -13,6 +15,7 @@ from engine.codec import Purpose, seal, unseal
 from engine.vault import Vault
 
 T = TypeVar("T", bound=msgspec.Struct)
+PREFIX = "staging/"
 DELETE_MANY = 500
 
 
@@ -56,7 +59,16 @@ class Staging:
 
 def prefix(job_id: object) -> str:
     """Return the prefix of all rounds of a job."""
-    return f"staging/{job_id}/"
+    return f"{PREFIX}{job_id}/"
+
+
+def job_ids(vault: Vault) -> list[uuid.UUID]:
+    """Return the jobs that have something in the staging area."""
+    found: set[uuid.UUID] = set()
+    for stored in vault.storage.scan(PREFIX):
+        with contextlib.suppress(ValueError):
+            found.add(uuid.UUID(stored.key.removeprefix(PREFIX).partition("/")[0]))
+    return sorted(found)
 
 
 def remove(vault: Vault, job_id: object) -> None:

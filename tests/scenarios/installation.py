@@ -110,6 +110,14 @@ class Process:
         self.popen.terminate()
         self.popen.wait(timeout=60)
 
+    def freeze(self) -> None:
+        """Stop the process and those that it started, as a machine that hangs would; `thaw` lets them go on."""
+        os.killpg(self.popen.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen process go on where it was."""
+        os.killpg(self.popen.pid, signal.SIGCONT)
+
     def owns(self, worker: str) -> bool:
         """Say whether a step's `worker` (host:pid) is one of these processes; they must run still."""
         return os.getpgid(int(worker.rpartition(":")[2])) == self.popen.pid
@@ -168,15 +176,23 @@ class Installation:
 
     def serve(self, *, beats: int = 1) -> None:
         """Set up the database, start web and beat, log in and open an account."""
+        self.set_up()
+        self.run(beats=beats)
+        self.account = self.api.post("accounts/", {"name": "acme"}, expect=201)["id"]
+
+    def set_up(self) -> None:
+        """Set up the database, with an administrator."""
         self.manage("migrate", "--verbosity=0")
         self.manage("setup_beat")
         self.manage("createsuperuser", "--noinput", "--username=root", "--email=root@example.org")
+
+    def run(self, *, beats: int = 1) -> None:
+        """Start web and beat, and log in."""
         self.start("web", "manage.py", "web")
         for number in range(beats):
             self.start(f"beat{number}", "-m", "celery", "-A", "backupsite", "beat", "--pidfile=", "--loglevel=INFO")
         until(self._answers, what=f"the web process\n{self.logs()}")
         self.api.login("root", PASSWORD)
-        self.account = self.api.post("accounts/", {"name": "acme"}, expect=201)["id"]
 
     def _answers(self) -> bool:
         try:

@@ -152,6 +152,25 @@ def test_another_worker_takes_over_when_one_dies_while_it_works(
     assert {attempts[one] for one in done} == {1}
 
 
+@pytest.mark.invariant(6)
+def test_a_worker_that_hung_past_its_lease_changes_nothing_when_it_goes_on(
+    site: Installation, protected: Protected, proven: Callable[[str], Any]
+) -> None:
+    limit(site, SLOW)
+    with site.working() as frozen:
+        job = site.backup(protected)["id"]
+        site.watch(job, met_in_the_middle)
+        frozen.freeze()
+        limit(site, 0)
+        with site.working():
+            site.ended(job)
+            frozen.thaw()
+            time.sleep(3)  # it finishes its unit, and finds that the step is another's
+            ended = proven(job)
+    assert site.job(job)["point"] == ended["point"]
+    assert max(step["attempt"] for step in site.steps(job, stage="work")) == 2
+
+
 def test_another_worker_takes_over_when_one_dies_while_it_finishes(
     site: Installation, protected: Protected, proven: Callable[[str], Any], timed: Callable[[float], None]
 ) -> None:
