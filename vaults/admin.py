@@ -11,6 +11,7 @@ from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
+from unfold.enums import ActionVariant
 
 from accounts.console import ReadOnlyAdmin, ServiceAdmin, action, actor_of, display, human_bytes, leave_dialog, lines
 from engine.storage.probe import IMMUTABLE
@@ -311,6 +312,7 @@ class VaultAdmin(ServiceAdmin):
 
     @action(
         description="New recovery key",
+        icon="vpn_key_alert",
         permissions=["change"],
         dialog={
             "title": "Make a new recovery key",
@@ -331,6 +333,7 @@ class VaultAdmin(ServiceAdmin):
 
     @action(
         description="Rotate keys",
+        icon="autorenew",
         permissions=["change"],
         dialog={
             "title": "Rotate the keys of this vault",
@@ -356,6 +359,7 @@ class VaultAdmin(ServiceAdmin):
     @action(
         description="Delete vault",
         icon="delete_forever",
+        variant=ActionVariant.DANGER,
         permissions=["change"],
         dialog={
             "title": "Delete this vault and all in it",

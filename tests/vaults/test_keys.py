@@ -1,14 +1,22 @@
 """Who holds a vault's key: the service unless told otherwise, tried before the vault is made, never changed."""
 
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from django.core.exceptions import ValidationError
 
 from accounts.services import SERVICE
-from tests.support.control import Site, make_site
-from tests.support.people import T0
-from vaults import repositories, services
+from engine.errors import WrongKey
+from engine.vault import Vault as EngineVault
+from jobs import local
+from jobs import services as jobs
+from jobs.states import JobState
+from tests.support.control import Clock, Site, make_site
+from tests.support.people import T0, make_plan
+from tests.support.transit import Key, transit_double
+from vaults import recovery, repositories, services
 from vaults.models import KeyFixed, KeyProvider, Vault
 
 pytestmark = pytest.mark.django_db
@@ -73,3 +81,36 @@ def test_no_service_changes_the_key(site):
     vault.key_url = "transit:https://kms.example.org:8200/transit/key"
     with pytest.raises(KeyFixed):
         services.change_vault(vault, actor=SERVICE, now=T0)
+
+
+@pytest.fixture(params=["transit", "pkcs11"])
+def held(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    """The address and secret of a key that is not the service's."""
+    if request.param == "transit":
+        with transit_double() as double:
+            double.keys["backup"] = Key()
+            yield double.address("backup"), double.token()
+        return
+    token = request.getfixturevalue("soft_token")
+    label = f"vault-{uuid.uuid4().hex[:8]}"
+    token.make_key(label)
+    yield token.address(label), token.pin
+
+
+@pytest.mark.rule("E31")
+def test_a_vault_lives_with_a_key_that_the_service_does_not_hold(site, held):
+    url, secret = held
+    vault = made(site, url, secret)
+    assert vault.key_provider == url.partition(":")[0]
+    assert secret not in vault.key_credentials
+    plan = make_plan(site.source, site.policy, vault)
+    clock = Clock()
+    assert local.do(jobs.request_backup(plan, actor=SERVICE, now=clock()), clock=clock).state == JobState.COMPLETE
+    job = jobs.request_verify(vault, level="content", actor=SERVICE, now=clock())
+    assert local.do(job, clock=clock).state == JobState.COMPLETE
+    holders = {holder.provider for holder in recovery.rotate_keys(vault, actor=SERVICE, now=clock()).state.holders}
+    assert holders == {vault.key_provider, "recovery"}
+    with pytest.raises(WrongKey):
+        EngineVault.open(repositories.storage(vault), provider=repositories.keyring())
+    row = Vault.objects.get(pk=vault.pk)
+    assert len(repositories.open_vault(row).points()) == 1
