@@ -265,7 +265,7 @@ class ErasableSourceAdmin(SourceButtons, SourceAdmin):
 class VerifiableVaultAdmin(VaultButtons, VaultAdmin):
     """The page of a vault, with the buttons that verify and maintain it."""
 
-    actions_detail: ClassVar = ["verify", *VaultButtons.buttons, *VaultAdmin.actions_detail]
+    actions_detail: ClassVar = [*VaultButtons.buttons, *VaultAdmin.actions_detail]
 
     @action(
         description="Verify",

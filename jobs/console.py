@@ -58,13 +58,23 @@ def report_lines(job: Job) -> str:
     ]
     if job.report.get("dry_run"):
         shown.insert(0, ("dry run", "nothing was changed"))
-    return format_html_join("", '<div><span class="inline-block w-48">{}</span>{}</div>', shown) or "–"
+    return (
+        format_html_join(
+            "",
+            '<div><span class="inline-block text-font-subtle-light w-48 dark:text-font-subtle-dark">{}</span>{}</div>',
+            shown,
+        )
+        or "–"
+    )
 
 
 def decision_lines(job: Job) -> str:
     """Return what an expiry decided of each point, one a line."""
     found = job.report.get("decisions", [])
-    line = '<div><span class="font-semibold {}">{}</span> <span class="font-mono text-xs">{}</span> {}</div>'
+    line = (
+        '<div><span class="font-semibold inline-block w-12 {}">{}</span>'
+        '<span class="inline-block w-36" title="{}">{}</span>{}</div>'
+    )
     shown = format_html_join(
         "",
         line,
@@ -72,7 +82,8 @@ def decision_lines(job: Job) -> str:
             (
                 "text-green-700 dark:text-green-400" if one["keep"] else "text-red-700 dark:text-red-400",
                 "stays" if one["keep"] else "goes",
-                one["point"].rpartition("/")[2],
+                one["point"],
+                one["completed_at"] or one["point"].rpartition("/")[2],
                 one["text"].partition(": ")[2],
             )
             for one in found[:DECISIONS_ON_PAGE]
@@ -99,6 +110,12 @@ class PointButtons(ServiceAdmin):
     """Hold, release and delete on the page of a point."""
 
     buttons: ClassVar[list[Any]] = ["hold", "release", "request_deletion"]
+
+    def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
+        """Offer to hold what nobody holds, and to release what somebody does."""
+        found: list[Any] = super().get_actions_detail(request, object_id)
+        held = RecoveryPoint.objects.filter(pk=object_id, held_at__isnull=False).exists()
+        return [one for one in found if one.method.__name__ != ("hold" if held else "release")]
 
     @display(description="Hold")
     def hold_shown(self, point: RecoveryPoint) -> str:
@@ -202,10 +219,8 @@ class SourceButtons(ServiceAdmin):
             request, lambda: removal.erase(source, confirmation=typed, actor=actor_of(request), now=timezone.now())
         )
         if found:
-            locked = (
-                f" {found.locked} are locked, the last until {found.ends_at:%Y-%m-%d %H:%M}." if found.locked else ""
-            )
-            messages.success(request, f"{found.points} recovery points are being deleted.{locked}")
+            locked = f" Locked: {found.locked}, the last until {found.ends_at:%Y-%m-%d %H:%M}." if found.locked else ""
+            messages.success(request, f"The source's recovery points are being deleted: {found.points}.{locked}")
         return leave_dialog(request, reverse("admin:policies_source_change", args=[object_id]))
 
 
@@ -216,7 +231,7 @@ class VaultButtons(ServiceAdmin):
         {
             "title": "Maintenance",
             "icon": "build",
-            "items": ["expire", "prune", "compact", "audit", "rebuild", "intervals"],
+            "items": ["verify", "expire", "prune", "compact", "audit", "rebuild", "intervals"],
         }
     ]
 

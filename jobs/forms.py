@@ -70,6 +70,10 @@ class VerifyForm(BaseDialogForm):
     )
 
 
+def _points(count: int) -> str:
+    return "1 recovery point" if count == 1 else f"{count} recovery points"
+
+
 class ConfirmedForm(BaseDialogForm):
     """Says what can't be undone, and asks for the source's name."""
 
@@ -102,15 +106,13 @@ class ErasureForm(ConfirmedForm):
         source = Source.objects.get(pk=str(self.object_id))
         found = removal.erasure(source, now=timezone.now())
         told = [
-            f"All {found.points} recovery points of {source} are deleted for good, in every vault.",
+            f"{_points(found.points)} of {source}, all there are in any vault, are deleted for good.",
             "Its plans end at once. The source itself goes with its last point.",
         ]
         if found.locked and found.ends_at:
-            told.append(
-                f"{found.locked} points are locked: they go by themselves until {found.ends_at:%Y-%m-%d %H:%M}."
-            )
+            told.append(f"{_points(found.locked)} locked: gone by themselves at {found.ends_at:%Y-%m-%d %H:%M}.")
         if found.held:
-            told.append(f"{found.held} points are held: they go once they are released.")
+            told.append(f"{_points(found.held)} held: gone once released.")
         return told
 
 

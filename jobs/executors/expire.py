@@ -106,7 +106,12 @@ def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dic
             "objections": outcome.objections,
             "fenced": outcome.fenced,
             "decisions": [
-                {"point": f"{one.series}/{one.point}", "keep": one.keep, "text": one.text}
+                {
+                    "point": f"{one.series}/{one.point}",
+                    "completed_at": f"{one.completed_at:%Y-%m-%d %H:%M}" if one.completed_at else "",
+                    "keep": one.keep,
+                    "text": one.text,
+                }
                 for one in told[:PROBLEMS_SHOWN]
             ],
             "problems": _problems(outcome),

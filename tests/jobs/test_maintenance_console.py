@@ -43,7 +43,8 @@ def test_a_vault_is_maintained_by_its_buttons(story, console, button):
     assert "has a job of this kind already" in text(press(console, "vaults_vault", button, story.site.vault.pk))
 
 
-def test_a_dry_run_is_asked_for_by_its_switch_and_told_on_the_jobs_page(story, console):
+def test_a_dry_run_is_asked_for_by_its_switch_and_told_on_the_jobs_page(story, console, settings):
+    settings.MAINTENANCE_EVERY_S = dict.fromkeys(settings.MAINTENANCE_EVERY_S, 0) | {"expire": 3600}
     for _ in range(4):
         story.backup()
         story.pass_days(1)
@@ -78,7 +79,10 @@ def test_only_an_expiry_that_was_refused_can_be_let_pass(story, console):
 def test_a_point_is_held_released_and_deleted_by_its_buttons(story, console):
     point = story.backup()
     press(console, "vaults_recoverypoint", "hold", point.pk, reason="court case")
-    assert "by root: court case" in text(console.get(page("vaults_recoverypoint", "change", point.pk)))
+    shown = text(console.get(page("vaults_recoverypoint", "change", point.pk)))
+    assert "by root: court case" in shown
+    assert page("vaults_recoverypoint", "release", point.pk) in shown
+    assert page("vaults_recoverypoint", "hold", point.pk) not in shown
     assert "It is held" in text(console.get(page("vaults_recoverypoint", "request_deletion", point.pk)))
     refused = press(console, "vaults_recoverypoint", "request_deletion", point.pk, confirmation="acme-web")
     assert "root holds this point" in text(refused)
@@ -95,10 +99,10 @@ def test_a_point_is_held_released_and_deleted_by_its_buttons(story, console):
 def test_deleting_all_backups_tells_before_what_is_locked_and_until_when(story, console):
     make_point(story.site.vault, story.site.source, locked_until=dt.datetime(2100, 1, 1, tzinfo=dt.UTC))
     asked = text(console.get(page("policies_source", "erase", story.site.source.pk)))
-    assert "All 1 recovery points of acme-web are deleted for good" in asked
+    assert "1 recovery point of acme-web, all there are in any vault" in asked
     assert "2100-01-01" in asked
     answer = press(console, "policies_source", "erase", story.site.source.pk, confirmation="acme-web")
-    assert "1 are locked, the last until 2100-01-01 00:00" in text(answer)
+    assert "Locked: 1, the last until 2100-01-01 00:00" in text(answer)
     assert not Plan.objects.exists()
     assert "locks keep some until 2100-01-01" in text(
         console.get(page("policies_source", "change", story.site.source.pk))
