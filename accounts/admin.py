@@ -90,7 +90,7 @@ class AccountAdmin(ServiceAdmin):
 
 @admin.register(Event)
 class EventAdmin(ReadOnlyAdmin):
-    list_display = ["happened_at", "person", "action", "result", "what", "account_name", "address", "line"]
+    list_display = ["happened_at", "person", "action", "result", "what", "account", "address", "line"]
     list_filter: ClassVar = ["outcome", "action", "object_type", "account_name"]
     search_fields = ["user_name", "object_name", "object_id", "address", "account_name"]
     list_select_related = ["link"]
@@ -99,7 +99,7 @@ class EventAdmin(ReadOnlyAdmin):
     actions_list: ClassVar = ["verify", "export_lines", "export_table"]
     fieldsets = [
         (None, {"fields": ["happened_at", "person", "address", "action", "result"]}),
-        ("Object", {"fields": ["object_type", "object_name", "object_id", "account_name", "detail_shown"]}),
+        ("Object", {"fields": ["object_type", "object_name", "object_id", "account", "detail_shown"]}),
         ("Chain", {"fields": ["line", "digest"]}),
     ]
 
@@ -121,6 +121,10 @@ class EventAdmin(ReadOnlyAdmin):
     def what(self, event: Event) -> str:
         return " ".join(part for part in (event.object_type, event.object_name) if part) or "–"
 
+    @display(description="Account", ordering="account_name")
+    def account(self, event: Event) -> str:
+        return event.account_name or "–"
+
     @display(description="Line", ordering="link__sequence")
     def line(self, event: Event) -> str:
         return str(event.link.sequence) if hasattr(event, "link") else "–"
@@ -133,7 +137,7 @@ class EventAdmin(ReadOnlyAdmin):
     def detail_shown(self, event: Event) -> str:
         return lines([f"{name}: {value}" for name, value in event.detail.items()])
 
-    @action(description="Verify the chain", icon="verified", url_path="verify-chain")
+    @action(description="Verify the chain", icon="verified", url_path="verify-chain", permissions=["view"])
     def verify(self, request: HttpRequest) -> HttpResponse:
         chain.sweep(now=timezone.now())
         found = chain.verify_chain()
@@ -143,11 +147,11 @@ class EventAdmin(ReadOnlyAdmin):
             messages.error(request, f"The audit trail was tampered with: {found.problem}.")
         return HttpResponseRedirect(reverse("admin:accounts_event_changelist"))
 
-    @action(description="Export JSON lines", icon="download", url_path="export-jsonl")
+    @action(description="Export JSON lines", icon="download", url_path="export-jsonl", permissions=["view"])
     def export_lines(self, request: HttpRequest) -> HttpResponseBase:
         return self._export("jsonl")
 
-    @action(description="Export table", icon="table", url_path="export-csv")
+    @action(description="Export table", icon="table", url_path="export-csv", permissions=["view"])
     def export_table(self, request: HttpRequest) -> HttpResponseBase:
         return self._export("csv")
 

@@ -174,3 +174,11 @@ def test_the_console_shows_the_chain_s_head_verifies_and_exports(site):
     assert "are what they were when they were written" in answer.content.decode()
     assert b"vault.create" in console.get(f"{page}export-jsonl/").getvalue()
     assert b"vault.create" in console.get(f"{page}export-csv/").getvalue()
+
+
+@pytest.mark.parametrize("button", ["verify-chain", "export-jsonl", "export-csv"])
+def test_who_may_not_see_the_trail_can_neither_verify_nor_export_it(site, button):
+    console = Client()
+    console.force_login(make_user("ann", staff=True))
+    assert console.get(f"/admin/accounts/event/{button}/").status_code == 403
+    assert refused().user_name == "ann"
