@@ -232,8 +232,10 @@ def resume(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
 
 @transaction.atomic
 def delete(thing: Source | Policy | Plan, *, actor: Actor, now: dt.datetime) -> None:
-    """Delete a plan, or a source or policy that no plan uses. Points stay. Raises Refused."""
+    """Delete a plan, or a source or policy that no plan uses. Points stay. Raises Refused, SourceErasing."""
     name = thing._meta.model_name
+    if isinstance(thing, Source) and thing.erasing_since:
+        raise SourceErasing(f"The backups of {thing} are being deleted, and it goes with the last of them.")
     record(actor, f"{name}.delete", thing, account=thing.account, now=now)
     try:
         thing.delete()

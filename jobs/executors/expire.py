@@ -74,8 +74,11 @@ def _in_use(vault: VaultRow) -> tuple[str, ...]:
 
 
 def _is_current(job: Job, order: ExpireJob, now: dt.datetime) -> bool:
-    """Say whether the rules are what they were: keeping at least one holds at once (C33)."""
-    return bool(order.points) or order.default is None or order.rules == _rules(job.vault, now)[0]
+    """Say whether the rules keep no more than they did: keeping at least one holds at once (C33)."""
+    if order.points or order.default is None:
+        return True
+    rules, held = _rules(job.vault, now)
+    return order.rules == rules and set(held) <= set(order.held)
 
 
 def _plan(vault: Vault, order: ExpireJob, progress: Progress, clock: Clock) -> Iterator[Unit]:

@@ -230,6 +230,24 @@ class TestReaders:
         old.expire()
         assert oldest.point_id not in old.in_vault()
 
+    def test_a_restore_that_is_asked_for_while_an_expiry_runs_keeps_its_point(self, old, tmp_path):
+        old.backup()
+        oldest = old.rows()[0]
+        online(old.site.source.queue, at=old.now)
+        job = maintenance.request(old.site.vault, Kind.EXPIRE, {}, actor=SERVICE, now=old.now)
+        asked: list[Job] = []
+
+        def ask(job: Job) -> None:
+            if not asked:
+                selection = services.Selection(to=str(tmp_path))
+                asked.append(services.request_restore(oldest, selection, actor=SERVICE, now=old.now))
+
+        local.do(job, clock=old.clock, watch=ask)
+        old.clock.now += MINUTE
+        assert old.do(job).round == 2
+        assert oldest.point_id in old.in_vault()
+        assert old.do(asked[0]).state == JobState.COMPLETE
+
     def test_a_restore_of_a_point_that_is_gone_fails_and_says_so(self, story):
         story.backup()
         point = story.backup()

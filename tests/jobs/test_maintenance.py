@@ -17,7 +17,16 @@ from jobs import doorbell, maintenance, services, tasks
 from jobs.models import Duty, Job
 from jobs.states import MAINTENANCE, RECURRING, JobState, Kind, Trigger
 from policies.models import Plan
-from tests.support.people import T0, make_account, make_region, make_vault
+from tests.support.people import (
+    T0,
+    make_account,
+    make_plan,
+    make_point,
+    make_policy,
+    make_region,
+    make_source,
+    make_vault,
+)
 from vaults.models import Vault, VaultState
 
 pytestmark = pytest.mark.django_db
@@ -133,15 +142,20 @@ def test_failed_maintenance_is_done_again_at_the_next_moment_and_shows(vault):
     assert Job.objects.filter(kind=Kind.PRUNE).count() == 2
 
 
-@pytest.mark.parametrize("state", [state for state in VaultState if state != VaultState.READY])
+@pytest.mark.parametrize("state", [VaultState.ERROR, VaultState.DELETING, VaultState.DELETED])
 def test_a_vault_that_is_not_ready_is_left_alone(vault, state):
     duty(vault)
     Vault.objects.update(state=state)
     sweep(T0 + 30 * DAY)
-    assert not Job.objects.exists()
+    assert not Job.objects.filter(kind__in=RECURRING).exists()
     with pytest.raises(services.VaultUnfit):
         maintenance.request(Vault.objects.get(), Kind.PRUNE, {}, actor=SERVICE, now=T0)
-    maintenance.request(Vault.objects.get(), Kind.REBUILD, {}, actor=SERVICE, now=T0)
+
+
+def test_a_vault_in_error_can_be_looked_at_and_mended_by_hand(vault):
+    Vault.objects.update(state=VaultState.ERROR)
+    for kind in (Kind.AUDIT, Kind.REBUILD, Kind.DISASTER):
+        assert maintenance.request(Vault.objects.get(), kind, {}, actor=SERVICE, now=T0).kind == kind
 
 
 def test_a_thousand_vaults_do_not_start_at_once():
@@ -160,14 +174,22 @@ def test_the_locks_of_a_vault_that_is_not_immutable_are_not_audited(vault):
     assert moment(duty(vault, Kind.AUDIT)) > T0 + HOUR
 
 
-def test_a_sweep_of_many_vaults_with_nothing_to_do_costs_a_few_queries_that_use_indexes(vault):
-    for number in range(50):
-        duty(make_vault(vault.account, vault.region, f"v{number}"))
+def test_a_sweep_of_many_vaults_with_nothing_to_do_costs_no_more_queries_than_of_one(vault):
+    def cost() -> int:
+        with CaptureQueriesContext(connection) as queries:
+            sweep(T0)
+        return len(queries)
+
     duty(vault)
     Duty.objects.update(due_at=T0 + DAY)
-    with CaptureQueriesContext(connection) as queries:
-        sweep(T0)
-    assert len(queries) == 5
+    one = cost()
+    for number in range(50):
+        duty(make_vault(vault.account, vault.region, f"v{number}"))
+    Duty.objects.update(due_at=T0 + DAY)
+    assert cost() == one <= 8
+
+
+def test_what_is_due_is_found_by_an_index():
     assert "due_at" in Duty.objects.due(T0).explain()
     assert "next_drill_at" in Plan.objects.drill_due(T0).explain()
 
@@ -249,3 +271,40 @@ def test_of_many_who_start_the_same_maintenance_at_once_one_wins(vault):
     assert len(results) == 6
     assert len([job for job in results if job]) == 1
     assert Job.objects.active().count() == 1
+
+
+class TestTrialRestores:
+    @pytest.fixture
+    def plan(self, vault) -> Plan:
+        source = make_source(vault.account, vault.region)
+        return make_plan(
+            source, make_policy(vault.account, drill_every_days=7, drill_percent=20), vault, next_drill_at=T0
+        )
+
+    def test_the_newest_point_of_a_due_plan_is_restored_on_trial_once_however_many_sweep(self, plan, vault):
+        make_point(vault, plan.source, at=T0 - DAY)
+        newest = make_point(vault, plan.source)
+        stale = Plan.objects.select_related("policy", "source", "vault__account", "vault__region").get()
+        sweep(T0)
+        assert maintenance.request_due_drill(stale, now=T0) is None
+        job = Job.objects.get()
+        assert (job.kind, job.point, job.settings, job.plan) == (Kind.DRILL, newest, {"percent": 20}, plan)
+        plan.refresh_from_db()
+        assert plan.next_drill_at is not None
+        assert T0 < plan.next_drill_at <= T0 + 7 * DAY
+
+    def test_without_a_point_the_plan_waits_for_its_next_moment(self, plan):
+        sweep(T0)
+        assert not Job.objects.exists()
+        plan.refresh_from_db()
+        assert plan.next_drill_at is not None
+        assert plan.next_drill_at > T0
+
+    def test_one_that_still_runs_does_for_this_moment_too(self, plan, vault):
+        make_point(vault, plan.source)
+        maintenance.request_drill(plan.source, vault, percent=100, actor=SERVICE, now=T0)
+        sweep(T0)
+        assert Job.objects.count() == 1
+        plan.refresh_from_db()
+        assert plan.next_drill_at is not None
+        assert plan.next_drill_at > T0

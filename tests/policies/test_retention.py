@@ -244,3 +244,11 @@ def test_a_source_whose_backups_are_being_deleted_takes_no_plan(plan):
             actor=SERVICE,
             now=T0,
         )
+
+
+def test_a_source_whose_backups_are_being_deleted_stays_until_they_are_gone(plan):
+    source = plan.source
+    plan.delete()
+    source.erasing_since = T0
+    with pytest.raises(services.SourceErasing, match="goes with the last of them"):
+        services.delete(source, actor=SERVICE, now=T0)
