@@ -2,14 +2,14 @@
 
 from rest_framework.routers import SimpleRouter
 
-from accounts.views import AccountView, EventView, TokenView
-from jobs.views import ErasableSourceView, JobView, KeptPointView, MaintainedVaultView
+from accounts.views import EventView, TokenView
+from jobs.views import ClosableAccountView, ErasableSourceView, JobView, KeptPointView, MaintainedVaultView
 from policies.views import PlanView, PolicyView
 from vaults.views import RegionView
 
 router = SimpleRouter(use_regex_path=True)
 router.register("tokens", TokenView, basename="token")
-router.register("accounts", AccountView, basename="account")
+router.register("accounts", ClosableAccountView, basename="account")
 router.register("events", EventView, basename="event")
 router.register("regions", RegionView, basename="region")
 router.register("vaults", MaintainedVaultView, basename="vault")

@@ -12,8 +12,8 @@ from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
 
 from accounts.permissions import MANAGE, OPERATE, OWN
-from accounts.views import AccountViewSet, Pages, actor_of
-from jobs import doorbell, maintenance, removal, services
+from accounts.views import AccountView, AccountViewSet, Pages, actor_of
+from jobs import closing, doorbell, maintenance, removal, services
 from jobs.models import Job
 from jobs.serializers import (
     REQUESTS,
@@ -33,7 +33,7 @@ from jobs.serializers import (
 from jobs.states import Kind
 from policies.views import SourceView
 from vaults.models import Vault
-from vaults.serializers import RecoveryPointSerializer
+from vaults.serializers import ConfirmationSerializer, RecoveryPointSerializer
 from vaults.views import RecoveryPointView, VaultView
 
 
@@ -191,3 +191,17 @@ class MaintainedVaultView(VaultView):
     def _duties(self, vault: Vault) -> Response:
         duties = vault.duties.select_related("vault", "last_job")
         return Response(DutySerializer(duties, many=True).data)
+
+
+class ClosableAccountView(AccountView):
+    """Accounts, their members and their audit trail."""
+
+    permissions: ClassVar = {**AccountView.permissions, "request_deletion": OWN}
+
+    @extend_schema(request=ConfirmationSerializer, responses={204: None})
+    @action(detail=True, methods=["post"], url_path="delete")
+    def request_deletion(self, request: Request, pk: str) -> Response:
+        """Delete an account that has no vaults; 409 `account_in_use`, or `account_locked` with the date (B6)."""
+        wanted = self.checked(ConfirmationSerializer)
+        closing.delete_account(self.get_object(), actor=actor_of(request), now=timezone.now(), **wanted)
+        return Response(status=status.HTTP_204_NO_CONTENT)

@@ -169,7 +169,7 @@ class RotatedSerializer(serializers.Serializer[Any]):
 
 
 class ConfirmationSerializer(serializers.Serializer[Any]):
-    confirmation = serializers.CharField(max_length=64, help_text="The vault's name, typed")
+    confirmation = serializers.CharField(max_length=64, help_text="Its name, typed")
 
 
 class ImmutabilityRequestSerializer(ConfirmationSerializer):

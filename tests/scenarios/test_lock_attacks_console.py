@@ -180,6 +180,9 @@ def test_the_api_refuses_with_the_date(scene):
     assert scene.api.delete(scene.url("vaults", scene.vault)).status_code == 405
     assert scene.api.delete(scene.url("recovery-points", scene.point)).status_code == 405
     assert scene.api.delete(scene.url("accounts", scene.vault.account)).status_code == 405
+    answer = scene.api.post(scene.url("accounts", scene.vault.account, "delete"), {"confirmation": "acme"})
+    assert (answer.status_code, error_code(answer)) == (409, "account_locked")
+    assert answer.json()["context"]["locked_until"].startswith(day)
     staff = client_of(User.objects.get(username="root"))
     answer = staff.delete(f"/api/v1/regions/{scene.vault.region.name}/")
     assert (answer.status_code, error_code(answer)) == (409, "region_in_use")
