@@ -14,7 +14,7 @@ from greenlet import getcurrent, greenlet
 from engine.errors import EngineError
 from engine.storage import Memory
 from engine.storage.port import Bytes, Refusal, Stored
-from tests.support.vaults import Bench
+from tests.support.vaults import Bench, Clock
 
 
 class Killed(BaseException):
@@ -22,9 +22,12 @@ class Killed(BaseException):
 
 
 class Actor:
-    """One process: `act` gets a bench on the shared store. `result` or `error` tell how it ended, if it did."""
+    """One process: `act` gets a bench on the shared store. `result` or `error` tell how it ended, if it did.
 
-    def __init__(self, name: str, bench: Bench, act: Callable[[Bench], object]) -> None:
+    Its clock is wrong by `clock_days`.
+    """
+
+    def __init__(self, name: str, bench: Bench, act: Callable[[Bench], object], *, clock_days: int = 0) -> None:
         self.name = name
         self.result: object = None
         self.error: EngineError | None = None
@@ -33,6 +36,7 @@ class Actor:
         self._bench = copy.copy(bench)
         assert isinstance(bench.storage, Memory)
         self._bench.storage = _Turns(bench.storage, self)
+        self._bench.clock = Clock(bench.clock.time + dt.timedelta(days=clock_days))
         self._act = act
         self.greenlet = greenlet(self._run)
 

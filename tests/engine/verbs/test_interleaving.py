@@ -93,13 +93,15 @@ def play(start: Start, seed: int, *, kill_share: float = 0.01) -> str:
     """Run one order; return what was lost."""
     rng = random.Random(seed)
     bench = twin(start.bench)
+    clocks = rng.choice(((0,), (0, -3650, 3650)))
     actors = [
-        Actor(f"backup{n}", bench, partial(back_up, start.folders[n], f"s{n}")) for n in range(rng.choice((1, 2)))
+        Actor(f"backup{n}", bench, partial(back_up, start.folders[n], f"s{n}"), clock_days=rng.choice(clocks))
+        for n in range(rng.choice((1, 2)))
     ]
     backups = list(actors)
     for n in range(rng.choice((1, 2))):
         lease_s = rng.choice((0, 0, 7200))
-        actors.append(Actor(f"prune{n}", bench, partial(prune_twice, lease_s)))
+        actors.append(Actor(f"prune{n}", bench, partial(prune_twice, lease_s), clock_days=rng.choice(clocks)))
     if rng.random() < 0.5:
         actors.append(Actor("expire", bench, lambda own: expire(own, "doomed", start.doomed)))
     interleave(actors, rng, kill_share=kill_share if rng.random() < 0.5 else 0.0)
@@ -121,7 +123,7 @@ def as_stored(folder: Path) -> dict[bytes, bytes]:
 @pytest.mark.invariant(1, 2, 3, 4, 5, 6, 7)
 @pytest.mark.parametrize("part", range(4))
 def test_no_order_of_the_calls_loses_anything(start: Start, part: int):
-    for seed in range(part * 1000, part * 1000 + 60):
+    for seed in range(part * 1000, part * 1000 + 50):
         assert play(start, seed) == "", f"seed {seed}"
 
 
@@ -138,8 +140,9 @@ BROKEN: dict[str, tuple[Any, str, Callable[..., Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.invariant(4)
 @pytest.mark.parametrize("name", BROKEN)
 def test_without_a_step_of_the_protocol_some_order_loses_data(start: Start, monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.setattr(*BROKEN[name])
-    assert any(play(start, seed) for seed in range(1500))
+    assert any(play(start, seed) for seed in range(2000))
