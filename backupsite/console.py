@@ -4,7 +4,7 @@ import datetime as dt
 import json
 from typing import Any
 
-from django.db.models import Count, Max, Q, Sum
+from django.db.models import Count, Max, Model, OuterRef, Q, Subquery, Sum
 from django.db.models.functions import TruncDate
 from django.http import HttpRequest
 from django.urls import reverse
@@ -16,7 +16,7 @@ from backupsite.celery import app
 from jobs.models import Job, Worker
 from jobs.states import JobState, Kind
 from policies.models import Plan, PlanState, Source
-from vaults.models import RecoveryPoint, Vault
+from vaults.models import RecoveryPoint, Vault, VaultState
 
 CHART = {
     "maintainAspectRatio": False,
@@ -24,6 +24,9 @@ CHART = {
 }
 DAYS = 14
 JOBS_SHOWN = 10
+COVERED = 0.95
+GOOD = (JobState.COMPLETE, JobState.PARTIAL_COMPLETE)
+LINK = '<a class="font-medium text-primary-600 dark:text-primary-500" href="{}">{}</a>'
 BADGES = {
     JobState.COMPLETE: "bg-green-100 text-green-800 dark:bg-green-500/20 dark:text-green-400",
     JobState.PARTIAL_COMPLETE: "bg-orange-100 text-orange-800 dark:bg-orange-500/20 dark:text-orange-400",
@@ -92,7 +95,11 @@ def _cards(now: dt.datetime) -> list[dict[str, str]]:
             "value": f"{protected} of {Source.objects.count()}",
             "note": "with an active plan",
         },
-        {"title": "Recovery points", "value": f"{points['count']:,}", "note": f"vaults: {Vault.objects.count()}"},
+        {
+            "title": "Recovery points",
+            "value": f"{points['count']:,}",
+            "note": f"vaults: {Vault.objects.present().count()}",
+        },
         {"title": "Stored", "value": human_bytes(stored), "note": ratio},
         {"title": "Failed or missed", "value": str(bad), "note": "in the last seven days", "bad": "1" if bad else ""},
     ]
@@ -101,7 +108,7 @@ def _cards(now: dt.datetime) -> list[dict[str, str]]:
 def _chart(now: dt.datetime) -> str:
     days = [(now - dt.timedelta(days=back)).date() for back in range(DAYS - 1, -1, -1)]
     since = dt.datetime.combine(days[0], dt.time(), dt.UTC)
-    good = Q(state__in=(JobState.COMPLETE, JobState.PARTIAL_COMPLETE))
+    good = Q(state__in=GOOD)
     bad = Q(state__in=(JobState.FAILED, JobState.MISSED))
     rows = (
         Job.objects.filter(kind=Kind.BACKUP, created_at__gte=since)
@@ -135,11 +142,7 @@ def _jobs() -> dict[str, Any]:
         link = reverse("admin:jobs_job_change", args=[job.pk])
         rows.append(
             [
-                format_html(
-                    '<a class="font-medium text-primary-600 dark:text-primary-500" href="{}">{}</a>',
-                    link,
-                    job.get_kind_display(),
-                ),
+                format_html(LINK, link, job.get_kind_display()),
                 format_html(
                     PILL,
                     BADGES.get(JobState(job.state), BADGE),
@@ -162,16 +165,47 @@ def _sources(now: dt.datetime) -> dict[str, Any]:
         last = newest.get(source.series)
         rows.append(
             [
-                format_html(
-                    '<a class="font-medium text-primary-600 dark:text-primary-500" href="{}">{}</a>',
-                    reverse("admin:policies_source_change", args=[source.pk]),
-                    source.name,
-                ),
+                _link(source, "policies_source"),
                 f"{timesince(last, now, depth=1)} ago" if last else "never",
                 "active" if source.active else "no active plan",
             ]
         )
     return {"headers": ["Source", "Last point", "Plan"], "rows": rows}
+
+
+def _of_vault(kind: Kind, field: str) -> Subquery:
+    """Return a field of the last job of a kind that came to its end in the vault."""
+    ended = Job.objects.filter(vault=OuterRef("pk"), kind=kind, state__in=(*GOOD, JobState.FAILED))
+    return Subquery(ended.values(field)[:1])
+
+
+def _attention(now: dt.datetime) -> dict[str, Any]:
+    """Return what somebody should look at, vault by vault: damage and failed audits first."""
+    found: list[tuple[int, Vault, str]] = []
+    vaults = Vault.objects.present().annotate(
+        damaged=_of_vault(Kind.VERIFY, "problems_count"), audit=_of_vault(Kind.AUDIT, "state")
+    )
+    for vault in vaults:
+        damaged = int(getattr(vault, "damaged", 0) or 0)
+        if damaged:
+            found.append((0, vault, f"{damaged} damaged object{'s' if damaged != 1 else ''}"))
+        if getattr(vault, "audit", "") == JobState.FAILED:
+            found.append((0, vault, "the last lock audit failed"))
+        share = vault.coverage_share
+        if share is not None and share < COVERED and vault.created_at < now - dt.timedelta(days=30):
+            found.append((1, vault, f"only {int(share * 100)} % was read within 30 days"))
+        if vault.state == VaultState.DELETING:
+            until = f"; locks keep the rest until {vault.deletable_at:%Y-%m-%d}" if vault.deletable_at else ""
+            found.append((2, vault, f"is being deleted{until}"))
+        elif not vault.recovery_proven_at:
+            found.append((3, vault, "nobody has proven that the recovery key is at hand"))
+    found.sort(key=lambda one: (one[0], one[1].name))
+    rows = [[_link(vault, "vaults_vault"), text] for _, vault, text in found[:JOBS_SHOWN]]
+    return {"headers": ["Vault", "What"], "rows": rows}
+
+
+def _link(row: Model, model: str) -> str:
+    return format_html(LINK, reverse(f"admin:{model}_change", args=[row.pk]), str(row))
 
 
 def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
@@ -181,6 +215,7 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     context.update(
         title="Overview",
         cards=_cards(now), chart=_chart(now), jobs=_jobs(), sources=_sources(now), workers=alive,
+        attention=_attention(now),
         chart_options=json.dumps(CHART),
     )  # fmt: skip
     return context

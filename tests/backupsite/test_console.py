@@ -1,5 +1,7 @@
 """The console shows everything, changes only through services, and tells refusals instead of breaking."""
 
+from pathlib import Path
+
 import pytest
 from django.contrib import admin
 from django.test import Client
@@ -13,6 +15,7 @@ from policies.models import Plan, PlanState, Policy, Source
 from tests.support.console import page, press
 from tests.support.control import Clock, Site, make_site
 from tests.support.people import T0, make_point
+from vaults import deletion, recovery
 from vaults.models import RecoveryPoint, Vault
 
 pytestmark = pytest.mark.django_db
@@ -49,6 +52,24 @@ def test_the_overview_shows_sources_jobs_and_stored_bytes(site, console):
     text = console.get("/admin/").content.decode()
     for shown in ("Protected sources", "1 of 1", "Last jobs", "acme-web", "No worker is running"):
         assert shown in text
+
+
+def test_the_overview_names_vaults_that_need_somebody(site, console):
+    assert "nobody has proven that the recovery key is at hand" in console.get("/admin/").content.decode()
+    recovery.prove(site.vault, [site.recovery_key], actor=SERVICE, now=T0)
+    assert "Needs attention" not in console.get("/admin/").content.decode()
+    clock = Clock()
+    local.do(services.request_backup(site.plan, actor=SERVICE, now=clock()), clock=clock)
+    pack = next(path for path in (Path(site.region.url) / site.vault.prefix / "packs").rglob("*") if path.is_file())
+    pack.unlink()
+    local.do(services.request_verify(site.vault, level="inventory", actor=SERVICE, now=clock()), clock=clock)
+    Vault.objects.update(coverage_total=100, coverage_read=60, coverage_at=T0)
+    text = console.get("/admin/").content.decode()
+    for shown in ("1 damaged object", "only 60 % was read within 30 days"):
+        assert shown in text
+    site.plan.delete()
+    deletion.request(site.vault, confirmation="vault", actor=SERVICE, now=T0)
+    assert "is being deleted" in console.get("/admin/").content.decode()
 
 
 def test_the_login_page_is_for_everybody_and_the_rest_for_staff(site):
