@@ -20,8 +20,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from engine.rotation import rotate
 from engine.storage import Directory
+from tests.support.compaction import compacted, end_point, noise
 from tests.support.locking import locked
-from tests.support.vaults import Bench, on_disk, write_files
+from tests.support.vaults import Bench, on_disk, pruned, write_files
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -94,7 +95,7 @@ class Reader:
         assert hashlib.sha256(data).hexdigest() == self.control(f"{point}/commit")["root_sha256"]
         assert (data[:4], number(data[4:8])) == (b"BSRT", 1)
         end = 16 + 44 * number(data[8:12])
-        packs = []
+        packs, sizes = [], {}
         for at in range(16, end, 44):
             name, alias, kind = (
                 data[at : at + 32].hex(),
@@ -102,14 +103,35 @@ class Reader:
                 number(data[at + 36 : at + 40]),
             )
             path = self.folder / ("packs", "meta")[kind] / name[:2] / (name + (f".{alias}" if alias else ""))
-            assert path.stat().st_size == number(data[at + 40 : at + 44])
+            sizes[path] = number(data[at + 40 : at + 44])
             packs.append(path)
+        places = self.moved(point)
+        assert all(path.stat().st_size == size for path, size in sizes.items() if path.name not in places)
         record = data[end:]
         assert (record[:4], record[4], record[5]) == (b"BSRC", 1, 2)
         context = f"{point}/root".encode() + hashlib.sha256(data[:end]).digest()
         key = self.object_key(record[8:12], record[12:44], record[44:60], "record 2")
         frame = key.decrypt(bytes(12), record[60:], record[:60] + context)
         return packs, msgspec.msgpack.decode(zstandard.decompress(frame))
+
+    def moved(self, point: str) -> dict[str, list[Path]]:
+        """Return what stands for which packs of a point, by name."""
+        places: dict[str, list[Path]] = {}
+        for folder in sorted((self.folder / "moves").glob("*"), reverse=True):
+            move = (folder / "move").read_bytes()
+            named = self.control(f"moves/{folder.name}/move")
+            commit = self.control(f"moves/{folder.name}/commit")
+            assert commit["move_sha256"] == hashlib.sha256(move).hexdigest()
+            if point.removeprefix("points/") in named["points"]:
+                for old, new in named["packs"].items():
+                    places[old] = [self.folder / ("packs", "meta")[k] / name[:2] / name for name, k, _ in new]
+        return places
+
+    def needed(self, pack: Path, places: dict[str, list[Path]]) -> list[Path]:
+        """Return what the point needs in the place of one pack."""
+        if pack.name not in places:
+            return [pack]
+        return [one for new in places[pack.name] for one in self.needed(new, places)]
 
     def read_footer(self, pack: Path) -> None:
         data = pack.read_bytes()
@@ -141,8 +163,9 @@ class Reader:
     def files(self, point: str) -> Iterator[tuple[bytes, bytes]]:
         """Yield (path, content) of every file of a point."""
         packs, body = self.body(point)
+        places = self.moved(point)
         for _, count, groups, needed, *_ in body["blocks"]:
-            for pack in {packs[i] for i in needed} - self.tables.keys():
+            for pack in {one for i in needed for one in self.needed(packs[i], places)} - self.tables.keys():
                 self.read_footer(pack)
             names, _, volatile, extents = (
                 b"".join(self.chunk(group[at : at + 32]) for at in range(0, len(group), 32)) for group in groups
@@ -200,6 +223,25 @@ def test_the_reader_reads_what_is_written_today(tmp_path: Path):
     cut = len(os.fsencode(folder))
     found = {path[cut:]: content for path, content in reader.files(reader.newest())}
     assert found == on_disk(folder)
+
+
+def test_the_reader_reads_what_compactions_moved_and_moved_on(tmp_path: Path):
+    (tmp_path / "vault").mkdir()
+    bench, home = Bench(Directory(tmp_path / "vault")), tmp_path / "home"
+    files = {f"f{n}": noise(n, 20_000) for n in range(12)}
+    first = bench.back_up(write_files(tmp_path / "all", files), series="all")
+    other = bench.back_up(write_files(tmp_path / "other", {f"f{n}": noise(n, 20_000) for n in range(4, 7)}), series="o")
+    kept = bench.back_up(write_files(home, {f"f{n}": noise(n, 20_000) for n in range(3)}))
+    for ended in (first, other):
+        end_point(bench, ended.series, ended.point)
+        assert compacted(bench).packs_moved > 0
+    assert pruned(bench).packs_deleted >= 2
+    bench.ring.save(tmp_path / "keys")
+    reader = Reader(tmp_path / "vault", tmp_path / "keys")
+    (chain,) = [new for new in reader.moved(f"points/home/{kept.point}").values() if not new[0].exists()]
+    assert reader.moved(f"points/home/{kept.point}")[chain[0].name]
+    cut = len(os.fsencode(home))
+    assert {path[cut:]: content for path, content in reader.files(reader.newest())} == on_disk(home)
 
 
 def test_the_reader_finds_the_locks_that_the_page_describes(tmp_path: Path):
