@@ -102,21 +102,17 @@ class Keys:
             raise FormatError(f"the vault's keys have format {key_set.format}, this program knows {FORMAT}")
         for wrap in wraps_for(key_set, provider):
             try:
-                return cls.unwrap([key_set], wrap, provider)
+                return cls.joined([key_set], unwrap_root(key_set.vault_id, wrap, provider))
             except WrongKey:
                 continue
         raise WrongKey(f"the {provider.name} key does not open this vault")
 
     @classmethod
-    def unwrap(cls, key_sets: Sequence[KeySet], wrap: Wrap, provider: KeyProvider) -> "Keys":
-        """Open by one wrap of these sets of one vault; what was not made with its root is left out.
+    def joined(cls, key_sets: Sequence[KeySet], root: bytes) -> "Keys":
+        """Return what sets of one vault hold together; what was not made with this root is left out.
 
-        Raises WrongKey, and IntegrityError when nothing is left.
+        Raises IntegrityError when nothing is left.
         """
-        vault_id = key_sets[0].vault_id
-        root = provider.unwrap(wrap.wrapped, context=_context(vault_id))
-        if len(root) != _KEY_BYTES:
-            raise WrongKey(f"the {provider.name} key does not open this vault")
         data_keys: dict[int, bytes] = {}
         problem = IntegrityError("the vault has no data key")
         for key_set in key_sets:
@@ -126,7 +122,7 @@ class Keys:
                 problem = error
         if not data_keys:
             raise problem
-        return cls(vault_id, root, data_keys)
+        return cls(key_sets[0].vault_id, root, data_keys)
 
     def seal(
         self,
@@ -239,6 +235,14 @@ def wraps_for(key_set: KeySet, provider: KeyProvider) -> list[Wrap]:
     """Return the wraps that the provider may open, the likeliest first."""
     found = [wrap for wrap in key_set.wraps if wrap.provider == provider.name]
     return sorted(found, key=lambda wrap: wrap.key_id != provider.key_id)
+
+
+def unwrap_root(vault_id: bytes, wrap: Wrap, provider: KeyProvider) -> bytes:
+    """Return the root under one wrap. Raises WrongKey, and what the provider raises."""
+    root = provider.unwrap(wrap.wrapped, context=_context(vault_id))
+    if len(root) != _KEY_BYTES:
+        raise WrongKey(f"the {provider.name} key does not open this vault")
+    return root
 
 
 def _context(vault_id: bytes) -> bytes:

@@ -53,7 +53,7 @@ class Rotated(msgspec.Struct, frozen=True):
 
 def state(vault: Vault) -> State:
     """Return which keys are in force."""
-    found = look(vault.storage, vault.info.vault_id).found
+    found = look(vault.storage, vault.info.vault_id)
     return _state(vault.keys, found)
 
 
@@ -106,14 +106,14 @@ def rotate(
     vault.know("write")
     storage, holding = vault.storage, [provider, *add]
     # Only what was read here, and holds genuine data keys, is replaced: those are all in the new set.
-    before = [one for one in look(storage, vault.info.vault_id).found if vault.keys.learn(one.key_set)]
+    before = [one for one in look(storage, vault.info.vault_id) if vault.keys.learn(one.key_set)]
     data, revoked = _plan(vault.keys, before, holding, revoke, new_data_key=new_data_key)
     key_set = msgspec.json.decode(data, type=KeySet)
     key = f"{KEYS}{key_set.generation}/{digest_name(data)}"
     put_once(storage, key, data, locked_until=_locked_until(storage, before, now))
     _prove(vault, key, data, holding)
     removed, remaining = _remove(storage, [one.key for one in before])
-    after = [one for one in look(storage, vault.info.vault_id).found if vault.keys.learn(one.key_set)]
+    after = [one for one in look(storage, vault.info.vault_id) if vault.keys.learn(one.key_set)]
     return Rotated(key_set.generation, key, _state(vault.keys, after), revoked, removed, remaining)
 
 
@@ -158,7 +158,7 @@ def _prove(vault: Vault, key: str, data: bytes, holding: Sequence[KeyProvider]) 
 
     When another rotation has replaced it already, what is there instead has to open with every key at hand.
     """
-    found = look(vault.storage, vault.info.vault_id).found
+    found = look(vault.storage, vault.info.vault_id)
     own = next((one for one in found if one.key == key), None)
     if own is None and bytes.fromhex(digest_name(data)) in in_force(vault.keys, found).replaced:
         for provider in holding:

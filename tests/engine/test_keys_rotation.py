@@ -30,6 +30,7 @@ from engine.rotation import Holder, Rotated, opens, prove, replace_recovery_key,
 from engine.storage import Memory, Storage
 from engine.storage.faulty import Fault, Faulty, Mode
 from engine.vault import INFO_KEY, Vault
+from tests.support.locking import LockingBench
 from tests.support.vaults import START, Bench, Clock, contents, on_disk, replace, write_files
 
 YEAR = dt.timedelta(days=365)
@@ -135,6 +136,30 @@ def test_a_revoked_key_is_refused_while_a_lock_still_keeps_its_key_set(tmp_path:
     rotated(bench)
     assert len(key_sets(storage)) == 2, "the set in force is locked for another year, the first one is gone"
     assert not opens(storage, old)
+
+
+def test_what_locks_keep_of_many_rotations_is_neither_read_nor_asked_for(tmp_path: Path):
+    bench = LockingBench()
+    extend_base(bench.open(), until=START + YEAR)
+    for _ in range(20):
+        rotated(bench, new_data_key=True)
+    assert len(key_sets(bench.storage)) == 21
+
+    class Counted(Keyring):
+        """Counts what a key service would be asked."""
+
+        asked = 0
+
+        def unwrap(self, wrapped: bytes, *, context: bytes) -> bytes:
+            self.asked += 1
+            return super().unwrap(wrapped, context=context)
+
+    storage, provider = Faulty(bench.storage), Counted(list(vars(bench.ring)["_keys"].values()))
+    keys = Vault.open(storage, provider=provider).keys
+    assert keys.epochs == list(range(1, 22))
+    assert (storage.count("get", KEYS), provider.asked) == (1, 1)
+    assert len(needed(storage, keys)) == 1
+    assert storage.count("get", KEYS) == 2
 
 
 def test_the_recovery_key_is_replaced(bench: Bench, tmp_path: Path):
