@@ -401,3 +401,12 @@ class CompactOptions(Opening):
     mib_max: Annotated[int, Option(min=0, help="Read at most about so many MiB. 0: a tenth of the vault.")] = 0
     dry_run: Annotated[bool, Option("--dry-run", help="Tell what would be rewritten and freed; do nothing.")] = False
     workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None
+
+
+@dataclass(kw_only=True)
+class EraseOptions(Opening):
+    """Delete a whole vault, keys and all. Nothing goes while a lock protects a point."""
+
+    vault_id: Annotated[str, Option(metavar="ID", help="The id of the vault that is meant; told without it.")] = ""
+    dry_run: Annotated[bool, Option("--dry-run", help="Say what would go, and delete nothing.")] = False
+    workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None

@@ -41,6 +41,7 @@ _COMMANDS: dict[str, tuple[type[Any], str]] = {
     "release": (options.ReleaseOptions, "hold"),
     "holds": (options.HoldsOptions, "hold"),
     "compact": (options.CompactOptions, "compact"),
+    "erase": (options.EraseOptions, "erase"),
 }
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
