@@ -12,7 +12,8 @@ from accounts import secrets
 from accounts.models import Account, ChainHead, Event, Link, Member, Role, User
 from accounts.services import SERVICE, Actor
 from engine import system as store
-from jobs import exporting, local, maintenance, removal, services, system
+from engine.progress import Silent
+from jobs import disaster, exporting, local, maintenance, removal, services, system
 from jobs.models import Job, SystemExport
 from jobs.services import Selection
 from jobs.states import JobState, Kind
@@ -293,3 +294,28 @@ def test_a_bucket_that_was_copied_elsewhere_is_reached_there(site, clock, tmp_pa
     (tmp_path / "store").rename(tmp_path / "moved")
     call_command("rebuild_from_bucket", "--url", str(tmp_path / "moved"), stdout=io.StringIO())
     assert Region.objects.get().url == str(tmp_path / "moved")
+
+
+def test_points_that_come_or_go_while_a_check_looks_are_no_differences(protected, clock):
+    exported = export(protected, clock)
+    opened = repositories.open_vault(protected.vault)
+    read = disaster.recover(
+        repositories.location(protected.region, prefix=protected.vault.prefix),
+        [repositories.keyring()],
+        progress=Silent(),
+        clock=clock,
+    )
+    found = store.Found("system/x", exported, [])
+
+    def compared() -> list[str]:
+        return disaster.compare(protected.vault, opened, read.outcome.rows, found, now=clock())
+
+    assert compared() == []
+    back_up(protected, clock)
+    assert compared() == [], "a point came"
+    going = RecoveryPoint.objects.filter(held_at=None).earliest("completed_at")
+    job = removal.delete_point(going, confirmation=going.source_name, actor=SERVICE, now=clock())
+    assert local.do(job, clock=clock).state == JobState.COMPLETE
+    assert compared() == [], "a point went"
+    RecoveryPoint.objects.filter(held_at__isnull=False).delete()
+    assert any("is not in the database" in text for text in compared())
