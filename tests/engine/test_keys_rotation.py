@@ -160,6 +160,9 @@ def test_what_locks_keep_of_many_rotations_is_neither_read_nor_asked_for(tmp_pat
     assert (storage.count("get", KEYS), provider.asked) == (1, 1)
     assert len(needed(storage, keys)) == 1
     assert storage.count("get", KEYS) == 2
+    stranger = Counted([os.urandom(32)])
+    assert not opens(bench.storage, stranger)
+    assert stranger.asked == 21, "once for each wrap, in however many sets it stands"
 
 
 def test_the_recovery_key_is_replaced(bench: Bench, tmp_path: Path):
