@@ -97,6 +97,7 @@ class Chooser:
         """
         limit = bytes_max or max(self.choice.bytes // 10, BYTES_LEAST)
         chosen = self._within(self._unlocked(self._candidates(dead_share)), limit)
+        progress.total(bytes=sum(candidate.share.live_bytes for candidate in chosen))
         place = {name: number for number, name in enumerate(self._shares)}
         for kind in (DATA, META):
             group: list[_Candidate] = []

@@ -112,7 +112,8 @@ class Marks:
 
     def _mark(self, ids: bytes, packs: set[str]) -> bool:
         """Mark every row of these packs that has one of the ids; say whether each id has one."""
-        wide = np.unique(np.frombuffer(ids, ">u8").reshape(-1, 2).astype(np.uint64), axis=0)
+        wide = np.frombuffer(ids, ">u8").reshape(-1, 2).astype(np.uint64)
+        wide = wide[np.argsort(wide[:, 0])]  # a search in order is several times as fast
         high, low = np.ascontiguousarray(wide[:, 0]), np.ascontiguousarray(wide[:, 1])
         within = np.zeros(len(self._numbers) + 1, bool)
         within[[self._numbers[name] for name in packs if name in self._numbers]] = True
