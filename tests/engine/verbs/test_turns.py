@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.ids import digest_name
+from engine.ids import digest_name, new_ulid
 from engine.keys import Keys
 from engine.ledger import PREFIX as LEDGER
 from engine.ledger import Ledger, Reading
+from engine.progress import Silent
 from engine.storage import Memory
+from engine.verbs import verify
 from engine.verbs.turns import choose
 from tests.support.vaults import START, Bench, flip, verified, write_files
 
@@ -183,6 +185,20 @@ def test_points_whose_listing_is_damaged_or_that_were_not_looked_at_are_not_call
     flip(bench, next(s.key for s in bench.storage.scan("meta/") if s.key not in before), 200)
     assert verified(bench, "structure").state == "failed"
     assert list(Ledger.load(bench.storage, bench.open().keys).structured) == [f"home/{first}"]
+
+
+def test_blocks_that_expired_before_they_were_checked_make_no_point_verified(bench: Bench, tmp_path: Path):
+    """Two points share every block, so that only the first one's are planned."""
+    folder = write_files(tmp_path / "home", {"a": b"a"})
+    first = bench.back_up(folder).point
+    bench.back_up(folder)
+    job = verify.VerifyJob(session=new_ulid(bench.clock()), level="structure", started_at=bench.clock())
+    vault, worker, silent = bench.open(), bench.open(), Silent()
+    units = list(verify.plan(vault, job, silent, now=bench.clock()))
+    bench.storage.delete([f"points/home/{first}/{part}" for part in ("commit", "root")])
+    results = [verify.work(worker, job, unit, silent) for unit in units]
+    assert verify.finish(vault, job, results, silent, clock=bench.clock).blocks == 0
+    assert Ledger.load(bench.storage, bench.open().keys).structured == {}
 
 
 @pytest.mark.parametrize("options", [{"days": 30}, {"bytes_max": 1}])
