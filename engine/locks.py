@@ -35,7 +35,7 @@ SKEW_MAX_S = 3600.0
 CHECKED_SHARE = 0.01
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _GENERATION = dt.timedelta(days=GENERATION_DAYS)
-_DIGITS = 6
+_DIGITS = 5  # of a generation's number: with more there is no date
 _THREADS = 8
 _NOTE_PACKS = 100_000
 A = TypeVar("A")
@@ -181,48 +181,67 @@ def short_of(storage: Storage, keys: Sequence[str], until: dt.datetime) -> list[
     return [key for key, end in zip(keys, ends, strict=True) if end is None or end < until]
 
 
-def note_locked(vault: Locking, ends: Mapping[str, dt.datetime]) -> None:
-    """Note in the ledger which packs are locked until when."""
+def note_locked(vault: Locking, ends: Mapping[str, dt.datetime]) -> list[str]:
+    """Note in the ledger which packs are locked until when; return the keys of the notes."""
+    written = []
     by_generation: dict[int, list[str]] = {}
     for name, end in ends.items():
         by_generation.setdefault(generation_of(end) - 1, []).append(name)
     for number, names in by_generation.items():
+        names.sort()
         for at in range(0, len(names), _NOTE_PACKS):
-            note = Locked(sorted(names[at : at + _NOTE_PACKS]))
+            note = Locked(names[at : at + _NOTE_PACKS])
             key = f"{PREFIX}{number}/{digest_name(msgspec.json.encode(note))}"
             put_note(vault.storage, vault.keys, key, note)
+            written.append(key)
+    return written
 
 
 class Ledger:
     """Until when packs are locked, as far as the notes say: at least that long, perhaps longer.
 
     A note can't be forged, and a pack that is named stays locked; what a note can't tell is whether somebody hid the
-    pack, which audits find. `ended` are the notes of generations that are over.
+    pack, which audits find. `notes` are the readable ones of each generation, `ended` those of generations that are
+    over.
     """
 
     def __init__(self) -> None:
         self.until: dict[str, dt.datetime] = {}
+        self.notes: dict[int, dict[str, list[str]]] = {}
         self.ended: list[str] = []
 
     @classmethod
     def load(cls, storage: Storage, keys: Keys, *, since: dt.datetime) -> "Ledger":
         """Read the notes of generations that end at `since` or later; a damaged note says nothing."""
         ledger = cls()
+        wanted: list[tuple[int, str]] = []
         for stored in storage.scan(PREFIX):
             number = stored.key.split("/")[1]
             if not number.isdecimal() or len(number) > _DIGITS:
                 continue
-            end = generation_end(int(number))
-            if end < since:
+            if generation_end(int(number)) < since:
                 ledger.ended.append(stored.key)
-                continue
-            try:
-                note = read_note(storage, keys, stored.key, Locked)
-            except (NotFound, IntegrityError):
-                continue
-            for name in note.packs:
-                ledger.until[name] = max(end, ledger.until.get(name, end))
+            else:
+                wanted.append((int(number), stored.key))
+        found = in_threads(lambda one: _names(storage, keys, one[1]), wanted)
+        for (generation, key), names in zip(wanted, found, strict=True):
+            if names is not None:
+                ledger._add(generation, key, names)
         return ledger
+
+    def _add(self, number: int, key: str, names: list[str]) -> None:
+        self.notes.setdefault(number, {})[key] = names
+        end = generation_end(number)
+        for name in names:
+            self.until[name] = max(end, self.until.get(name, end))
+
+    def merge(self, vault: Locking) -> None:
+        """Put one note in the place of many that were loaded; a crash leaves too many."""
+        for number, notes in self.notes.items():
+            if len(notes) > 1:
+                ends = {name: generation_end(number) for names in notes.values() for name in names}
+                written = note_locked(vault, ends)
+                vault.storage.delete([key for key in notes if key not in written])
 
     def covers(self, name: str, until: dt.datetime) -> bool:
         """Say whether a pack is known to be locked at least until then."""
@@ -298,3 +317,10 @@ def _is_proven(storage: Storage, now: dt.datetime) -> bool:
     if found.retention != IMMUTABLE:
         raise LockUnsupported("; ".join(found.problems) or "object lock is off in this bucket")
     return True
+
+
+def _names(storage: Storage, keys: Keys, key: str) -> list[str] | None:
+    try:
+        return read_note(storage, keys, key, Locked).packs
+    except (NotFound, IntegrityError):
+        return None

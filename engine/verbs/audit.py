@@ -326,9 +326,11 @@ def _try_canary(vault: Vault, job: AuditJob, found: list[Finding], now: dt.datet
 
 
 def _clean(vault: Vault, now: dt.datetime) -> None:
-    """Delete canaries and notes of the ledger that are over; what is still locked stays."""
+    """Delete canaries and notes of the ledger that are over, merge the others; what is still locked stays."""
     canaries = [stored.key for stored in vault.storage.scan(CANARIES)]
-    vault.storage.delete(canaries + Ledger.load(vault.storage, vault.keys, since=now).ended)
+    ledger = Ledger.load(vault.storage, vault.keys, since=now)
+    vault.storage.delete(canaries + ledger.ended)
+    ledger.merge(vault)
 
 
 def _take(outcome: Outcome, summary: Summary) -> None:

@@ -257,9 +257,19 @@ def test_the_ledger_forgets_nothing_and_believes_no_forgery(vault: LockingBench)
     assert Ledger.load(vault.storage, opened.keys, since=until).until == {pack.name: until}
     assert Ledger.load(vault.storage, opened.keys, since=until + DAY).until == {}
     assert len(Ledger.load(vault.storage, opened.keys, since=until + DAY).ended) == 1
+    more = [msgspec.structs.replace(pack, name=f"{number:064x}") for number in range(5)]
+    for one in more:
+        vault.storage.put(pack_key(0, one.name), b"x")
+        extend(opened, [one], until=until)
+    before = Ledger.load(vault.storage, opened.keys, since=until)
+    before.merge(opened)
+    merged = Ledger.load(vault.storage, opened.keys, since=until)
+    assert merged.until == before.until == dict.fromkeys([pack.name, *(one.name for one in more)], until)
+    assert [len(notes) for notes in (*before.notes.values(), *merged.notes.values())] == [6, 1]
     later = generation_of(until) + 5
     vault.storage.put(f"{PREFIX}{later}/{'cd' * 32}", b'{"packs":["' + pack.name.encode() + b'"]}\n' + b"0" * 64)
-    vault.storage.put(f"{PREFIX}x", b"")
+    for strange in ("x", "999999/x", "99999/x", "1/x", "policy/x", "1"):
+        vault.storage.put(f"{PREFIX}{strange}", b"")
     assert not Ledger.load(vault.storage, opened.keys, since=until).covers(pack.name, until + DAY)
 
 
