@@ -38,8 +38,9 @@ def test_keys_rotate_the_first_seals_and_all_open(settings):
         unseal(sealed, context="x")
 
 
-def test_every_changed_character_is_noticed():
-    sealed = seal(VALUES, context="x")
+@pytest.mark.parametrize("extra", range(20))
+def test_every_changed_character_is_noticed(extra):
+    sealed = seal(VALUES | {"more": "x" * extra}, context="x")
     for place in range(len(sealed)):
         with pytest.raises(SecretUnreadable):
             unseal(sealed[:place] + ("A" if sealed[place] != "A" else "B") + sealed[place + 1 :], context="x")
