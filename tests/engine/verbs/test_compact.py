@@ -9,9 +9,11 @@ import pytest
 
 from engine.damage import note_damaged
 from engine.errors import EngineError, SessionFenced
+from engine.fetch import read_footer
 from engine.ids import digest_name, new_ulid
+from engine.index import encode_segment
 from engine.moves import Move, Moves, commit_move
-from engine.pack import DATA, pack_key
+from engine.pack import DATA, Sealed, pack_key
 from engine.point import Expired, point_key
 from engine.progress import Silent
 from engine.session import Names, fence, open_sessions, put_note
@@ -437,6 +439,22 @@ def test_a_broken_pack_is_not_given_up_for_copies_that_are_damaged_too(bench: Be
     outcome = compacted(bench)
     assert (outcome.state, [left.object for left in outcome.left]) == ("partial_complete", [key])
     assert outcome.packs_moved == 0
+
+
+def test_an_index_that_says_what_is_not_so_moves_nothing(bench: Bench, folder: Path):
+    first = backed_up(bench, write_files(folder, {"a": noise(1, 20_000)}))
+    other = backed_up(bench, write_files(folder.parent / "other", {"b": noise(2, 20_000)}), series="other")
+    vault = bench.open()
+    lost, whole = (
+        next(pack for pack in vault.root(vault.find(made.point)).needed if pack.kind == DATA) for made in (first, other)
+    )
+    table = read_footer(vault.storage, vault.keys, lost).table
+    (lie,) = encode_segment([Sealed(read_footer(vault.storage, vault.keys, whole).head, table)])
+    vault.index.add(lie)
+    bench.storage.delete([pack_key(lost.kind, lost.name)])
+    outcome = compacted(bench)
+    assert (outcome.state, outcome.packs_moved) == ("partial_complete", 0)
+    assert "does not hold all that the index says" in outcome.left[0].detail
 
 
 def test_a_fenced_compaction_moves_nothing(bench: Bench, folder: Path):
