@@ -16,6 +16,7 @@ from engine.storage import Memory
 from engine.storage.faulty import Mode
 from engine.verbs import verify
 from tests.engine.verbs.test_faults import FLAVOURS, broken_runs
+from tests.support.compaction import compacted
 from tests.support.runs import restored
 from tests.support.vaults import START, Bench, contents, flip, on_disk, pruned, rebuilt, replace, verified, write_files
 
@@ -94,6 +95,26 @@ def test_a_damaged_pack_is_stored_again_by_the_next_backup_without_a_deep_one(
     assert [f.object for f in outcome.findings] == [key]
     assert verified(filled, "content", points=(made.point,)).state == "complete"
     assert filled.back_up(folder).stats.bytes_new == 0
+
+
+@pytest.mark.invariant(29)
+@pytest.mark.parametrize("harm", [rot, cut, lose])
+def test_after_a_backup_that_still_had_the_data_a_compaction_makes_the_old_points_whole(
+    filled: Bench, folder: Path, harm: Callable[[Bench, str], None]
+):
+    before = {name: contents(filled.open(), name) for name in filled.open().points()}
+    key = first_data_pack(filled)
+    harm(filled, key)
+    verified(filled, "scrub")
+    filled.back_up(folder)
+    assert compacted(filled).state == "complete"
+    vault = filled.open()
+    assert {name: contents(vault, name) for name in before} == before
+    pruned(filled)
+    pruned(filled)
+    outcome = verified(filled, "content")
+    assert (outcome.state, outcome.findings, outcome.damaged) == ("complete", [], [])
+    assert key not in {stored.key for stored in filled.storage.scan("packs/")}
 
 
 @pytest.mark.parametrize("harm", [rot, cut, lose])
