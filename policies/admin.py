@@ -214,7 +214,7 @@ class PlanAdmin(RemovableAdmin):
 
     def save_model(self, request: HttpRequest, obj: Plan, form: Any, change: bool) -> None:
         if change:
-            obj.save(update_fields=["catch_up"])
+            services.change_plan(obj, actor=actor_of(request), now=timezone.now())
         else:
             services.create_plan(obj, actor=actor_of(request), now=timezone.now())
 

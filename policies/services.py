@@ -204,6 +204,14 @@ def create_plan(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
 
 
 @transaction.atomic
+def change_plan(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
+    """Store whether missed moments are made up for; what a plan binds never changes."""
+    plan.save(update_fields=["catch_up"])
+    record(actor, "plan.change", plan, account=plan.account, now=now, catch_up=plan.catch_up)
+    return plan
+
+
+@transaction.atomic
 def pause(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
     """Stop future runs; points stay, and expire as they would (C30). Raises PlanPaused.
 

@@ -130,6 +130,13 @@ def test_an_account_that_is_renamed_is_kept():
     assert Event.objects.filter(action="account.rename", object_name="apex", user_name="root").exists()
 
 
+def test_a_plan_that_is_changed_in_the_console_is_kept(site):
+    console = Client()
+    console.force_login(User.objects.create_superuser("root"))
+    console.post(reverse("admin:policies_plan_change", args=[site.plan.pk]), {"catch_up": "on"})
+    assert Event.objects.get(action="plan.change", user_name="root").detail == {"catch_up": True}
+
+
 @pytest.mark.parametrize(("role", "sees"), [(Role.OWNER, True), (Role.ADMIN, True), (Role.OPERATOR, False)])
 def test_the_trail_of_an_account_is_for_its_administrators(site, role, sees):
     person = join(site.account, "ann", role)

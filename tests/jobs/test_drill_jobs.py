@@ -7,13 +7,17 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from django.test import Client
+from django.urls import reverse
 
+from accounts.models import User
 from accounts.services import SERVICE
 from jobs import local, maintenance, scratch, services
 from jobs.models import Job
 from jobs.states import JobState, Kind, Trigger
 from policies.services import save_policy
 from tests.services import ROOT
+from tests.support.api import client_of
 from tests.support.control import TREE, Clock, Site, make_site
 
 pytestmark = pytest.mark.django_db
@@ -70,6 +74,28 @@ def test_a_drill_that_gets_other_data_fails_loudly(site, clock, settings, tmp_pa
     assert "came out of the vault otherwise" in job.error
     assert job.report["problems"][0]["path"].startswith("/")
     assert left(settings) == []
+
+
+def test_source_point_and_vault_tell_what_was_proven_in_api_and_console(site, clock):
+    job = drill(site, clock, percent=60)
+    assert job.point is not None
+    owner = client_of(site.owner)
+    for place in (f"sources/{site.source.pk}", f"recovery-points/{job.point.pk}"):
+        (told,) = owner.get(f"/api/v1/{place}/drills/").json()
+        assert (told["job"], told["state"], told["percent"], told["differences"]) == (str(job.pk), "complete", 60, 0)
+        assert told["bytes_per_s"] > 0
+        assert "restored and compared" in told["summary"]
+    console = Client()
+    console.force_login(User.objects.create_superuser("root"))
+    for page, row in (("policies_source", site.source), ("vaults_recoverypoint", job.point)):
+        text = console.get(reverse(f"admin:{page}_change", args=[row.pk])).content.decode()
+        assert "restored and compared" in text
+    check = maintenance.request(site.vault, Kind.DISASTER, {}, actor=SERVICE, now=clock())
+    local.do(check, clock=clock)
+    assert owner.get(f"/api/v1/vaults/{site.vault.pk}/condition/").json()["export"]["key"].startswith("system/")
+    text = console.get(reverse("admin:vaults_vault_change", args=[site.vault.pk])).content.decode()
+    assert "1 points rebuilt" in text
+    assert "Its rows were written into the bucket" in text
 
 
 def test_a_policy_makes_drills_due(site, clock):
