@@ -8,12 +8,12 @@ from accounts.models import Event
 from accounts.services import SERVICE
 from engine.point import point_key
 from jobs import local, maintenance, removal, services
-from jobs.models import Job
+from jobs.models import Duty, Job
 from jobs.states import JobState, Kind
 from policies import services as policy_services
 from policies.models import Policy
 from policies.retention import warnings_on_disable
-from tests.support.people import make_plan, make_source, online
+from tests.support.people import make_plan, make_policy, make_source, online
 from tests.support.story import DAY, MINUTE, Story
 from vaults import repositories
 from vaults.models import ConfirmationWrong, RecoveryPoint
@@ -106,6 +106,9 @@ class TestSwitchingKeepAtLeastOneOff:
     @pytest.mark.rule("C34")
     @pytest.mark.rule("C35")
     def test_an_expired_last_point_survives_at_first_and_is_gone_within_the_hour(self, old):
+        # No expiry is due for long: the end of the grace alone must start one.
+        maintenance.set_intervals(old.site.vault, {"expire": 300 * 86_400}, actor=SERVICE, now=old.now)
+        Duty.objects.filter(kind=Kind.EXPIRE).update(due_at=old.now + 300 * DAY)
         old.change_policy(keep_at_least_one=False)
         old.expire()
         assert len(old.in_vault()) == 1
@@ -150,16 +153,13 @@ def test_the_date_on_a_points_page_follows_the_rules(story):
     assert story.rows()[0].expires_at is None
 
 
-def test_points_that_policies_of_two_time_zones_keep_all_stay(story):
+@pytest.mark.parametrize(("days", "days_in_tokyo"), [(1, 100), (100, 1)])
+def test_points_that_policies_of_two_time_zones_keep_all_stay(story, days, days_in_tokyo):
     for _ in range(3):
         story.backup()
         story.pass_days(1)
-    story.change_policy(retention_days=1)
-    other = Policy.objects.get(pk=story.site.policy.pk)
-    other.pk, other.name, other.time_zone, other.retention_days = None, "longer", "Asia/Tokyo", 100
-    other._state.adding = True
-    other.id = Policy._meta.get_field("id").get_default()
-    policy_services.save_policy(other, actor=SERVICE, now=story.now)
+    story.change_policy(retention_days=days)
+    other = make_policy(story.site.account, "other", time_zone="Asia/Tokyo", retention_days=days_in_tokyo)
     make_plan(story.site.source, other, story.site.vault)
     story.pass_days(3)
     assert len(story.rows()) == 3
