@@ -102,19 +102,19 @@ def sha_name(key: str) -> str:
 def read_points(
     vault: Vault, names: Sequence[PointName], progress: Progress
 ) -> Iterator[tuple[PointName, Root | Finding]]:
-    """Yield each point that is still there with its root, or with what is wrong; some are read ahead by threads.
+    """Yield each point that is still there with its root, or with what is wrong; threads read some at once.
 
     Raises FormatError. Memory: 32 roots.
     """
     with contextlib.suppress(IntegrityError):  # no root can be believed then, and each will say so
         _ = vault.moves  # read once, before the threads ask for it
-    with ThreadPoolExecutor(_READERS, "roots") as readers:
-        for at in range(0, len(names), 4 * _READERS):
-            part = names[at : at + 4 * _READERS]
-            for name, found in zip(part, readers.map(lambda name: _read_point(vault, name), part), strict=True):
-                progress.check()
-                if found is not None:
-                    yield name, found
+    for at in range(0, len(names), 4 * _READERS):
+        progress.check()
+        part = names[at : at + 4 * _READERS]
+        with ThreadPoolExecutor(_READERS, "roots") as readers:
+            roots = list(readers.map(lambda name: _read_point(vault, name), part))
+        # No thread is left while others do what they want with these: a pool may fork now.
+        yield from ((name, root) for name, root in zip(part, roots, strict=True) if root is not None)
 
 
 def _read_point(vault: Vault, name: PointName) -> Root | Finding | None:
