@@ -185,6 +185,7 @@ def adopt(vault: Vault, opened: EngineVault, points: Sequence[Row], *, now: dt.d
     """Store the rows of a vault's points and tell which are held; return how many there are."""
     for row in points:
         catalogue.register(vault, row, now=now)
+    catalogue.note_policy(vault, opened.lock_policy)
     catalogue.mark_held(vault, {held.name: held.hold for held in holds(opened)}, now=now)
     return len(points)
 

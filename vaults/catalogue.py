@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import msgspec
 from django.db import transaction
 
+from engine.locks import LockPolicy
 from engine.point import Body
 from engine.vault import PointName
 from engine.verbs.hold import Hold, holds
@@ -66,6 +67,7 @@ def rebuild(vault: Vault, *, now: dt.datetime) -> Rebuilt:
     A damaged point keeps the row it has.
     """
     opened = repositories.open_vault(vault)
+    note_policy(vault, opened.lock_policy)
     known = {PointName(*key): pk for *key, pk in vault.points.values_list("series", "point_id", "pk")}
     result = Rebuilt(0, 0, 0, [])
     seen = set()
@@ -82,6 +84,15 @@ def rebuild(vault: Vault, *, now: dt.datetime) -> Rebuilt:
         result.points_gone = RecoveryPoint.objects.filter(pk__in=gone).delete()[0]
         mark_held(vault, {held.name: held.hold for held in holds(opened)}, now=now)
     return result
+
+
+def note_policy(vault: Vault, policy: LockPolicy | None) -> None:
+    """Let the row say that the vault is immutable, and for how long, when the vault itself says so or says more."""
+    if policy is None or (vault.immutable_since and vault.lock_days >= policy.days):
+        return
+    vault.immutable_since = vault.immutable_since or policy.since
+    vault.lock_days = policy.days
+    vault.save(update_fields=["immutable_since", "lock_days"])
 
 
 def mark_held(vault: Vault, held: dict[PointName, Hold | None], *, now: dt.datetime) -> None:

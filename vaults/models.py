@@ -180,7 +180,8 @@ class Vault(models.Model):
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Store the row. Raises ImmutabilityFixed for the end of immutability (B6), KeyFixed for another key (E33)."""
-        kept = None if self._state.adding else Vault.objects.filter(pk=self.pk).first()
+        stored = Vault.objects.using(kwargs.get("using") or self._state.db)
+        kept = None if self._state.adding else stored.filter(pk=self.pk).first()
         eased = kept and (self.immutable_since != kept.immutable_since or self.lock_days < kept.lock_days)
         if kept and kept.immutable_since and eased:
             raise ImmutabilityFixed(f"{self} is immutable: that can neither be turned off nor shortened.")

@@ -13,7 +13,7 @@ from jobs.maintenance import complete_duties
 from jobs.models import Duty
 from tests.support.control import make_site
 from tests.support.people import T0
-from vaults import repositories, services
+from vaults import catalogue, repositories, services
 from vaults.models import ConfirmationWrong, ImmutabilityFixed, Vault, VaultState
 
 pytestmark = [pytest.mark.django_db, pytest.mark.rule("B6")]
@@ -91,3 +91,11 @@ def test_nobody_shortens_it_through_the_other_services(vault):
     vault.lock_days = 1
     with pytest.raises(ImmutabilityFixed):
         services.change_vault(vault, actor=SERVICE, now=T0 + dt.timedelta(days=1))
+
+
+def test_a_row_that_forgot_is_told_by_the_vault_when_its_catalogue_is_rebuilt(vault):
+    enable(repositories.open_vault(vault), days=45, now=T0)
+    catalogue.rebuild(vault, now=T0)
+    vault.refresh_from_db()
+    assert (vault.immutable_since, vault.lock_days) == (T0, 45)
+    catalogue.rebuild(vault, now=T0)

@@ -29,6 +29,6 @@ class Command(BaseCommand):
             PeriodicTask.objects.update_or_create(
                 name=task, defaults={"task": task, "interval": interval, "expire_seconds": settings.SWEEP_S * 4}
             )
-        maintenance.complete_duties(Vault.objects.iterator(), now=timezone.now())
+        maintenance.complete_duties(Vault.objects.present().iterator(), now=timezone.now())
         if options["verbosity"]:
             self.stdout.write(f"{len(SWEEPS)} sweeps every {settings.SWEEP_S} s")

@@ -17,7 +17,7 @@ class Command(BaseCommand):
         parser.add_argument("name", nargs="*", help="Names of vaults; all of them unless told")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        vaults = Vault.objects.select_related("region")
+        vaults = Vault.objects.present().select_related("region")
         if options["name"]:
             vaults = vaults.filter(name__in=options["name"])
             unknown = set(options["name"]) - set(vaults.values_list("name", flat=True))
