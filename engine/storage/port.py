@@ -77,7 +77,7 @@ class Historic(Protocol):
     """A storage that may keep versions."""
 
     def history(self) -> History | None:
-        """Return the view of versions, None where an overwrite leaves nothing below."""
+        """Return the view of versions, None where an overwrite leaves nothing below. Raises Forbidden."""
         ...
 
 

@@ -91,7 +91,7 @@ class Retrying:
 
     def history(self) -> "RetryingHistory | None":
         """Return the view of versions, retried alike."""
-        history = history_of(self.inner)
+        history = self._call(lambda: history_of(self.inner))
         return RetryingHistory(history, self._call) if history else None
 
     def _begin(self, prefix: str, after: str) -> tuple[Stored | None, Iterator[Stored]]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from engine.storage.location import Location
 
 _CONNECTIONS = 16
+_NO_VERSIONS = ("NotImplemented", "MethodNotAllowed")
 _NO_LOCKING = ("InvalidRequest", "ObjectLockConfigurationNotFoundError", "NotImplemented", "MethodNotAllowed")
 
 
@@ -49,6 +50,7 @@ class S3Storage:
         self._timeout = urllib3.Timeout(connect=connect_s, read=read_s)
         self._mutex = threading.Lock()
         self._made: tuple[int, Minio] | None = None
+        self._is_versioned = False
         self._versions = S3Versions(self._client, self._bucket, self._prefix)
 
     def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None) -> None:
@@ -151,9 +153,18 @@ class S3Storage:
         """
         return self._versions.attack(key, earlier=_whole_seconds(earlier))
 
-    def history(self) -> S3Versions:
-        """Return the view of versions."""
-        return self._versions
+    def history(self) -> S3Versions | None:
+        """Return the view of versions, None for a bucket that never kept any, or a store that knows of none."""
+        if not self._is_versioned:
+            with translated(self._bucket):
+                try:
+                    status = self._client().get_bucket_versioning(self._bucket).status
+                except S3Error as error:
+                    if error.code not in _NO_VERSIONS:
+                        raise
+                    return None
+            self._is_versioned = status in ("Enabled", "Suspended")  # there is no way back from these
+        return self._versions if self._is_versioned else None
 
     def _client(self) -> Minio:
         with self._mutex:

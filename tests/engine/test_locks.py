@@ -141,6 +141,12 @@ def test_hidden_covered_and_deleted_policies_still_count(vault: LockingBench) ->
         assert policy.days == 30
 
 
+def test_who_may_not_list_versions_reads_the_policy_that_stands_on_top(vault: LockingBench) -> None:
+    policy = locked(vault, 30)
+    plan = [Fault(1, Mode.BEFORE, verb=verb, times=0, error=Forbidden) for verb in ("versions", "get_version")]
+    assert through(vault, Faulty(vault.storage, plan)).open().lock_policy == policy
+
+
 def test_forged_and_senseless_policies_count_for_nothing(vault: LockingBench) -> None:
     keys = vault.open().keys
     vault.storage.put(f"{POLICIES}a", b'{"days":10,"since":"2030-01-01T00:00:00Z"}\n' + b"0" * 64)

@@ -6,7 +6,6 @@ from engine.ids import new_ulid
 from engine.locks import LockPolicy, enable
 from engine.progress import Silent
 from engine.storage import Memory, Storage
-from engine.storage.faulty import Faulty
 from engine.verbs import audit, uncover
 from tests.support.vaults import START, Bench, travelled
 
@@ -30,10 +29,8 @@ def locked(bench: Bench, days: int = 30) -> LockPolicy:
     return enable(bench.open(), days=days, now=bench.clock())
 
 
-def audited(bench: Bench, storage: Storage | None = None) -> audit.Outcome:
+def audited(bench: Bench) -> audit.Outcome:
     """Audit a bench's vault as a fresh process would."""
-    if storage is not None:
-        bench = _through(bench, storage)
     found = tuple(uncover.entrance(bench.storage, bench.ring))
     job = audit.AuditJob(session=new_ulid(bench.clock()), started_at=bench.clock(), entrance=found)
     planner, worker, silent = bench.open(), bench.open(), Silent()
@@ -44,12 +41,8 @@ def audited(bench: Bench, storage: Storage | None = None) -> audit.Outcome:
     return travelled(audit.finish(planner, job, results, silent, clock=bench.clock))
 
 
-def through(bench: Bench, faulty: Faulty) -> Bench:
-    """Return the same bench as it looks through a storage that fails."""
-    return _through(bench, faulty)
-
-
-def _through(bench: Bench, storage: Storage) -> Bench:
+def through(bench: Bench, storage: Storage) -> Bench:
+    """Return the same bench as it looks through another storage."""
     other = object.__new__(Bench)
     other.__dict__.update(bench.__dict__, storage=storage)
     return other

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 from minio import Minio
+from minio.versioningconfig import VersioningConfig
 
-from engine.errors import NotFound, Unavailable
+from engine.errors import Forbidden, NotFound, Unavailable
 from engine.storage import Directory, Memory, Retrying, Storage
 from engine.storage.faulty import Fault, Faulty, Mode
 from engine.storage.memory import MemoryHistory
 from engine.storage.port import History, StoredVersion, history_of
 from engine.storage.s3 import S3Storage
 from tests.engine.storage.conftest import LOCKING, SERVED, Case, admin, location, new_bucket
+from tests.engine.storage.test_s3 import answering, at, http
 from tests.services import S3
 
 VERSIONED = [name for name in LOCKING if "directory" not in str(name)]
@@ -109,6 +111,29 @@ def test_a_locked_version_is_refused_and_the_one_over_it_goes(case: Case) -> Non
 def test_stores_without_versions_have_no_history(tmp_path: Path) -> None:
     for store in (Directory(tmp_path), Memory(), Retrying(Memory()), Faulty(Memory())):
         assert history_of(store) is None
+
+
+@SERVED
+@servers
+def test_a_bucket_has_a_history_from_the_moment_that_it_keeps_versions(
+    server: str, request: pytest.FixtureRequest
+) -> None:
+    service: S3 = request.getfixturevalue(server)
+    bucket = new_bucket(service)
+    store = Retrying(S3Storage(location(service, bucket)))
+    store.put("a", b"unversioned")
+    assert history_of(store) is None
+    for status in ("Enabled", "Suspended"):
+        admin(service).set_bucket_versioning(bucket, VersioningConfig(status))
+        assert bodies(S3Storage(location(service, bucket)), "a") == {b"unversioned"}
+        assert bodies(store, "a") == {b"unversioned"}
+
+
+def test_a_store_without_versions_of_its_own_is_none() -> None:
+    with answering(http(501, "NotImplemented")) as port:
+        assert history_of(at(f"http://127.0.0.1:{port}")) is None
+    with answering(http(403, "AccessDenied")) as port, pytest.raises(Forbidden):
+        history_of(at(f"http://127.0.0.1:{port}"))
 
 
 def test_a_list_of_versions_goes_on_after_an_error_in_its_middle() -> None:
