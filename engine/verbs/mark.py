@@ -72,13 +72,14 @@ class Marks:
             total = np.bincount(column["pack"], column["length"], count)
             alive = np.bincount(column["pack"][live], column["length"][live], count)
             for head, whole, part in zip(segment.heads, total.tolist(), alive.tolist(), strict=True):
-                if head.name in self.packs and head.name not in shares:  # every segment lists all chunks of a pack
-                    shares[head.name] = Share(self.packs[head.name], int(whole), int(part))
+                if head.name in self.packs:  # several segments may list a pack, each all of it
+                    seen = shares.get(head.name, Share(self.packs[head.name], 0, 0))
+                    shares[head.name] = Share(seen.pack, max(seen.total, int(whole)), max(seen.live, int(part)))
         return shares
 
     def live_ids(self, names: Collection[str]) -> dict[str, bytes]:
         """Return the short ids of the live chunks of some packs, joined, in ascending order."""
-        found: dict[str, bytes] = {}
+        found: dict[str, set[bytes]] = {name: set() for name in names}
         for segment, live in zip(self._segments, self._live, strict=True):
             wanted = [number for number, head in enumerate(segment.heads) if head.name in names]
             if not wanted:
@@ -86,8 +87,8 @@ class Marks:
             rows = np.flatnonzero(live & np.isin(segment.columns["pack"], wanted))
             packs = segment.columns["pack"][rows]
             for number in wanted:
-                found.setdefault(segment.heads[number].name, _joined(segment, rows[packs == number]))
-        return found
+                found[segment.heads[number].name].update(_ids(segment, rows[packs == number]))
+        return {name: b"".join(sorted(ids)) for name, ids in found.items()}
 
     def add(self, name: PointName, root: Root, progress: Progress) -> None:
         """Mark what one point needs."""
@@ -157,8 +158,9 @@ def _own_ids(block: Block) -> list[bytes]:
     return [ident[:ID_BYTES] for group in piece_ids(block) for ident in group]
 
 
-def _joined(segment: Segment, rows: np.ndarray) -> bytes:
-    return np.stack([segment.columns["high"][rows], segment.columns["low"][rows]], axis=1).astype(">u8").tobytes()
+def _ids(segment: Segment, rows: np.ndarray) -> list[bytes]:
+    joined = np.stack([segment.columns["high"][rows], segment.columns["low"][rows]], axis=1).astype(">u8").tobytes()
+    return [joined[at : at + ID_BYTES] for at in range(0, len(joined), ID_BYTES)]
 
 
 def _mark_rows(segment: Segment, live: np.ndarray, inside: np.ndarray, high: np.ndarray, low: np.ndarray) -> np.ndarray:
