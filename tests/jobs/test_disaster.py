@@ -13,7 +13,7 @@ from accounts.models import Account, ChainHead, Event, Link, Member, Role, User
 from accounts.services import SERVICE, Actor
 from engine import system as store
 from engine.progress import Silent
-from jobs import disaster, exporting, local, maintenance, removal, services, system
+from jobs import disaster, exporting, local, maintenance, removal, services, system, tasks
 from jobs.models import Job, SystemExport
 from jobs.services import Selection
 from jobs.states import JobState, Kind
@@ -195,6 +195,13 @@ def test_an_export_follows_a_change_after_minutes_and_otherwise_a_day(site, cloc
     assert exporting.sweep(now=clock(), rows_max=10) == 1
     clock.now += DAY
     assert exporting.sweep(now=clock(), rows_max=10) == 1
+
+
+def test_the_sweep_exports_and_links_what_stands_outside_the_trail(site):
+    assert Link.objects.count() == 0, "nothing is committed inside a test"
+    tasks.sweep_exports()
+    assert SystemExport.objects.get().key.startswith("system/")
+    assert Link.objects.count() == Event.objects.count() > 0
 
 
 def test_a_store_that_is_away_is_noted_and_tried_again(site, clock, tmp_path):
