@@ -1,10 +1,11 @@
 """What a verification leaves behind: notes of what was read, and of packs that are damaged (vault-format, Ledger)."""
 
+import contextlib
 import datetime as dt
 from typing import NamedTuple
 
 from engine.damage import clear_damaged, damaged_packs, note_damaged
-from engine.errors import IntegrityError
+from engine.errors import Forbidden, IntegrityError
 from engine.ledger import Coverage, Ledger, Reading, point_states
 from engine.vault import Vault
 from engine.verbs.findings import Finding, pack_name
@@ -58,7 +59,8 @@ def record(vault: Vault, found: Found, now: dt.datetime, *, notes_sight: bool, d
             points=[points[point] for point in sound if point in points],
         )
     )
-    ledger.tidy(objects=sizes, points=set(points.values()))
+    with contextlib.suppress(Forbidden):  # who may only add leaves the tidying to others
+        ledger.tidy(objects=sizes, points=set(points.values()))
     coverage = ledger.coverage(sizes, now, days=days) if found.is_all else None
     return Recorded(sorted(damaged_packs(storage)), healed, coverage)
 

@@ -3,18 +3,21 @@
 import datetime as dt
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.errors import Forbidden
 from engine.ids import digest_name, new_ulid
 from engine.keys import Keys
 from engine.ledger import PREFIX as LEDGER
 from engine.ledger import Ledger, Reading
 from engine.progress import Silent
 from engine.storage import Memory
+from engine.storage.port import Refusal
 from engine.verbs import verify
 from engine.verbs.turns import choose
 from tests.support.vaults import START, Bench, flip, verified, write_files
@@ -146,6 +149,18 @@ def test_a_limited_scrub_reads_what_waits_longest_and_says_how_much_is_covered(b
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
     assert set(Ledger.load(bench.storage, bench.open().keys).read_at) == set(names)
+
+
+def test_who_may_not_delete_still_verifies_and_notes(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    bench.back_up(write_files(tmp_path / "home", {"a": b"a"}))
+
+    def forbidden(self: Memory, keys: Sequence[str]) -> list[Refusal]:
+        raise Forbidden("no deletes")
+
+    monkeypatch.setattr(Memory, "delete", forbidden)
+    for _ in range(2):
+        assert verified(bench, "scrub").state == "complete"
+    assert len(list(bench.storage.scan(LEDGER))) == 2
 
 
 def test_content_can_be_spread_too(bench: Bench, tmp_path: Path):
