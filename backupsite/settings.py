@@ -278,6 +278,8 @@ MAINTENANCE_EVERY_S = {
 }
 # After how many seconds a prune that waits for running sessions goes on.
 MAINTENANCE_AGAIN_S = env.int("BACKUPSITE_MAINTENANCE_AGAIN_S", default=300)
+# For how many days the jobs of recurring maintenance that ended well are kept; what failed stays.
+ROUTINE_KEPT_DAYS = env.int("BACKUPSITE_ROUTINE_KEPT_DAYS", default=90)
 # In how many days the recurring verification reads every byte of a vault once.
 SCRUB_DAYS = env.int("BACKUPSITE_SCRUB_DAYS", default=30)
 # After how many seconds "keep at least one" ends once it was switched off; below an hour with the expiry that follows.

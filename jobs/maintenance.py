@@ -10,13 +10,13 @@ from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, models, transaction
 
 from accounts.refusals import Refused
 from accounts.services import Actor, record
 from jobs import services
 from jobs.models import Duty, Job
-from jobs.states import RECURRING, Kind, Trigger
+from jobs.states import RECURRING, JobState, Kind, Trigger
 from policies import schedule
 from policies.models import Plan, Source
 from policies.services import end_keep_one, next_drill_at
@@ -172,6 +172,18 @@ def wait_for(vault: Vault, kind: str, sessions: list[str], *, now: dt.datetime) 
     if sessions:
         changes["due_at"] = now + dt.timedelta(seconds=settings.MAINTENANCE_AGAIN_S)
     Duty.objects.filter(vault=vault, kind=kind).update(**changes)
+
+
+def forget_old(*, now: dt.datetime, rows_max: int) -> int:
+    """Delete the rows of routine maintenance that ended well long ago, all but the last of each duty; return how many.
+
+    An installation with a thousand vaults makes a million of them a month. What failed stays.
+    """
+    before = now - dt.timedelta(days=settings.ROUTINE_KEPT_DAYS)
+    routine = Job.objects.filter(state=JobState.COMPLETE, trigger=Trigger.SCHEDULED, plan=None, ended_at__lt=before)
+    last = Duty.objects.filter(last_job=models.OuterRef("pk"))
+    old = routine.filter(~models.Exists(last), kind__in=RECURRING, cleaned=True).order_by("ended_at")
+    return Job.objects.filter(pk__in=list(old.values_list("pk", flat=True)[:rows_max])).delete()[1].get("jobs.Job", 0)
 
 
 def hasten(vaults: Any, kind: str, *, now: dt.datetime) -> None:

@@ -100,6 +100,11 @@ class Job(models.Model):
             models.Index(fields=["account", "-created_at"], name="job_by_account"),
             models.Index(fields=["state"], condition=models.Q(state__in=ACTIVE), name="job_active"),
             models.Index(fields=["cleaned", "state"], condition=models.Q(cleaned=False), name="job_uncleaned"),
+            models.Index(
+                fields=["ended_at"],
+                condition=models.Q(state=JobState.COMPLETE, trigger=Trigger.SCHEDULED, plan=None),
+                name="job_of_routine",
+            ),
         ]
 
     def __str__(self) -> str:

@@ -78,6 +78,7 @@ def sweep_ended_jobs() -> None:
     waiting for it would hold up the others.
     """
     presence.forget_old(now=timezone.now())
+    maintenance.forget_old(now=timezone.now(), rows_max=SWEEP_ROWS_MAX)
     scratch.sweep()
     away: set[object] = set()
     for job in Job.objects.filter(cleaned=False, state__in=ENDED).select_related("vault__region")[:SWEEP_ROWS_MAX]:

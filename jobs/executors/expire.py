@@ -35,10 +35,15 @@ def _prepare(job: Job, now: dt.datetime) -> ExpireJob:
     }
     if named := _named(job):
         return ExpireJob(points=named, reason=wanted.get("reason", ""), held=_in_use(job.vault), **fixed)
-    if "points" in wanted or "erase" in wanted:
+    if _is_named(job):
         return ExpireJob(**fixed)  # what was named is gone already
     rules, held = _rules(job.vault, now)
     return ExpireJob(rules=rules, default=Rules(), held=held, **fixed)
+
+
+def _is_named(job: Job) -> bool:
+    """Say whether the job is about what a person named, and not about rules."""
+    return "points" in job.settings or "erase" in job.settings
 
 
 def _named(job: Job) -> tuple[str, ...]:
@@ -94,6 +99,8 @@ def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dic
     if not outcome.dry_run:
         _forget(job.vault, {*outcome.expired, *outcome.deleted, *outcome.missing} - set(outcome.shown))
         _show(job.vault, vault, outcome.shown, now)
+        if job.started_at and not _is_named(job):
+            _forget_unseen(job.vault, outcome.decisions, before=job.started_at)
         _redate(job.vault, [one for one in outcome.decisions if one.keep])
     told = outcome.decisions if outcome.dry_run else [one for one in outcome.decisions if not one.keep]
     return {
@@ -139,6 +146,16 @@ def _forget(vault: VaultRow, names: set[str]) -> None:
         for series, points in by_series.items():
             for at in range(0, len(points), BATCH):
                 vault.points.filter(series=series, point_id__in=points[at : at + BATCH]).delete()
+
+
+def _forget_unseen(vault: VaultRow, decisions: list[Decision], *, before: dt.datetime) -> None:
+    """Take out rows of points that the vault does not show: the command line expires them without telling anybody.
+
+    `before` is when the job began: what was registered since may have been committed after the vault was listed.
+    """
+    seen = {(one.series, one.point) for one in decisions}
+    rows = vault.points.filter(created_at__lt=before).values_list("series", "point_id")
+    _forget(vault, {f"{series}/{point}" for series, point in rows if (series, point) not in seen})
 
 
 def _show(row: VaultRow, vault: Vault, names: Iterable[str], now: dt.datetime) -> None:

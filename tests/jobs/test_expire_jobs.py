@@ -1,6 +1,7 @@
 """Expiry in a whole control plane, by a simulated clock: what goes, what stays, who is asked, what is told."""
 
 import datetime as dt
+import shutil
 
 import pytest
 
@@ -215,6 +216,15 @@ def test_a_dry_run_tells_of_each_point_why_and_takes_nothing(story):
     assert "1 day since completion were over" in job.report["decisions"][0]["text"]
     assert "more than a fifth" in job.report["objections"][0]
     assert len(story.rows()) == len(story.in_vault()) == 5
+
+
+def test_a_point_that_the_command_line_expired_leaves_the_catalogue_with_the_next_expiry(story, tmp_path):
+    first, second = story.backup(), story.backup()
+    shutil.rmtree(tmp_path / "store" / story.site.vault.prefix / "points" / first.series / first.point_id)
+    story.expire(points=[f"{second.series}/nothing"])
+    assert len(story.rows()) == 2
+    story.expire()
+    assert story.rows() == [second]
 
 
 class TestReaders:

@@ -205,6 +205,23 @@ def test_a_prune_that_waits_is_due_again_within_minutes_until_it_waits_no_more(v
     assert (row.waiting, row.due_at) == ([], following)
 
 
+def test_routine_that_ended_well_is_forgotten_after_a_while_but_for_the_last_and_what_failed(vault, settings):
+    row = duty(vault)
+    jobs = []
+    for state in (JobState.COMPLETE, JobState.FAILED, JobState.COMPLETE, JobState.COMPLETE):
+        jobs.append(maintenance.request_due(row, now=moment(row)))
+        row.refresh_from_db()
+        Job.objects.active().update(state=state, ended_at=T0, cleaned=True)
+    by_hand = maintenance.request(vault, Kind.PRUNE, {}, actor=SERVICE, now=T0)
+    Job.objects.active().update(state=JobState.COMPLETE, ended_at=T0, cleaned=True)
+    Duty.objects.update(last_job=jobs[3])
+    late = T0 + dt.timedelta(days=settings.ROUTINE_KEPT_DAYS)
+    assert maintenance.forget_old(now=late, rows_max=10) == 0
+    assert maintenance.forget_old(now=late + HOUR, rows_max=1) == 1
+    assert maintenance.forget_old(now=late + HOUR, rows_max=10) == 1
+    assert set(Job.objects.all()) == {jobs[1], jobs[3], by_hand}
+
+
 class TestByHand:
     def test_one_job_of_a_kind_at_a_time_and_the_refusal_names_it(self, vault):
         job = maintenance.request(vault, Kind.PRUNE, {"dry_run": True}, actor=SERVICE, now=T0)
