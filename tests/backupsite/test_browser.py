@@ -56,12 +56,16 @@ def page(site, live_server, chromium) -> Iterator[Page]:
     assert wrong == []
 
 
-def test_a_person_logs_in_looks_around_and_starts_a_backup(page):
+def log_in(page: Page) -> None:
     page.goto("/admin/")
     page.fill("#id_username", "root")
     page.fill("#id_password", PASSWORD)
     page.click("button[type=submit]")
     page.wait_for_selector("text=Protected sources")
+
+
+def test_a_person_logs_in_looks_around_and_starts_a_backup(page):
+    log_in(page)
     assert page.locator("canvas.chart").count() == 1
     for link, title in (
         ("Jobs", "job"),
@@ -93,3 +97,34 @@ def test_a_person_logs_in_looks_around_and_starts_a_backup(page):
     page.wait_for_selector("text=The job is on its way.")
     page.goto("/api/v1/docs/")
     page.wait_for_selector("text=/api/v1/jobs/")
+
+
+def choose(page: Page, menu: str, item: str) -> None:
+    """Open a menu of the page's header and choose from it."""
+    page.locator("li > a.cursor-pointer", has_text=menu).locator("visible=true").first.click()
+    page.locator("nav a", has_text=item).locator("visible=true").first.click()
+
+
+@pytest.mark.rule("B6")
+def test_a_person_locks_a_vault_and_is_shown_a_new_recovery_key_once(page, site):
+    log_in(page)
+    page.goto(f"/admin/vaults/vault/{site.vault.pk}/change/")
+    choose(page, "Lock, delete", "Make immutable")
+    page.fill("#id_confirmation", "wrong name")
+    page.get_by_role("button", name="Lock it for good").click()
+    page.wait_for_selector("text=This is not the vault's name.")
+    page.fill("#id_confirmation", "vault")
+    page.get_by_role("button", name="Lock it for good").click()
+    page.wait_for_selector("text=Nobody can turn this off or shorten it")
+    choose(page, "Keys", "New recovery key")
+    page.get_by_role("button", name="Make it and show it").click()
+    page.wait_for_selector("text=Write this recovery key down now")
+    key = page.locator("#dialog code").inner_text()
+    assert key.startswith("BSRK-")
+    page.get_by_text("I have kept it").click()
+    page.wait_for_selector("text=Nobody has typed it since it was handed out")
+    assert key not in page.content()
+    choose(page, "Keys", "Prove recovery key")
+    page.fill("#id_typed", key)
+    page.get_by_role("button", name="Try it").click()
+    page.wait_for_selector("text=The recovery key opens the vault.")
