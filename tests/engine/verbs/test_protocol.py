@@ -92,6 +92,7 @@ def test_backup_restore_and_verify_delete_nothing_but_stale_notes_of_the_ledger(
         backed_up(bench, home)
         restored(bench, tmp_path / "back", same_name="overwrite")
         verified(bench, "content")
+        verified(bench, "scrub")
         (home / "a/one").write_bytes(b"changed")
     assert {call.verb for call in store.log} == {"put", "get", "scan", "delete"}
     assert {kind_of(call.key) for call in store.log if call.verb == "delete"} == {"verify"}
