@@ -22,8 +22,9 @@ from policies.services import pause, save_policy, save_source
 from tests.support.control import Clock, Site, make_site, read_tree, write_tree
 from tests.support.people import T0, join, make_account, make_plan, make_policy, online
 from tests.support.trail import guards_off
-from vaults import repositories
+from vaults import recovery, repositories
 from vaults.models import RecoveryPoint, Region, Vault
+from vaults.services import create_vault
 
 pytestmark = pytest.mark.django_db
 DAY = dt.timedelta(days=1)
@@ -265,6 +266,33 @@ def test_a_vault_that_no_key_opens_stays_closed_and_is_named(site, clock, settin
     settings.KEYRING_FILE = tmp_path / "new-service.key"
     with pytest.raises(CommandError, match="None of the keys opens"):
         rebuild(site, "--recovery-key", other.recovery_key)
+
+
+def test_vaults_of_two_accounts_in_one_region_come_back_one_after_the_other(site, clock, settings, tmp_path):
+    other = make_account("other")
+    join(other, "olaf")
+    second = Vault(account=other, region=site.region, name="theirs", recovery_threshold=2, recovery_shares=3)
+    key = create_vault(second, actor=SERVICE, now=clock())
+    shares = tmp_path / "shares"
+    shares.write_text("\n".join(recovery.shares_of(second, key)[:2]))
+    assert exporting.sweep(now=clock(), rows_max=10) == 2
+    expected = rows()
+    drop_everything()
+    settings.KEYRING_FILE = tmp_path / "new-service.key"
+    with pytest.raises(CommandError, match="could not be rebuilt"):
+        rebuild(site, "--recovery-key", site.recovery_key, "--resume")
+    assert list(Account.objects.values_list("name", flat=True)) == ["acme"]
+    assert rebuild(site, "--recovery-key-file", str(shares), "--resume")
+    assert rows() == expected
+
+
+def test_the_address_of_one_vault_does_as_well(site, clock):
+    export(site, clock)
+    expected = rows()
+    drop_everything()
+    place = f"{site.region.url}/{site.vault.prefix}"
+    call_command("rebuild_from_bucket", "--url", place, "--resume", stdout=io.StringIO())
+    assert rows() == expected
 
 
 def test_bad_keys_and_addresses_are_told(site, settings, tmp_path):

@@ -11,11 +11,12 @@ from django.utils import timezone
 from accounts.commands import ServiceCommand
 from engine.errors import BadKeyFile, EngineError
 from engine.keyproviders import shares
-from engine.keyproviders.keyring import Keyring, RecoveryKey
+from engine.keyproviders.keyring import RecoveryKey
 from engine.keyproviders.port import KeyProvider
 from engine.progress import Silent
 from engine.storage.location import Location
 from jobs import disaster
+from vaults import repositories
 
 
 class Command(ServiceCommand):
@@ -90,8 +91,8 @@ class Command(ServiceCommand):
         """Return the service's key, if there is one, and the given recovery keys."""
         found: list[KeyProvider] = []
         try:
-            if Path(settings.KEYRING_FILE).exists():
-                found.append(Keyring.load(Path(settings.KEYRING_FILE)))
+            if settings.KEYRING or Path(settings.KEYRING_FILE).exists():
+                found.append(repositories.keyring())
             found += [RecoveryKey.parse(text) for text in texts]
             found += [_recovery_key(path.read_text()) for path in files]
         except (BadKeyFile, UnicodeDecodeError) as error:
