@@ -10,6 +10,7 @@ from engine.moves import Move, MoveCommit, Moves, commit_move, move_key
 from engine.point import PackRef
 from engine.progress import Silent
 from engine.session import Names, Session, fence, put_note
+from engine.verbs.needs import look
 from engine.verbs.resolve import Resolved, resolve
 from tests.support.compaction import end_point
 from tests.support.hooks import Hooked
@@ -168,3 +169,14 @@ def test_a_committed_move_goes_with_the_last_of_its_points(prepared: Prepared):
     end_point(prepared.bench, *prepared.point)
     assert prepared.resolve().moves_dropped == 1
     assert list(prepared.bench.storage.scan("moves/")) == []
+
+
+def test_what_a_prepared_move_names_counts_as_needed_and_so_does_what_it_is_to_replace(prepared: Prepared):
+    """Its writer may commit after a prune has looked, or never."""
+    needs = look(prepared.bench.open(), Silent())
+    assert {prepared.old.name, prepared.new.name} <= needs.packs.keys()
+    assert prepared.new.name not in needs.required
+    prepared.commit()
+    needs = look(prepared.bench.open(), Silent())
+    assert prepared.new.name in needs.required
+    assert prepared.old.name not in needs.packs
