@@ -54,7 +54,7 @@ def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dic
             "seconds": round(seconds, 3),
             "waiting": outcome.waiting,
             "problems": [
-                {"path": text.partition(":")[0], "reason": "differs", "detail": text, "lost": True}
+                {"path": text.partition(":")[0], "reason": "differs", "detail": text.partition(": ")[2], "lost": True}
                 for text in problems[:PROBLEMS_SHOWN]
             ],
         },
@@ -62,8 +62,8 @@ def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dic
     if problems:
         fields["error_code"] = DIFFERENT
         fields["error"] = (
-            f"A rebuild from the bucket would not give what the database says: {len(problems)} differences, the first: "
-            f"{problems[0]}. The report lists them. Rebuild the vault's catalogue, or look why no export is written."
+            f"A rebuild from the bucket would not give what the database says. Differences: {len(problems)}; "
+            f"the first: {problems[0]}. The report lists them. Rebuild the vault's catalogue, or look why no export is written."
         )
     return fields
 

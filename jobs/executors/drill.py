@@ -63,7 +63,7 @@ def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dic
         "problems_count": outcome.differences_total,
         "report": {
             "percent": outcome.percent,
-            "seed": outcome.seed,
+            "seed": str(outcome.seed),  # a name, not a figure
             "entries": outcome.entries,
             "files": outcome.files,
             "bytes": outcome.bytes,
@@ -78,9 +78,9 @@ def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dic
     if outcome.differences_total:
         fields["error_code"] = FAILED
         fields["error"] = (
-            f"{outcome.differences_total} things came out of the vault otherwise than they went in, the first: "
-            f"{shown[0]['path']}: {shown[0]['detail']}. The report lists them. Verify the vault at level content, and "
-            "take a new backup of the source now."
+            "Something came out of the vault otherwise than it went in. "
+            f"Differences: {outcome.differences_total}; the first: {shown[0]['path']}: {shown[0]['detail']}. "
+            "The report lists them. Verify the vault at level content, and take a new backup of the source now."
         )
     return fields
 

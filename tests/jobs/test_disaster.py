@@ -240,7 +240,7 @@ def test_a_check_fails_and_lists_what_a_rebuild_would_make_otherwise(protected, 
     )  # fmt: skip
     job = check(protected, clock)
     assert (job.state, job.error_code) == (JobState.FAILED, "rebuild_differs")
-    told = [one["detail"] for one in job.report["problems"]]
+    told = [f"{one['path']}: {one['detail']}" for one in job.report["problems"]]
     assert any("bytes_total is 1" in text for text in told)
     assert any("gone/gone is missing" in text for text in told)
 
