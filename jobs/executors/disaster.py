@@ -63,7 +63,8 @@ def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dic
         fields["error_code"] = DIFFERENT
         fields["error"] = (
             f"A rebuild from the bucket would not give what the database says. Differences: {len(problems)}; "
-            f"the first: {problems[0]}. The report lists them. Rebuild the vault's catalogue, or look why no export is written."
+            f"the first: {problems[0]}. The report lists them. Rebuild the vault's catalogue, or look why no export "
+            "is written."
         )
     return fields
 
