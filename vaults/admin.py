@@ -210,9 +210,7 @@ class VaultAdmin(ServiceAdmin):
         shares = handed if vault.recovery_shares else ""
         if vault.recovery_proven_at:
             return f"Proven on {vault.recovery_proven_at:%Y-%m-%d}: somebody who has it typed it.{shares}"
-        text = (
-            f"Nobody has typed it since it was handed out: it may be lost. Keys, Prove recovery key tries it.{shares}"
-        )
+        text = f"Nobody has typed it since it was handed out, it may be lost. Try it: Keys, Prove recovery key.{shares}"
         return format_html('<span class="{} {}">Unproven</span> {}', PILL, WARNING, text)
 
     @display(description="Points", ordering="points_count")

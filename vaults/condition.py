@@ -79,6 +79,10 @@ def _parts(kind: str, report: dict[str, Any]) -> list[str]:
     if kind == "prune":
         waits = [f"waits for {len(report['waiting'])} sessions"] if report.get("waiting") else []
         return [f"{report.get('packs_deleted', 0):,} packs deleted, {_size(report, 'bytes_freed')} freed", *waits]
+    if kind == "audit":
+        proven = "a canary held" if report.get("is_proven") else report.get("level", "")
+        longer = f"{report.get('lengthened', 0):,} locks made longer"
+        return [f"{report.get('objects', 0):,} locks of {report.get('points', 0):,} points looked at", longer, proven]
     if kind == "expire":
         return [f"{report.get('expired', 0):,} points expired of {report.get('visible', 0):,}"]
     if kind == "disaster":

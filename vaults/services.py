@@ -8,11 +8,11 @@ from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 
 from accounts.refusals import Refused
-from accounts.services import Actor, record
+from accounts.services import SERVICE, Actor, record
 from engine import locks
 from engine.errors import EngineError, KeyError_, LockCannotLoosen, LockUnsupported
 from engine.keyproviders.spec import open_provider, round_trip
-from engine.storage.probe import probe
+from engine.storage.probe import APPLICATION_LEVEL, probe
 from vaults import repositories
 from vaults.models import ImmutabilityFixed, KeyProvider, Region, Vault, VaultState
 from vaults.recovery import check_shares
@@ -188,6 +188,17 @@ def change_vault(vault: Vault, *, actor: Actor, now: dt.datetime) -> Vault:
     vault.save(update_fields=["name", "description"])
     record(actor, "vault.change", vault, account=vault.account, now=now)
     return vault
+
+
+@transaction.atomic
+def lock_gave_way(vault: Vault, *, problems: list[str], now: dt.datetime) -> None:
+    """Call the vault's region immutable no more: an audit could break a lock there. A later probe decides anew."""
+    region = vault.region
+    known = list(region.capabilities.get("problems", []))
+    found = [problem for problem in problems if problem not in known]
+    region.capabilities = region.capabilities | {"retention": APPLICATION_LEVEL, "problems": [*known, *found]}
+    region.save(update_fields=["capabilities"])
+    record(SERVICE, "region.lock_gave_way", region, account=vault.account, now=now, problems=problems)
 
 
 def make_immutable(vault: Vault, *, days: int, confirmation: str, actor: Actor, now: dt.datetime) -> Vault:

@@ -12,7 +12,7 @@ from engine.verbs.audit import AuditJob, Outcome, Result, Unit
 from engine.verbs.uncover import entrance
 from jobs.executors.port import PROBLEMS_SHOWN, Clock, Executor
 from jobs.models import Job
-from vaults import repositories
+from vaults import repositories, services
 
 
 def _prepare(job: Job, now: dt.datetime) -> AuditJob:
@@ -32,6 +32,8 @@ def _finish(vault: Vault, order: AuditJob, results: Iterable[Result], progress: 
 def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dict[str, Any]:
     """A vault whose locks are not what they should be fails the job: somebody must look at it."""
     broken = [one for one in outcome.findings if not one.repaired]
+    if gave_way := [one.detail for one in outcome.findings if one.kind == "canary"]:
+        services.lock_gave_way(job.vault, problems=gave_way, now=now)
     fields: dict[str, Any] = {
         "state": outcome.state,
         "problems_count": len(outcome.findings),

@@ -9,8 +9,13 @@ from django.core.exceptions import ValidationError
 from accounts.models import Event
 from accounts.services import SERVICE
 from engine.locks import enable
+from engine.storage.probe import IMMUTABLE
+from engine.verbs.audit import Finding, Outcome
+from jobs import maintenance
+from jobs.executors import audit
 from jobs.maintenance import complete_duties
 from jobs.models import Duty
+from jobs.states import Kind
 from tests.support.control import make_site
 from tests.support.people import T0
 from vaults import catalogue, repositories, services
@@ -99,3 +104,20 @@ def test_a_row_that_forgot_is_told_by_the_vault_when_its_catalogue_is_rebuilt(va
     vault.refresh_from_db()
     assert (vault.immutable_since, vault.lock_days) == (T0, 45)
     catalogue.rebuild(vault, now=T0)
+
+
+def test_a_vault_is_called_immutable_no_more_when_an_audit_could_break_a_lock(vault):
+    vault.region.capabilities |= {"retention": IMMUTABLE}
+    vault.region.save()
+    job = maintenance.request(vault, Kind.AUDIT, {}, actor=SERVICE, now=T0)
+    level = "application-level retention"
+    outcome = Outcome("failed", 30, level, False, points=1, objects=9, lengthened=0, furthest=None, findings=[])
+    audit.EXECUTOR.conclude(job, repositories.open_vault(vault), outcome, T0)
+    assert Vault.objects.get().retention_label == IMMUTABLE
+    outcome.findings = [Finding(object="canary/x", kind="canary", detail="A locked object can be deleted")]
+    fields = audit.EXECUTOR.conclude(job, repositories.open_vault(vault), outcome, T0)
+    assert fields["error_code"] == "locks_broken"
+    told = Vault.objects.get()
+    assert told.retention_label == "application-level retention"
+    assert "A locked object can be deleted" in told.region.capabilities["problems"]
+    assert Event.objects.filter(action="region.lock_gave_way").count() == 1
