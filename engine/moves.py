@@ -47,9 +47,12 @@ def move_key(run: str, part: str) -> str:
 
 
 class Moves:
-    """All moves of a vault as one LIST showed them. Read them after the session opened."""
+    """All moves of a vault as one LIST showed them. Read them after the session opened.
 
-    def __init__(self, storage: Storage, keys: Keys) -> None:
+    Whoever only reads passes `strictly=False`: a damaged or forged move then counts for nothing, instead of raising.
+    """
+
+    def __init__(self, storage: Storage, keys: Keys, *, strictly: bool = True) -> None:
         states: dict[str, set[str]] = {}
         for stored in storage.scan(PREFIX):
             parts = stored.key.split("/")
@@ -64,6 +67,10 @@ class Moves:
                 move = _read(storage, keys, run, committed="commit" in found)
             except NotFound:
                 continue  # its last point expired, and a prune dropped it since the LIST
+            except IntegrityError:
+                if strictly:
+                    raise
+                continue
             (self.committed if "commit" in found else self.prepared).append(move)
         self._by_point: dict[str, list[Move]] = {}
         for move in self.committed:

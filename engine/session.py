@@ -20,6 +20,7 @@ PREFIX = "sessions/"
 PRUNE_PREFIX = "prune/"
 DAMAGED_PREFIX = "damaged/"
 LEASE_S = 7200
+READERS = ("restore", "verify", "drill", "replicate-out")
 T = TypeVar("T")
 _ENDED = {"closed", "fence"}
 _NAMING = ("condemned", "tombstones")
@@ -96,7 +97,7 @@ class Session:
             raise SessionFenced(f"session {name} is over")
         if "open" not in states:
             storage.put(key, keys.sign(key, msgspec.json.encode(Opened(name, verb, now, list(points)))))
-        session._read_forbidden()
+        session._read_forbidden(strictly=verb not in READERS)
         return session
 
     @classmethod
@@ -109,7 +110,7 @@ class Session:
         if not session._is_running():
             raise SessionFenced(f"session {name} is over")
         if forbidden is None:
-            session._read_forbidden()
+            session._read_forbidden_as_opened()
         else:
             session.forbidden = set(forbidden)
         return session
@@ -169,7 +170,7 @@ class Session:
         states = self._states()
         return "open" in states and not states & _ENDED
 
-    def _read_forbidden(self) -> None:
+    def _read_forbidden(self, *, strictly: bool) -> None:
         for prefix in (PRUNE_PREFIX, DAMAGED_PREFIX):
             for stored in self._storage.scan(prefix):
                 if prefix == PRUNE_PREFIX and stored.key.rpartition("/")[2] not in _NAMING:
@@ -180,9 +181,19 @@ class Session:
                     continue  # the prune ended between LIST and GET: what it deleted stands in its tombstones
                 except IntegrityError:
                     if prefix == PRUNE_PREFIX:
-                        raise
+                        if strictly:
+                            raise
+                        continue  # who only reads refers to nothing anew: a forgery must not stop a restore
                     # A forged note of damage costs room; refusing to back up would cost more.
                     self.forbidden.add(stored.key.removeprefix(DAMAGED_PREFIX))
+
+    def _read_forbidden_as_opened(self) -> None:
+        try:
+            self._read_forbidden(strictly=True)
+        except IntegrityError:
+            if read_note(self._storage, self._keys, self._key("open"), Opened).verb not in READERS:
+                raise
+            self._read_forbidden(strictly=False)
 
     def _key(self, part: str) -> str:
         return f"{PREFIX}{self.name}/{part}"

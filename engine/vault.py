@@ -32,13 +32,12 @@ from engine.moves import Moves
 from engine.pack import FOLDERS, pack_key
 from engine.point import PREFIX as POINTS
 from engine.point import Expired, PackRef, Root, decode_commit, decode_root, point_key
-from engine.session import Session, read_note
+from engine.session import READERS, Session, read_note
 from engine.storage.port import Storage
 
 INFO_KEY = "vault.json"
 MAGIC = "backupsite-vault"
 FORMAT = 1
-READERS = ("restore", "verify", "drill", "replicate-out")
 T = TypeVar("T")
 _UNREAD = LockPolicy(0, dt.datetime.fromtimestamp(0, dt.UTC))
 
@@ -87,6 +86,7 @@ class Vault:
         self.storage, self.keys, self.info = storage, keys, info
         self._cache = cache / info.vault_id if cache else None
         self._session: Session | None = None
+        self._writes = False
         self._last: tuple[PointName, Root] | None = None
         self._moves: Moves | None = None
         self._lock_policy: LockPolicy | None = _UNREAD
@@ -139,7 +139,7 @@ class Vault:
     def moves(self) -> Moves:
         """Return what compaction moved, as it was when the session was bound."""
         if self._moves is None:
-            self._moves = Moves(self.storage, self.keys)
+            self._moves = Moves(self.storage, self.keys, strictly=self._writes)
         return self._moves
 
     @property
@@ -161,6 +161,7 @@ class Vault:
         if verb not in READERS:
             self.know("write")
         shown = [f"{point.series}/{point.point}" for point in points]
+        self._writes = verb not in READERS
         return self._bind(Session.open(self.storage, self.keys, name=name, verb=verb, now=now, points=shown))
 
     def join_session(self, name: str, *, forbidden: set[str] | None = None) -> Session:

@@ -32,11 +32,12 @@ from engine.locks import (
     note_locked,
     read_policy,
 )
+from engine.moves import PREFIX as MOVES
 from engine.moves import move_key
 from engine.pack import pack_key
 from engine.point import Root, point_key
 from engine.progress import Progress
-from engine.session import Session
+from engine.session import PRUNE_PREFIX, Session
 from engine.storage.probe import APPLICATION_LEVEL, Attackable, canary
 from engine.vault import INFO_KEY, PointName, Vault
 from engine.verbs.findings import pack_name
@@ -63,7 +64,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
     `kind`: hidden (by a delete marker), covered (by a foreign version), short (its lock ended earlier than was promised
     when a point was made), gone, point (its root or commit is damaged), refused (the store does not lock it), policy
-    (missing or forged), canary (the store's lock gives way). `repaired`: it is right again.
+    (missing or forged), forged (a prune's or compaction's note that nobody with the keys wrote), canary (the store's
+    lock gives way). `repaired`: it is right again.
     """
 
     object: str
@@ -151,6 +153,8 @@ def plan(vault: Vault, job: AuditJob, progress: Progress, *, now: dt.datetime) -
     _look_at_points(vault, needs, found, progress)
     summary.points, summary.furthest = needs.points, needs.furthest
     found += _look_at_policies(vault, policy, needs, now)
+    for prefix in (PRUNE_PREFIX, MOVES):
+        found += _forged(vault, prefix, "forged", "backups are refused as long as it is there")
     yield Unit(0, found=found, summary=summary)
     due = needs.due(vault) if policy is not None else []
     progress.total(entries=len(due))
@@ -292,18 +296,24 @@ def _look_at_points(vault: Vault, needs: _Needs, found: list[Finding], progress:
 
 def _look_at_policies(vault: Vault, policy: LockPolicy | None, needs: _Needs, now: dt.datetime) -> list[Finding]:
     """Find forged policies, and a policy that is gone while something of the vault is still locked by it."""
-    found = []
-    for stored in vault.storage.scan(POLICIES):
-        try:
-            vault.keys.verify(stored.key, vault.storage.get(stored.key))
-        except IntegrityError:
-            detail = "it is forged or damaged, and counts for nothing"
-            found.append(Finding(object=stored.key, kind="policy", detail=detail))
+    found = _forged(vault, POLICIES, "policy", "it is forged or damaged, and counts for nothing")
     if policy is None:
         end = vault.storage.locked_until(INFO_KEY)
         if needs.promised is not None or (end is not None and end > now):
             detail = "the vault was locked and has no policy any more: new points are not locked; lock it again"
             found.append(Finding(object=POLICIES, kind="policy", detail=detail))
+    return found
+
+
+def _forged(vault: Vault, prefix: str, kind: str, detail: str) -> list[Finding]:
+    found = []
+    for stored in vault.storage.scan(prefix):
+        try:
+            vault.keys.verify(stored.key, vault.storage.get(stored.key))
+        except NotFound:
+            continue  # deleted since the LIST
+        except IntegrityError:
+            found.append(Finding(object=stored.key, kind=kind, detail=detail))
     return found
 
 

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from engine import system
-from engine.errors import Forbidden, StorageError, Unavailable, VaultMissing
+from engine.errors import Forbidden, IntegrityError, StorageError, Unavailable, VaultMissing
 from engine.ids import new_ulid
 from engine.locks import POLICIES, LockPolicy, lock_until
 from engine.moves import Move, commit_move, move_key
@@ -21,7 +21,7 @@ from engine.storage.port import Broken
 from engine.vault import PointName
 from engine.verbs import audit, uncover
 from tests.support.locking import LockingBench, audited, locked, through
-from tests.support.runs import backup_job, run_backup
+from tests.support.runs import backup_job, landed, restored, run_backup
 from tests.support.vaults import Bench, contents, on_disk, replace, verified, write_files
 
 DAY = dt.timedelta(days=1)
@@ -290,6 +290,24 @@ def test_a_forged_policy_is_found(vault: LockingBench) -> None:
     vault.storage.put(f"{POLICIES}forged", msgspec.json.encode(LockPolicy(9999, vault.clock())) + b"\n" + b"0" * 64)
     outcome = audited(vault)
     assert (outcome.days, kinds(outcome)) == (30, {("policy", False)})
+
+
+@pytest.mark.rule("B6")
+@pytest.mark.parametrize("key", ["prune/x/condemned", "prune/x/tombstones", "moves/x/move"])
+def test_a_forged_note_that_nobody_can_delete_stops_no_restore_and_is_told(
+    vault: LockingBench, folder: Path, tmp_path: Path, key: str
+) -> None:
+    locked(vault, 30)
+    backed_up(vault, folder)
+    vault.storage.put(key, b"forged", locked_until=vault.clock.time + 10_000 * DAY)
+    target = tmp_path / "target"
+    target.mkdir()
+    assert restored(vault, target).state == "complete"
+    assert on_disk(landed(target, folder)) == on_disk(folder)
+    outcome = audited(vault)
+    assert [(one.object, one.kind, one.repaired) for one in outcome.findings] == [(key, "forged", False)]
+    with pytest.raises(IntegrityError, match="damaged or forged"):
+        backed_up(vault, folder)
 
 
 @pytest.mark.parametrize("attack", range(4))
