@@ -3,7 +3,7 @@
 accounts.view      viewer     see everything of the account but secrets
 accounts.operate   operator   start and cancel jobs, pause and resume plans, read files out of points
 accounts.manage    admin      sources, policies, plans, vaults
-accounts.own       owner      the account and its members
+accounts.own       owner      the account, its members, and what can't be undone: locks, deletions, keys
 accounts.install   staff      regions: they belong to the installation
 """
 
