@@ -58,7 +58,7 @@ class _Filling:
 class Refill:
     """Restores files from one point. `problems` lists what failed; `bytes` counts what was written.
 
-    `damaged` are the names of packs that could not be read as they were written.
+    `damaged` are the keys of packs that could not be read as they were written.
     """
 
     def __init__(self, vault: Vault, root: Root, target: Target, progress: Progress) -> None:
@@ -154,7 +154,7 @@ class Refill:
             data = memoryview(stored.result())
             cipher = Cipher(self._keys, part.head.kind, part.head.epoch, part.head.salt)
         except IntegrityError as error:
-            self.damaged.add(part.head.name)
+            self.damaged.add(part.head.key)
             for use in part.uses:
                 self._fail(fillings[use.file], "damaged", str(error))
             return
@@ -167,7 +167,7 @@ class Refill:
                 try:
                     slot = open_slot(self._zstd, cipher, place, data[at : at + place.slot_stored])
                 except IntegrityError as error:
-                    self.damaged.add(part.head.name)
+                    self.damaged.add(part.head.key)
                     broken = str(error)
             self._fill(use, slot, broken, fillings[use.file], done)
 

@@ -16,6 +16,8 @@ from engine.progress import Progress
 from engine.session import Session
 from engine.targets.files import FilesTarget
 from engine.vault import PointName, Vault
+from engine.verbs.findings import pack_name
+from engine.verbs.inspect import scrub
 from engine.verbs.refill import Refill
 
 UNIT_BYTES = 64 << 20
@@ -73,7 +75,7 @@ class Unit(msgspec.Struct):
 class Result(msgspec.Struct):
     """A unit done. `linked` are those of its restored files that later entries are hard links of.
 
-    `damaged` are packs that could not be read as they were written.
+    `damaged` are keys of packs that could not be read as they were written.
     """
 
     number: int
@@ -165,7 +167,9 @@ def finish(
             progress.check()
         outcome = ending.outcome()
         with contextlib.suppress(StorageError):  # the files are restored, whoever may not write here
-            note_damaged(vault.storage, vault.keys, ending.damaged)
+            # Each is read once more, whole: what was only changed on its way is no damage of the vault.
+            damaged = [pack_name(key) for key in sorted(ending.damaged) if scrub(vault.storage, key)]
+            note_damaged(vault.storage, vault.keys, damaged)
     except Superseded:
         raise
     except BaseException:
