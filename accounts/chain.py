@@ -83,14 +83,20 @@ def seal(event_ids: Iterable[int]) -> int:
     Whoever gets the lock links what the others wait for too: under load most find nothing left to do.
     """
     wanted = list(event_ids)
-    if Link.objects.filter(event_id__in=wanted).count() == len(wanted):
+    if _are_linked(wanted):
         return 0
     with transaction.atomic():
         head = _head()
+        if _are_linked(wanted):
+            return 0  # somebody did it while this waited for the lock
         since = min(wanted) - GROUP
         linked = set(Link.objects.filter(event_id__gt=since).values_list("event_id", flat=True))
         stored = Event.objects.filter(pk__gt=since).values_list("pk", flat=True)
         return _link(head, Event.objects.filter(pk__in=set(stored) - linked))
+
+
+def _are_linked(event_ids: list[int]) -> bool:
+    return Link.objects.filter(event_id__in=event_ids).count() == len(event_ids)
 
 
 def sweep(*, now: dt.datetime) -> int:
