@@ -5,18 +5,21 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('accounts', '0002_chain'),
-        ('jobs', '0004_system_export'),
-        ('policies', '0002_retention'),
-        ('vaults', '0003_immutability_keys_deletion'),
+        ("accounts", "0002_chain"),
+        ("jobs", "0004_system_export"),
+        ("policies", "0002_retention"),
+        ("vaults", "0003_immutability_keys_deletion"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
     operations = [
         migrations.AddIndex(
-            model_name='job',
-            index=models.Index(condition=models.Q(('plan', None), ('state', 'complete'), ('trigger', 'scheduled')), fields=['ended_at'], name='job_of_routine'),
+            model_name="job",
+            index=models.Index(
+                condition=models.Q(("plan", None), ("state", "complete"), ("trigger", "scheduled")),
+                fields=["ended_at"],
+                name="job_of_routine",
+            ),
         ),
     ]
