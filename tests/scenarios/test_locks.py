@@ -322,6 +322,20 @@ def test_the_command_line_deletes_nothing_that_is_locked(scene: Scene, tmp_path:
     scene.assert_restores(tmp_path)
 
 
+def test_forged_notes_that_nobody_can_delete_stop_no_restore(s3_service: S3, tmp_path: Path) -> None:
+    scene = new_scene(s3_service, tmp_path)
+    forged = ["prune/x/condemned", "prune/x/tombstones", "moves/x/move", "points/home/x/root", "locks/policy/x"]
+    for key in forged:
+        scene.storage.put(key, b"forged", locked_until=now() + dt.timedelta(days=400))
+    outcome = audited(scene)
+    assert outcome.state == "failed"
+    assert {one.object for one in outcome.findings} == {*forged} - {"points/home/x/root"}
+    target = tmp_path / "restored"
+    target.mkdir()
+    restored(scene, target)
+    assert on_disk(landed(target, scene.files)) == on_disk(scene.files)
+
+
 def test_a_bucket_without_object_lock_makes_no_immutable_vault(s3_service: S3, s3_bucket: Callable[..., str]) -> None:
     bucket = s3_bucket(s3_service)
     place = Location.parse(
