@@ -31,7 +31,7 @@ from jobs.models import Job
 from jobs.services import Selection
 from jobs.states import JobState, Kind
 from policies.models import Plan, Policy, Source
-from tests.services import S3
+from tests.services import S3, s3_client
 from tests.support.api import client_of, error_code
 from tests.support.control import read_tree, write_tree
 from tests.support.people import join, make_account, make_plan, make_policy, make_source
@@ -107,14 +107,16 @@ def make_region(service: S3, bucket: str) -> Region:
     return save_region(region, credentials=keys, actor=SERVICE, now=timezone.now())
 
 
-def make_scene(service: S3, bucket: str, folder: Path) -> Scene:
+def make_scene(service: S3, bucket: str, folder: Path, *, days: int = DAYS) -> Scene:
+    """Set all of it up; with 0 days the vault is not immutable."""
     now = timezone.now()
     files = write_tree(folder / "files")
     account = make_account()
     owner = join(account, "owner")
     vault = Vault(account=account, region=make_region(service, bucket), name="vault")
     create_vault(vault, actor=SERVICE, now=now)
-    make_immutable(vault, days=DAYS, confirmation="vault", actor=SERVICE, now=now)
+    if days:
+        make_immutable(vault, days=days, confirmation="vault", actor=SERVICE, now=now)
     roots = {"roots": [str(files)], "include": [], "exclude": [], "one_file_system": False}
     source = make_source(account, vault.region, "web", settings=roots)
     plan = make_plan(source, make_policy(account, retention_days=DAYS), vault, next_run_at=now + dt.timedelta(days=1))
@@ -292,3 +294,17 @@ def test_a_bucket_without_object_lock_makes_no_immutable_vault(s3_service, s3_bu
         make_immutable(vault, days=1, confirmation="vault", actor=SERVICE, now=timezone.now())
     vault.refresh_from_db()
     assert (vault.immutable_since, vault.retention_label == IMMUTABLE) == (None, False)
+
+
+@pytest.mark.rule("E41")
+def test_a_vault_without_locks_leaves_no_version_of_anything(s3_service, s3_bucket, tmp_path):
+    bucket = s3_bucket(s3_service, object_lock=True)
+    scene = make_scene(s3_service, bucket, tmp_path, days=0)
+    assert scene.point.locked_until is None
+    scene.api.delete(scene.url("plans", scene.plan))
+    answer = scene.api.post(scene.url("vaults", scene.vault, "delete"), {"confirmation": "vault"})
+    assert (answer.status_code, answer.json()["deletable_at"]) == (202, None)
+    assert [scene.do(job).state for job in erasure.sweep(now=timezone.now(), rows_max=9)] == [JobState.COMPLETE]
+    below = f"here/{scene.vault.prefix}/"
+    assert list(s3_client(s3_service).list_objects(bucket, below, recursive=True, include_version=True)) == []
+    assert Vault.objects.get().state == VaultState.DELETED
