@@ -8,7 +8,6 @@ from engine.ids import new_ulid
 from engine.point import Expired, point_key
 from engine.progress import Silent
 from engine.session import put_note
-from engine.storage import Memory
 from engine.vault import PointName, Vault
 from engine.verbs import compact
 from tests.support.runs import backed_up
@@ -80,13 +79,3 @@ def needed(bench: Bench) -> set[str]:
 def packs(bench: Bench, prefix: str = "packs/") -> set[str]:
     """Return the keys of the packs in the bucket."""
     return {stored.key for stored in bench.storage.scan(prefix)}
-
-
-def twin(bench: Bench) -> Bench:
-    """Return a bench on a copy of the store."""
-    memory = Memory()
-    for key, data in bench.objects().items():
-        memory.put(key, data)
-    copy = Bench.__new__(Bench)
-    copy.__dict__.update(bench.__dict__, storage=memory)
-    return copy

@@ -1,6 +1,5 @@
 """Expiries on a bench, and points that cost nothing to make."""
 
-import copy
 import datetime as dt
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,10 +10,10 @@ from engine.ids import new_ulid
 from engine.point import Body, Expired, PackRef, Stats, encode_root, point_key
 from engine.progress import Silent
 from engine.session import read_note
-from engine.storage import Memory, Storage
+from engine.storage import Memory
 from engine.vault import PointName
 from engine.verbs import expire
-from tests.support.vaults import Bench, Clock, travelled
+from tests.support.vaults import Bench, travelled
 
 
 def expire_job(bench: Bench, **fields: Any) -> expire.ExpireJob:
@@ -62,23 +61,6 @@ def made_point(
     locked = fields.get("locked_until") if can_lock(bench) else None
     session.commit(root, series=series, point=body.point, now=now, locked_until=locked)
     return PointName(series, body.point)
-
-
-def twin(bench: Bench) -> Bench:
-    """Return a bench on a copy of everything stored, which asserts write-once anew."""
-    other = copy.copy(bench)
-    other.clock = Clock(bench.clock.time)
-    other.storage = Memory()
-    for key, data in bench.objects().items():
-        other.storage.put(key, data)
-    return other
-
-
-def below(bench: Bench, storage: Storage) -> Bench:
-    """Return the same bench with its store behind (or without) a wrapper."""
-    other = copy.copy(bench)
-    other.storage = storage
-    return other
 
 
 def can_lock(bench: Bench) -> bool:

@@ -8,13 +8,16 @@ import copy
 import datetime as dt
 import random
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from greenlet import getcurrent, greenlet
 
 from engine.errors import EngineError
 from engine.storage import Memory
 from engine.storage.port import Bytes, Refusal, Stored
-from tests.support.vaults import Bench, Clock
+from engine.verbs import backup
+from tests.support.runs import backed_up
+from tests.support.vaults import Bench, Clock, contents, on_disk
 
 
 class Killed(BaseException):
@@ -114,3 +117,30 @@ def interleave(actors: Sequence[Actor], rng: random.Random, *, kill_share: float
             current.kill()
             continue
         current.greenlet.switch()
+
+
+def back_up(folder: Path, series: str, bench: Bench) -> backup.Outcome:
+    """Back up a folder: what an actor does."""
+    return backed_up(bench, folder, series=series)
+
+
+def as_stored(folder: Path) -> dict[bytes, bytes]:
+    """Return what a folder holds, by the paths of a point."""
+    return {bytes(folder)[1:] + b"/" + path: data for path, data in on_disk(folder).items()}
+
+
+def lost(bench: Bench, truth: dict[str, dict[bytes, bytes]], promised: list[str]) -> str:
+    """Say what is lost, empty when all is well. `truth` by series; `promised` are points reported as done."""
+    vault = bench.open()
+    names = vault.points()
+    missing = set(promised) - {name.point for name in names}
+    if missing:
+        return f"{missing} were reported as done and are not there"
+    present = {stored.key.rpartition("/")[2]: stored.size for stored in bench.storage.scan("")}
+    for name in names:
+        for pack in vault.root(name).needed:
+            if present.get(pack.name) != pack.size:
+                return f"{name} misses {pack.name}"
+        if contents(vault, name) != truth[name.series]:
+            return f"{name} has other content"
+    return ""

@@ -1,5 +1,6 @@
 """Vaults to test with: made in memory, filled through plan -> work -> finish in this process, read back whole."""
 
+import copy
 import datetime as dt
 import os
 from collections.abc import Iterator, Mapping
@@ -59,6 +60,20 @@ class Bench:
             for unit in backup.plan(planner, job, silent, now=self.clock())
         ]
         return backup.finish(planner, job, results, silent, clock=self.clock)
+
+    def twin(self) -> "Bench":
+        """Return a bench on a copy of everything stored, with a clock of its own; write-once is asserted anew."""
+        other = self.over(Memory())
+        other.clock = Clock(self.clock.time)
+        for key, data in self.objects().items():
+            other.storage.put(key, data)
+        return other
+
+    def over(self, storage: Storage) -> "Bench":
+        """Return the same bench on another store, such as its own behind a wrapper."""
+        other = copy.copy(self)
+        other.storage = storage
+        return other
 
     def objects(self) -> dict[str, bytes]:
         """Return every object of the bucket."""

@@ -32,7 +32,6 @@ from tests.support.compaction import (
     noise,
     packs,
     sparse_vault,
-    twin,
 )
 from tests.support.interleaving import Actor
 from tests.support.runs import backed_up
@@ -538,7 +537,7 @@ def test_an_error_at_any_storage_call_leaves_every_point_whole(tmp_path: Path, m
     at, fired = 0, True
     while fired:
         at += 1
-        bench = twin(start)
+        bench = start.twin()
         inner = bench.storage
         faulty = Faulty(inner, [Fault(at, mode)])
         bench.storage = faulty
@@ -565,7 +564,7 @@ def test_killed_between_any_two_writes_it_can_be_run_again(tmp_path: Path):
     killed, at = True, 0
     while killed:
         at += 1
-        bench = twin(start)
+        bench = start.twin()
         actor = Actor("compact", bench, compacted)
         while not actor.is_over and actor.calls < at:
             actor.greenlet.switch()

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import pytest
 
 from engine.verbs import backup
-from tests.support.compaction import compacted, end_point, noise, sparse_vault, twin
-from tests.support.interleaving import Actor, interleave
+from tests.support.compaction import compacted, end_point, noise, sparse_vault
+from tests.support.interleaving import Actor, as_stored, back_up, interleave, lost
 from tests.support.runs import backed_up
-from tests.support.vaults import Bench, contents, on_disk, pruned, write_files
+from tests.support.vaults import Bench, pruned, write_files
 
 
 class Start(NamedTuple):
@@ -38,31 +38,6 @@ def start(tmp_path: Path) -> Start:
     return Start(bench, home, folders, doomed.point)
 
 
-def lost(bench: Bench, truth: dict[str, dict[bytes, bytes]], promised: list[str]) -> str:
-    """Say what is lost, empty when all is well."""
-    vault = bench.open()
-    names = vault.points()
-    missing = set(promised) - {name.point for name in names}
-    if missing:
-        return f"{missing} were reported as done and are not there"
-    present = {stored.key.rpartition("/")[2]: stored.size for stored in bench.storage.scan("")}
-    for name in names:
-        for pack in vault.root(name).needed:
-            if present.get(pack.name) != pack.size:
-                return f"{name} misses {pack.name}"
-        if contents(vault, name) != truth[name.series]:
-            return f"{name} has other content"
-    return ""
-
-
-def as_stored(folder: Path) -> dict[bytes, bytes]:
-    return {bytes(folder)[1:] + b"/" + path: data for path, data in on_disk(folder).items()}
-
-
-def back_up(folder: Path, series: str, bench: Bench) -> backup.Outcome:
-    return backed_up(bench, folder, series=series)
-
-
 def pruned_twice(bench: Bench, *, lease_s: int) -> None:
     for _ in range(2):
         pruned(bench, lease_s=lease_s)
@@ -71,7 +46,7 @@ def pruned_twice(bench: Bench, *, lease_s: int) -> None:
 def play(start: Start, seed: int) -> str:
     """Run one order; return what was lost."""
     rng = random.Random(seed)
-    bench = twin(start.bench)
+    bench = start.bench.twin()
     backups = [
         Actor(f"backup{n}", bench, partial(back_up, start.folders[n], f"s{n}")) for n in range(rng.choice((0, 1, 2)))
     ]

@@ -15,7 +15,7 @@ from engine.storage import Retrying
 from engine.storage.faulty import Fault, Faulty, Mode
 from engine.verbs.hold import Holds, hold, release
 from tests.engine.verbs.test_faults import FLAVOURS, Broken, Flavour, points
-from tests.support.expiry import below, expired, parts, text, twin, visible
+from tests.support.expiry import expired, parts, text, visible
 from tests.support.runs import backed_up
 from tests.support.vaults import Bench, contents, on_disk, verified, write_files
 
@@ -46,16 +46,16 @@ def truth(bench: Bench, folder: Path) -> dict[str, dict[bytes, bytes]]:
 
 def broken_runs(start: Bench, flavour: Flavour) -> Iterator[Broken]:
     """Yield a fresh copy for every call of an expiry and every fault that can hit it."""
-    counting = Faulty(twin(start).storage)
-    expired(below(start, counting), default=KEEP_TWO)
+    counting = Faulty(start.twin().storage)
+    expired(start.over(counting), default=KEEP_TWO)
     assert {call.verb for call in counting.calls} == MODES.keys()
     for at, call in enumerate(counting.calls, 1):
         for mode in MODES[call.verb]:
-            bare = twin(start)
+            bare = start.twin()
             fault = Fault(at, mode, times=flavour.times, error=flavour.error)
             faulty = Faulty(bare.storage, [fault], sleep=lambda _: None)
             store = Retrying(faulty, attempts=3, sleep=lambda _: None) if flavour.retried else faulty
-            yield Broken(bare, below(bare, store), faulty, mode)
+            yield Broken(bare, bare.over(store), faulty, mode)
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -114,14 +114,14 @@ def test_nothing_but_the_point_and_the_notes_is_ever_deleted(
 def test_a_hold_is_only_claimed_when_it_counts(bench: Bench, folder: Path, mode: Mode):
     backed_up(bench, folder)
     name = bench.open().find("latest")
-    counting = Faulty(twin(bench).storage)
-    clean = below(bench, counting)
+    counting = Faulty(bench.twin().storage)
+    clean = bench.over(counting)
     hold(clean.open(), name, reason="", now=bench.clock())
     for at in range(1, len(counting.calls) + 1):
-        bare = twin(bench)
+        bare = bench.twin()
         faulty = Faulty(bare.storage, [Fault(at, mode)])
         try:
-            hold(below(bare, faulty).open(), name, reason="", now=bare.clock())
+            hold(bare.over(faulty).open(), name, reason="", now=bare.clock())
             claimed = True
         except EngineError:
             claimed = False

@@ -27,7 +27,7 @@ from engine.vault import PointName
 from engine.verbs import backup, restore
 from engine.verbs.hold import Holds, hold
 from engine.verbs.reap import mark
-from tests.support.expiry import below, expire_job, expired, made_point, parts, run_expire, sign, text, twin, visible
+from tests.support.expiry import expire_job, expired, made_point, parts, run_expire, sign, text, visible
 from tests.support.runs import backed_up, backup_job, landed
 from tests.support.vaults import Bench, contents, flip, on_disk, write_files
 
@@ -204,12 +204,12 @@ def moments(
 
     The third tells what is to happen.
     """
-    counting = Interrupted(twin(start).storage)
-    act(below(start, counting))
+    counting = Interrupted(start.twin().storage)
+    act(start.over(counting))
     for moment in range(1, len(counting.calls) + 1):
-        bare = twin(start)
+        bare = start.twin()
         interrupted = Interrupted(bare.storage, moment)
-        yield bare, below(bare, interrupted), interrupted.at_the_moment
+        yield bare, bare.over(interrupted), interrupted.at_the_moment
 
 
 @pytest.mark.parametrize("kind", ["restore", "backup"])

@@ -14,7 +14,7 @@ import pytest
 
 from engine.errors import CommitUnknown, EngineError, Forbidden, StorageError, Unavailable
 from engine.pack import pack_key
-from engine.storage import Memory, Retrying
+from engine.storage import Retrying
 from engine.storage.faulty import Fault, Faulty, Mode
 from tests.support.runs import backed_up, landed, restored
 from tests.support.vaults import Bench, contents, on_disk, verified, write_files
@@ -52,15 +52,6 @@ def folder(tmp_path: Path) -> Path:
     return write_files(tmp_path / "home", {"a/one": b"1" * 1000, "a/two": b"2" * 2000, "empty": b""})
 
 
-def cloned(bench: Bench) -> Bench:
-    """Return a bench on a copy of everything stored, which asserts write-once anew."""
-    twin = copy.copy(bench)
-    twin.storage = Memory()
-    for key, data in bench.objects().items():
-        twin.storage.put(key, data)
-    return twin
-
-
 class Broken(NamedTuple):
     """One run to make: the bench as it is below the fault, and above it."""
 
@@ -72,13 +63,13 @@ class Broken(NamedTuple):
 
 def broken_runs(start: Bench, act: Callable[[Bench], object], flavour: Flavour) -> Iterator[Broken]:
     """Yield a fresh copy for every call that `act` makes on a whole store and every fault that can hit it."""
-    clean = cloned(start)
+    clean = start.twin()
     counting = Faulty(clean.storage)
     clean.storage = counting
     act(clean)
     for at, call in enumerate(counting.calls, 1):
         for mode in MODES[call.verb]:
-            below = cloned(start)
+            below = start.twin()
             fault = Fault(at, mode, times=flavour.times, error=flavour.error)
             faulty = Faulty(below.storage, [fault], sleep=lambda _: None)
             above = copy.copy(below)

@@ -14,12 +14,11 @@ import pytest
 
 from engine.point import Expired, point_key
 from engine.session import Session, put_note
-from engine.storage import Memory
 from engine.verbs import backup, sweep
 from engine.verbs.needs import Needs
-from tests.support.interleaving import Actor, interleave
+from tests.support.interleaving import Actor, as_stored, back_up, interleave, lost
 from tests.support.runs import backed_up
-from tests.support.vaults import Bench, contents, on_disk, pruned, write_files
+from tests.support.vaults import Bench, pruned, write_files
 
 GARBAGE, DOOMED = random.Random(1).randbytes(3000), random.Random(2).randbytes(3000)
 
@@ -54,45 +53,15 @@ def expire(bench: Bench, series: str, point: str) -> None:
     bench.storage.delete([point_key(series, point, "root")])
 
 
-def back_up(folder: Path, series: str, bench: Bench) -> backup.Outcome:
-    return backed_up(bench, folder, series=series)
-
-
 def prune_twice(lease_s: int, bench: Bench) -> None:
     for _ in range(2):
         pruned(bench, lease_s=lease_s)
 
 
-def twin(bench: Bench) -> Bench:
-    memory = Memory()
-    for key, data in bench.objects().items():
-        memory.put(key, data)
-    copy = Bench.__new__(Bench)
-    copy.__dict__.update(bench.__dict__, storage=memory)
-    return copy
-
-
-def lost(bench: Bench, truth: dict[str, dict[bytes, bytes]], promised: list[str]) -> str:
-    """Say what is lost, empty when all is well."""
-    vault = bench.open()
-    names = vault.points()
-    missing = set(promised) - {name.point for name in names}
-    if missing:
-        return f"{missing} were reported as done and are not there"
-    present = {stored.key.rpartition("/")[2]: stored.size for stored in bench.storage.scan("")}
-    for name in names:
-        for pack in vault.root(name).needed:
-            if present.get(pack.name) != pack.size:
-                return f"{name} misses {pack.name}"
-        if contents(vault, name) != truth[name.series]:
-            return f"{name} has other content"
-    return ""
-
-
 def play(start: Start, seed: int, *, kill_share: float = 0.01) -> str:
     """Run one order; return what was lost."""
     rng = random.Random(seed)
-    bench = twin(start.bench)
+    bench = start.bench.twin()
     clocks = rng.choice(((0,), (0, -3650, 3650)))
     actors = [
         Actor(f"backup{n}", bench, partial(back_up, start.folders[n], f"s{n}"), clock_days=rng.choice(clocks))
@@ -114,10 +83,6 @@ def play(start: Start, seed: int, *, kill_share: float = 0.01) -> str:
             pruned(bench, lease_s=lease_s)
             found = found or lost(bench, truth, promised)
     return found
-
-
-def as_stored(folder: Path) -> dict[bytes, bytes]:
-    return {bytes(folder)[1:] + b"/" + path: data for path, data in on_disk(folder).items()}
 
 
 @pytest.mark.invariant(1, 2, 3, 4, 5, 6, 7)

@@ -450,10 +450,7 @@ def test_a_decider_that_fails_withdraws_so_that_another_may(waste: Bench):
 
 def test_a_prune_that_is_canceled_leaves_a_whole_vault_and_the_next_one_ends_it(waste: Bench, home: Path):
     for at in range(1, 40):
-        bench = Bench.__new__(Bench)
-        bench.__dict__.update(waste.__dict__, storage=Memory())
-        for key, data in waste.objects().items():
-            bench.storage.put(key, data)
+        bench = waste.twin()
         job = prune.PruneJob(run=new_ulid(bench.clock()), started_at=bench.clock())
         progress = Stopping(at)
         try:

@@ -17,7 +17,7 @@ from engine.session import fence, session_states
 from engine.storage.faulty import Mode
 from engine.verbs import rebuild
 from engine.verbs.hold import hold
-from tests.engine.verbs.test_faults import FLAVOURS, assert_whole, broken_runs, cloned
+from tests.engine.verbs.test_faults import FLAVOURS, assert_whole, broken_runs
 from tests.support.compaction import compacted
 from tests.support.expiry import expired
 from tests.support.locking import LockingBench, audited, locked
@@ -265,7 +265,7 @@ def test_a_rebuild_survives_a_fault_at_every_call(bench: Bench, folder: Path, fl
     bench.storage.delete(segments(bench)[:1])
     flip(bench, segments(bench)[0], 90)
     before = bench.objects()
-    catalogue = rebuilt(cloned(bench)).rows
+    catalogue = rebuilt(bench.twin()).rows
     for run in broken_runs(bench, rebuilt, FLAVOURS[flavour]):
         try:
             outcome = rebuilt(run.above)
