@@ -1,4 +1,4 @@
-"""Every storage call of a prune fails once in every way: no point is ever harmed, and later prunes end what was begun."""
+"""Every storage call of a prune fails once in every way: no point is harmed, and later prunes end what was begun."""
 
 import copy
 import datetime as dt
@@ -20,7 +20,7 @@ NOISE = random.Random(5)
 
 @pytest.fixture
 def start(tmp_path: Path) -> Bench:
-    """A vault with a kept point, garbage, a run that waited for a session which has ended, tombstones, a dead session."""
+    """A vault with a kept point, garbage, tombstones, a run whose session has ended meanwhile, and a dead session."""
     bench = Bench()
     home = tmp_path / "home"
     gone = []
