@@ -83,7 +83,7 @@ def decision_lines(job: Job) -> str:
                 "text-green-700 dark:text-green-400" if one["keep"] else "text-red-700 dark:text-red-400",
                 "stays" if one["keep"] else "goes",
                 one["point"],
-                one["completed_at"] or one["point"].rpartition("/")[2],
+                one.get("completed_at") or one["point"].rpartition("/")[2],
                 one["text"].partition(": ")[2],
             )
             for one in found[:DECISIONS_ON_PAGE]
