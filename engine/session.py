@@ -150,6 +150,10 @@ class Session:
             self.close("aborted", now)
             raise SessionFenced(f"session {self.name} was taken for dead, or ended, while it ran")
 
+    def only_reads(self) -> bool:
+        """Say whether nothing is referred to anew in this session, as its announcement tells. Raises IntegrityError."""
+        return read_note(self._storage, self._keys, self._key("open"), Opened).verb in READERS
+
     def close(self, outcome: str, now: dt.datetime) -> None:
         """End the session. Never raises: an unclosed session only makes a prune wait until its beat is old.
 
@@ -191,7 +195,7 @@ class Session:
         try:
             self._read_forbidden(strictly=True)
         except IntegrityError:
-            if read_note(self._storage, self._keys, self._key("open"), Opened).verb not in READERS:
+            if not self.only_reads():
                 raise
             self._read_forbidden(strictly=False)
 

@@ -86,7 +86,6 @@ class Vault:
         self.storage, self.keys, self.info = storage, keys, info
         self._cache = cache / info.vault_id if cache else None
         self._session: Session | None = None
-        self._writes = False
         self._last: tuple[PointName, Root] | None = None
         self._moves: Moves | None = None
         self._lock_policy: LockPolicy | None = _UNREAD
@@ -137,9 +136,17 @@ class Vault:
 
     @property
     def moves(self) -> Moves:
-        """Return what compaction moved, as it was when the session was bound."""
+        """Return what compaction moved, as it was when the session was bound.
+
+        In a session that writes, a damaged move raises IntegrityError: what it moved away may be gone.
+        """
         if self._moves is None:
-            self._moves = Moves(self.storage, self.keys, strictly=self._writes)
+            try:
+                self._moves = Moves(self.storage, self.keys)
+            except IntegrityError:
+                if self._session is not None and not self._session.only_reads():
+                    raise
+                self._moves = Moves(self.storage, self.keys, strictly=False)
         return self._moves
 
     @property
@@ -161,7 +168,6 @@ class Vault:
         if verb not in READERS:
             self.know("write")
         shown = [f"{point.series}/{point.point}" for point in points]
-        self._writes = verb not in READERS
         return self._bind(Session.open(self.storage, self.keys, name=name, verb=verb, now=now, points=shown))
 
     def join_session(self, name: str, *, forbidden: set[str] | None = None) -> Session:

@@ -180,3 +180,20 @@ def test_what_a_prepared_move_names_counts_as_needed_and_so_does_what_it_is_to_r
     needs = look(prepared.bench.open(), Silent())
     assert prepared.new.name in needs.required
     assert prepared.old.name not in needs.packs
+
+
+def test_a_damaged_move_stops_who_writes_also_a_worker_that_joins_and_nobody_who_reads(bench: Bench, tmp_path: Path):
+    backed_up(bench, write_files(tmp_path / "home", {"a": b"a" * 500}))
+    bench.storage.put("moves/run/move", b"rotten")
+    bench.storage.put("moves/run/commit", b"rotten")
+    name = bench.open().points()[0]
+    for verb in ("restore", "backup"):
+        opened = bench.open().open_session(new_ulid(bench.clock()), verb=verb, now=bench.clock(), points=[name])
+        worker = bench.open()
+        worker.join_session(opened.name)
+        if verb == "restore":
+            assert worker.root(name).moved == {}
+        else:
+            with pytest.raises(IntegrityError, match="moves/run"):
+                worker.root(name)
+    assert bench.open().root(name).moved == {}
