@@ -257,6 +257,12 @@ class _Planner:
         """Open the session, and list the notes that are to be checked."""
         open_unbound(self._vault, self._job.session, verb="verify", now=now)
         self._controls = [s for prefix in _CONTROLS for s in self._vault.storage.scan(prefix)]
+        if self._job.level in (
+            "inventory",
+            "scrub",
+        ):  # the other levels read all notes: what points need rests on these
+            moves = (check_control(self._vault, s.key) for s in self._controls if s.key.startswith(MOVES))
+            self._found += [finding for finding in moves if finding is not None]
 
     def points(self) -> Iterator[Unit]:
         """Read every point's root; yield its blocks that no earlier point had."""
