@@ -122,7 +122,8 @@ class Cipher:
 
 
 # Fresh pages cost more than the cipher that fills them, so buffers outlive their writer; anonymous maps are zeroed only
-# where they are touched. Appending to and popping from a list is atomic.
+# where they are touched. Private, because a forked process inherits the idle ones: shared, each would write into the
+# packs of the others. Appending to and popping from a list is atomic.
 _idle: tuple[list[mmap.mmap], list[mmap.mmap]] = ([], [])
 _IDLE_MAX = 3
 
@@ -131,7 +132,8 @@ def _take_buffer(kind: int) -> mmap.mmap:
     try:
         return _idle[kind].pop()
     except IndexError:
-        return mmap.mmap(-1, TARGET_BYTES[kind] + SLOT_BYTES_MAX + _FOOTER_BYTES_MAX)
+        length = TARGET_BYTES[kind] + SLOT_BYTES_MAX + _FOOTER_BYTES_MAX
+        return mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def _give_buffer(kind: int, buffer: mmap.mmap) -> None:

@@ -166,6 +166,37 @@ def test_a_forked_process_draws_salts_of_its_own(store: Memory):
     assert other != salt
 
 
+@pytest.mark.parametrize("kind", [DATA, META])
+def test_forked_processes_do_not_write_into_each_others_packs(store: Memory, kind: int):
+    """Buffers outlive their writers, and a forked process inherits the idle ones."""
+    written(store, chunk_sizes(10), kind=kind)
+    mine, others = NOISE.randbytes(100_000), NOISE.randbytes(100_000)
+    writer = PackWriter(KEYS, kind, store.put)
+    receive, send = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            forked = PackWriter(KEYS, kind, Memory().put)
+            forked.add(KEYS.chunk_id(others), others)
+            forked.end_slot()
+            os.write(send, b"written")
+        finally:
+            os._exit(0)
+    writer.add(KEYS.chunk_id(mine), mine)
+    writer.end_slot()
+    assert os.read(receive, 7) == b"written"
+    os.waitpid(child, 0)
+    (sealed,) = writer.close()
+    (os.close(receive), os.close(send))
+    cipher = Cipher(KEYS, kind, sealed.head.epoch, sealed.head.salt)
+    data = store.get(sealed.head.key)
+    at, stored = int(sealed.table.at[0]), int(sealed.table.stored[0])
+    slot = Compressor().unpack(
+        cipher.decrypt(0, data[at : at + stored]), compressed=not sealed.table.raw[0], bytes_max=len(mine)
+    )
+    assert slot == mine
+
+
 def test_a_header_of_another_kind_vault_or_version_is_refused(store: Memory):
     (one,) = written(store, chunk_sizes(10))
     data = store.get(one.head.key)

@@ -294,6 +294,8 @@ def torment(folder: Path, *, kills: int, seed: int) -> Tally:
     """Run the loop in an empty folder, prove the vault, and return how it went. Raises Failed."""
     rng = random.Random(seed)
     site = Site(folder)
+    write_tree(site.tree(SERIES[0]), rng)
+    site.back_up(SERIES[0])  # here, so that every process inherits what a backup leaves in memory
     loop = Loop(site, rng, kills=kills)
     tally = loop.run()
     prove(site, loop.promised)

@@ -97,7 +97,7 @@ def no_packs(*args: Any, **options: Any) -> Needs:
 
 
 BROKEN: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-    "sessions do not read what is condemned": (Session, "_read_forbidden", lambda self: None),
+    "sessions do not read what is condemned": (Session, "_read_forbidden", lambda self, **options: None),
     "sessions do not look for a fence": (Session, "check", lambda self, now: None),
     "a prune waits for nobody": (sweep, "_pass_barrier", lambda *args, **options: None),
     "a prune passes dead sessions over without a fence": (sweep, "fence", lambda *args: None),
