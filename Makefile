@@ -41,11 +41,11 @@ lint: .venv/dev ## Format, lint, layers, types, Django's checks, missing migrati
 .PHONY: test
 test: .venv/dev ## All tests, with real servers where they are or can be installed
 	-deploy/dev-services install
-	$(PYTHON) -m pytest -n $(JOBS) $(ARGS)
+	$(PYTHON) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 .PHONY: test-fast
 test-fast: .venv/dev ## Tests that need no server
-	$(PYTHON) -m pytest -n $(JOBS) -m "not services and not scenario and not slow" $(ARGS)
+	$(PYTHON) -m pytest -n $(JOBS) --dist worksteal -m "not services and not scenario and not slow" $(ARGS)
 
 .PHONY: fuzz
 fuzz: .venv/dev ## Feed one decoder, TARGET=name, with a coverage-guided fuzzer (pip install atheris)

@@ -16,6 +16,8 @@ from engine.storage import Memory
 from engine.verbs.inspect import scrub
 from tests.support.vaults import Bench, contents, entries, verified, write_files
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("vault.json", "keys/", "index/", "packs/", "meta/", "root", "commit", "sessions/")
 PADDING_STEP = 1009
 

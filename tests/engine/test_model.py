@@ -7,6 +7,8 @@ import pytest
 
 from tests.support.model import OLD, Checked, condemner, expirer, explore, resolver, sweeper, writer
 
+pytestmark = pytest.mark.slow
+
 WHOLE: frozenset[str] = frozenset()
 STEPS = {
     "open": "a session is announced before it relies on anything",
@@ -38,7 +40,6 @@ def test_no_order_of_a_backup_a_prune_by_two_processes_expiry_and_the_resolver_l
     assert checked.states > 50_000
 
 
-@pytest.mark.slow
 @pytest.mark.invariant(1, 6)
 def test_no_order_of_two_backups_a_prune_and_expiry_loses_anything():
     processes = [writer("a", WHOLE), writer("b", WHOLE), condemner("1", WHOLE), sweeper("1", "i", WHOLE), expirer(OLD)]
@@ -47,7 +48,6 @@ def test_no_order_of_two_backups_a_prune_and_expiry_loses_anything():
     assert checked.states > 50_000
 
 
-@pytest.mark.slow
 @pytest.mark.invariant(1, 4)
 @pytest.mark.parametrize("step", STEPS)
 def test_every_step_of_the_protocol_is_needed(step: str):

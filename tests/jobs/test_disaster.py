@@ -26,7 +26,7 @@ from vaults import recovery, repositories
 from vaults.models import RecoveryPoint, Region, Vault
 from vaults.services import create_vault
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow]
 DAY = dt.timedelta(days=1)
 
 

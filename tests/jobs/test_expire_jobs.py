@@ -19,7 +19,7 @@ from tests.support.story import DAY, MINUTE, Story
 from vaults import repositories
 from vaults.models import ConfirmationWrong, RecoveryPoint
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)

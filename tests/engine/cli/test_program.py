@@ -12,6 +12,8 @@ import pytest
 
 from tests.engine.cli.conftest import ROOT, Cli
 
+pytestmark = pytest.mark.slow
+
 WITHOUT_DJANGO = (
     "import runpy, sys; sys.modules['django'] = None; sys.argv[0] = 'engine'; "
     "runpy.run_module('engine', run_name='__main__', alter_sys=True)"

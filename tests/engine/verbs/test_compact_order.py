@@ -16,6 +16,8 @@ from tests.support.interleaving import Actor, as_stored, back_up, interleave, lo
 from tests.support.runs import backed_up
 from tests.support.vaults import Bench, pruned, write_files
 
+pytestmark = pytest.mark.slow
+
 
 class Start(NamedTuple):
     """A vault with a sparse pack, a point that ends, and folders that hold alive, dead and new content."""

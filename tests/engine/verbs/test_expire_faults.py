@@ -19,6 +19,8 @@ from tests.support.expiry import expired, parts, text, visible
 from tests.support.runs import backed_up
 from tests.support.vaults import Bench, contents, on_disk, verified, write_files
 
+pytestmark = pytest.mark.slow
+
 MODES = {
     "put": (Mode.BEFORE, Mode.AFTER, Mode.DELAYED, Mode.SLOW),
     "get": (Mode.BEFORE, Mode.SHORT, Mode.WRONG, Mode.SLOW),

@@ -19,6 +19,8 @@ from engine.storage.faulty import Fault, Faulty, Mode
 from tests.support.runs import backed_up, landed, restored
 from tests.support.vaults import Bench, contents, on_disk, verified, write_files
 
+pytestmark = pytest.mark.slow
+
 MODES = {
     "put": (Mode.BEFORE, Mode.AFTER, Mode.DELAYED, Mode.SLOW),
     "get": (Mode.BEFORE, Mode.SHORT, Mode.WRONG, Mode.SLOW),

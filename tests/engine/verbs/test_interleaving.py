@@ -20,6 +20,8 @@ from tests.support.interleaving import Actor, as_stored, back_up, interleave, lo
 from tests.support.runs import backed_up
 from tests.support.vaults import Bench, pruned, write_files
 
+pytestmark = pytest.mark.slow
+
 GARBAGE, DOOMED = random.Random(1).randbytes(3000), random.Random(2).randbytes(3000)
 
 
@@ -105,7 +107,6 @@ BROKEN: dict[str, tuple[Any, str, Callable[..., Any]]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.invariant(4)
 @pytest.mark.parametrize("name", BROKEN)
 def test_without_a_step_of_the_protocol_some_order_loses_data(start: Start, monkeypatch: pytest.MonkeyPatch, name: str):

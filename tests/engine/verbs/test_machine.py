@@ -27,6 +27,8 @@ from tests.support.compaction import compacted, noise
 from tests.support.expiry import expired
 from tests.support.vaults import Bench, contents, flip, on_disk, pruned, rebuilt, verified
 
+pytestmark = pytest.mark.slow
+
 SERIES = st.sampled_from(["home", "work"])
 NUMBERS = st.integers(0, 7)
 

@@ -11,7 +11,7 @@ import pytest
 from engine.entries import Entry
 from tests.support.large import ONE_FOLDER
 
-pytestmark = pytest.mark.invariant(27)
+pytestmark = [pytest.mark.invariant(27), pytest.mark.slow]
 
 ROOT = Path(__file__).parents[3]
 MIB = 1 << 20

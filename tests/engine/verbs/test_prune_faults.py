@@ -15,6 +15,8 @@ from tests.engine.verbs.test_prune import expire, needed, packs
 from tests.support.runs import backed_up
 from tests.support.vaults import Bench, contents, pruned, write_files
 
+pytestmark = pytest.mark.slow
+
 NOISE = random.Random(5)
 
 

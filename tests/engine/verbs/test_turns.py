@@ -22,6 +22,8 @@ from engine.verbs import verify
 from engine.verbs.turns import choose
 from tests.support.vaults import START, Bench, flip, verified, write_files
 
+pytestmark = pytest.mark.slow
+
 DAY = dt.timedelta(days=1)
 KEYS = Keys.create()
 SIZES = st.lists(st.integers(1, 1000), max_size=6)
