@@ -187,7 +187,8 @@ def test_forked_processes_do_not_write_into_each_others_packs(store: Memory, kin
     assert os.read(receive, 7) == b"written"
     os.waitpid(child, 0)
     (sealed,) = writer.close()
-    (os.close(receive), os.close(send))
+    os.close(receive)
+    os.close(send)
     cipher = Cipher(KEYS, kind, sealed.head.epoch, sealed.head.salt)
     data = store.get(sealed.head.key)
     at, stored = int(sealed.table.at[0]), int(sealed.table.stored[0])
