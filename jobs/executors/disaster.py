@@ -1,34 +1,20 @@
 """Disaster checks: rebuild the control plane from the bucket into a scratch database, and compare it with this one."""
 
+import dataclasses
 import datetime as dt
 import time
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 from engine import system
-from engine.ids import new_ulid
-from engine.progress import Progress
 from engine.vault import Vault
-from engine.verbs import rebuild
-from engine.verbs.rebuild import Outcome, RebuildJob, Result, Unit
+from engine.verbs.rebuild import Outcome
 from jobs import disaster, exporting
-from jobs.executors.port import PROBLEMS_SHOWN, Clock, Executor
+from jobs.executors import rebuild
+from jobs.executors.port import PROBLEMS_SHOWN
 from jobs.models import Job, SystemExport
 from jobs.states import JobState
 
 DIFFERENT = "rebuild_differs"
-
-
-def _prepare(job: Job, now: dt.datetime) -> RebuildJob:
-    return RebuildJob(session=new_ulid(now), started_at=job.started_at or now)
-
-
-def _plan(vault: Vault, order: RebuildJob, progress: Progress, clock: Clock) -> Iterator[Unit]:
-    return rebuild.plan(vault, order, progress, now=clock())
-
-
-def _finish(vault: Vault, order: RebuildJob, results: Iterable[Result], progress: Progress, clock: Clock) -> Outcome:
-    return rebuild.finish(vault, order, results, progress, clock=clock)
 
 
 def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dict[str, Any]:
@@ -80,14 +66,4 @@ def _overdue(job: Job, now: dt.datetime) -> list[str]:
     return [f"{when}: is a worker running, and beat?{reason}"]
 
 
-EXECUTOR = Executor(
-    order=RebuildJob,
-    unit=Unit,
-    result=Result,
-    prepare=_prepare,
-    plan=_plan,
-    work=rebuild.work,
-    finish=_finish,
-    conclude=_conclude,
-    session=lambda order: order.session,
-)
+EXECUTOR = dataclasses.replace(rebuild.EXECUTOR, conclude=_conclude)
