@@ -29,9 +29,17 @@ EngineError
     - LockCannotLoosen   a lock can only be made longer
     - LockFailed         an object could not be locked as long as a point needs it: nothing was committed
   + SourceError
-    - SourceMissing      a named path does not exist
+    - SourceMissing      a named path, bucket, database or share does not exist
+    - SourceDenied       the source knows who we are and says no, or does not know us
+    - SourceUnavailable  transient: the source does not answer, or went away in the middle
+    - SourceIncomplete   a stream ended before its end: a program failed, or the sign of completeness is missing
+    - ExtraMissing       a package or program that this kind of source needs is not installed
   + TargetError
     - TargetMissing      the folder to restore into does not exist (C27)
+    - TargetDenied       the target says no to these credentials
+    - TargetUnavailable  transient: the target does not answer, or went away in the middle
+    - TargetNotEmpty     the target holds what a restore would mix with or overwrite
+    - TargetFailed       the program or server that takes a restored stream refused it
     - UnsafePath         a stored path would leave the target
   + Canceled             a person stopped it
     - Superseded         another worker has taken this work over: leave alone what is shared with it
@@ -210,7 +218,30 @@ class SourceError(EngineError):
 
 
 class SourceMissing(SourceError):
-    """A named path does not exist."""
+    """A named path, bucket, database or share does not exist."""
+
+
+class SourceDenied(SourceError):
+    """The source refused these credentials, or what they asked for."""
+
+    advice = "Check the source's credentials and their rights"
+
+
+class SourceUnavailable(SourceError):
+    """The source does not answer, or went away while it was read; nothing was committed."""
+
+    transient = True
+    advice = "Run it again when the source answers: what was stored is used"
+
+
+class SourceIncomplete(SourceError):
+    """A stream ended before its end; nothing was committed."""
+
+    advice = "Mend what the message tells and run it again: what was stored is used"
+
+
+class ExtraMissing(SourceError):
+    """This kind of source or target needs a package or program that is not installed."""
 
 
 class TargetError(EngineError):
@@ -221,6 +252,27 @@ class TargetMissing(TargetError):
     """The folder to restore into does not exist."""
 
     advice = "Make the folder first: a restore never creates the folder it is given"
+
+
+class TargetDenied(TargetError):
+    """The target refused these credentials, or what they asked for."""
+
+    advice = "Check the target's credentials and their rights"
+
+
+class TargetUnavailable(TargetError):
+    """The target does not answer, or went away while it was written."""
+
+    transient = True
+    advice = "Run the restore again when the target answers"
+
+
+class TargetNotEmpty(TargetError):
+    """The target holds something already that the restore would mix with or overwrite."""
+
+
+class TargetFailed(TargetError):
+    """The program or server that takes a restored stream refused it."""
 
 
 class UnsafePath(TargetError):

@@ -191,9 +191,13 @@ class RebuildOptions(Opening):
 
 @dataclass(kw_only=True)
 class BackupOptions(Opening):
-    """Back up folders and files into a vault as one recovery point."""
+    """Back up folders and files, or what a description names, into a vault as one recovery point."""
 
-    paths: Annotated[list[Path], Argument(metavar="PATH...", help="What to back up.")]
+    paths: Annotated[list[Path] | None, Argument(metavar="[PATH...]", help="What to back up.")] = None
+    source: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="Back up what this JSON file describes: a bucket, a database, a program's output."),
+    ] = None
     series: Annotated[str, Option(help="Whose history this is. Default: made of this host and the paths.")] = ""
     include: Annotated[list[str], Option(metavar="PATTERN", help="Only what matches; may be repeated.")] = field(
         default_factory=list
@@ -234,6 +238,10 @@ class RestoreOptions(_OfPoint):
 
     to: Annotated[Path | None, Option(metavar="DIR", help="The folder to restore into; it must exist.")] = None
     original: Annotated[bool, Option("--original", help="Restore to where it came from.")] = False
+    target: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="Restore into what this JSON file describes: a bucket, a database, a program."),
+    ] = None
     include: Annotated[list[str], Option(metavar="PATTERN", help="Only what matches; may be repeated.")] = field(
         default_factory=list
     )

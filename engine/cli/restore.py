@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from engine.cli.described import load
 from engine.cli.display import Display
 from engine.cli.looking import find_point
 from engine.cli.opening import checking_input, clock, opener, workers
@@ -29,6 +30,7 @@ from engine.patterns import Selection
 from engine.runner import VaultOpener
 from engine.runner import run as run_verb
 from engine.targets.files import FilesTarget
+from engine.targets.kinds import AnyTarget
 from engine.verbs import restore
 from engine.verbs.restore import Outcome, RestoreJob
 
@@ -66,9 +68,12 @@ def run(options: RestoreOptions) -> Answer:
     return _answer(outcome, job, time.monotonic() - began_s)
 
 
-def _target(options: RestoreOptions) -> FilesTarget:
-    if options.original == (options.to is not None):
-        raise WrongUsage("say where to: either --to DIR, or --original for the place it came from")
+def _target(options: RestoreOptions) -> AnyTarget:
+    if [bool(options.to), options.original, bool(options.target)].count(True) != 1:
+        raise WrongUsage("say where to: either --to DIR, --original for the place it came from, or --target FILE")
+    if options.target:
+        described: AnyTarget = load(options.target, AnyTarget)
+        return described
     return FilesTarget(root=os.fsencode(os.path.abspath(options.to or "/")))
 
 
@@ -108,12 +113,7 @@ def _planned(unit: restore.Unit) -> Iterator[tuple[str, bytes]]:
 
 
 def _head(job: RestoreJob) -> dict[str, Any]:
-    return {"command": "restore", "point": job.point, "series": job.series, "target": plain_path(job.target.root)}
-
-
-def plain_path(path: bytes) -> str:
-    """Return a path of this host as JSON holds it."""
-    return path.decode("utf-8", "backslashreplace")
+    return {"command": "restore", "point": job.point, "series": job.series, "target": job.target.where()}
 
 
 def _answer(outcome: Outcome, job: RestoreJob, duration_s: float) -> Answer:
@@ -134,7 +134,7 @@ def _answer(outcome: Outcome, job: RestoreJob, duration_s: float) -> Answer:
     }
     lost = f"PARTIALLY COMPLETE: some entries could not be restored, {outcome.problems_total} problems are listed above"
     text = [
-        f"{outcome.entries:,} entries written to {shown(job.target.root)} "
+        f"{outcome.entries:,} entries written to {job.target.where()} "
         f"({outcome.files:,} files, {size(outcome.bytes)}), in {duration_s:.1f} s",
         f"{outcome.skipped:,} skipped, because something of that name is there already",
         f"restore of point {outcome.point}: {'complete' if is_complete else lost}",

@@ -6,25 +6,29 @@ import threading
 from collections.abc import Generator, Iterable, Sequence
 from functools import cached_property
 
-import msgspec
-
 from engine.beneath import split
 from engine.entries import Entry, Kind, Problem, sort_key
 from engine.errors import SourceError, SourceMissing
 from engine.patterns import Selection
 from engine.sources.attributes import Attributes, extended
-from engine.sources.port import Identity
+from engine.sources.mounts import mounts_inside
+from engine.sources.port import BaseSource, Identity
 from engine.sources.reading import FileReader, Folders, has_holes, open_file
 from engine.sources.walk import Walk, WalkOptions, problem_of
 
 _REPLACED = "something else stands at this path than when it was listed"
 
 
+def _shown(name: str | bytes) -> str:
+    """Return a name for people; what is not UTF-8 becomes `\\xNN`, because a root can't hold anything else."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def _inside(path: bytes, root: bytes) -> bool:
     return not root or path == root or path.startswith(root + b"/")
 
 
-class FilesSource(msgspec.Struct, frozen=True, tag="files", kw_only=True, dict=True):
+class FilesSource(BaseSource, frozen=True, tag="files", kw_only=True, dict=True):
     """Files and folders of one host. Make it with `files_source`, which accepts what people type.
 
     `roots` are absolute paths as bytes (JSON: base64, so that any name survives). Roots inside other roots are
@@ -77,6 +81,14 @@ class FilesSource(msgspec.Struct, frozen=True, tag="files", kw_only=True, dict=T
     def identity(self) -> Identity:
         """Return where entries come from; bytes of a root that are not UTF-8 are written as \\xNN."""
         return Identity("files", self.host, [root.decode("utf-8", "backslashreplace") for root in self.roots])
+
+    def mounts(self) -> list[str]:
+        """Return the mount points inside the roots (B28)."""
+        return [_shown(mount.path) for mount in mounts_inside(self.roots)]
+
+    def options(self) -> dict[str, list[str]]:
+        """Return the patterns."""
+        return {"include": [_shown(one) for one in self.include], "exclude": [_shown(one) for one in self.exclude]}
 
     def check(self) -> None:
         """Raise SourceMissing when a root is not there, BadPattern for a pattern, SourceError for hidden roots."""

@@ -1,9 +1,14 @@
 """The Source port: how a backup sees what it protects."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from engine.entries import Entry, Problem
+import msgspec
+
+from engine.entries import TIME_MAX_NS, Entry, Problem
+
+STREAM_BYTES = 1 << 62  # the size of an open stream: nobody knows where it ends before it did
+STREAM_NS = TIME_MAX_NS  # the mtime of a walked stream: never like the one before, so it is always read again
 
 
 class Identity(NamedTuple):
@@ -28,6 +33,11 @@ class Reader(Protocol):
     `entry` has the attributes as of opening (fstat), xattrs included. `readinto` reads from `offset` and returns
     the count, 0 at the end. `spans` lists data and holes in order, without gaps, cut to [start, end).
     `changed` compares the attributes with those at opening: call it after the last read.
+
+    A stream (a dump, a program's output) is walked with size 0 and STREAM_NS, and opened with STREAM_BYTES; it is read
+    once, from the front; the point keeps the time at which the run began as its mtime. Its `changed` raises
+    SourceIncomplete or SourceUnavailable unless the end was a proven one: no point comes about. `__exit__` ends what
+    produces it.
     """
 
     @property
@@ -48,13 +58,29 @@ class Source(Protocol):
     """Something to protect. Picklable: workers get their own copy.
 
     Single entries that can't be read are Problems, never exceptions; only a source that can't be
-    read at all raises (SourceMissing).
+    read at all raises: SourceMissing, SourceDenied, SourceUnavailable (transient), SourceIncomplete, ExtraMissing.
     """
 
     def identity(self) -> Identity: ...
 
     def check(self) -> None:
-        """Raise SourceMissing before any work when a named root is not there."""
+        """Raise SourceMissing, SourceDenied and the like before any work when it can't be read."""
+        ...
+
+    def mounts(self) -> list[str]:
+        """Return the other file systems inside it, for people (B28)."""
+        ...
+
+    def options(self) -> dict[str, list[str]]:
+        """Return what the point keeps of how it was read, for people: patterns, prefixes; never a secret."""
+        ...
+
+    def requests(self) -> dict[str, int]:
+        """Return what this process has asked of a metered source since the last call, by verb (A2)."""
+        ...
+
+    def expect(self, entries: Sequence[Entry]) -> None:
+        """Hear which entries will be read next, in this order: a slow source may fetch them ahead, within bounds."""
         ...
 
     def walk(self) -> Iterator[Entry | Problem]:
@@ -75,3 +101,24 @@ class Source(Protocol):
         The fast path for the many small files. None when the file is larger, has holes or was changing: use `open`.
         """
         ...
+
+
+class BaseSource(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """What most sources answer alike: no mounts, no metered requests, streams or objects but no links and devices."""
+
+    def mounts(self) -> list[str]:
+        return []
+
+    def options(self) -> dict[str, list[str]]:
+        return {}
+
+    def requests(self) -> dict[str, int]:
+        return {}
+
+    def expect(self, entries: Sequence[Entry]) -> None: ...
+
+    def fill(self, entry: Entry) -> Entry | Problem:
+        return entry
+
+    def read_small(self, entry: Entry, limit: int) -> tuple[Entry, bytes] | Problem | None:
+        return None

@@ -8,11 +8,10 @@ import sys
 import threading
 from functools import cached_property
 
-import msgspec
-
 from engine.entries import Entry, Kind, Problem
 from engine.errors import TargetError, TargetMissing, UnsafePath
 from engine.targets.attributes import Attributes
+from engine.targets.port import BaseTarget
 from engine.targets.tree import Folder, Tree, open_folder
 
 _ASIDE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -37,7 +36,7 @@ def _unlink(folder: int, name: bytes) -> None:
         pass  # best effort: the caller is reporting a worse failure, or it is gone already
 
 
-class FilesTarget(msgspec.Struct, frozen=True, tag="files", kw_only=True, dict=True):
+class FilesTarget(BaseTarget, frozen=True, tag="files", kw_only=True, dict=True):
     """A folder to restore into. `root` is absolute; links in it are followed, links below it never.
 
     `restore_owner`: None = when running as root, True = always, False = never. An owner is the one of the
@@ -65,6 +64,15 @@ class FilesTarget(msgspec.Struct, frozen=True, tag="files", kw_only=True, dict=T
     @cached_property
     def _attributes(self) -> Attributes:
         return Attributes(self.restore_owner)
+
+    @property
+    def in_order(self) -> bool:
+        """Say no: files are written aside, in any order."""
+        return False
+
+    def where(self) -> str:
+        """Return the folder."""
+        return self.root.decode("utf-8", "backslashreplace")
 
     def check(self) -> None:
         """Raise TargetMissing when the root is not a folder (C27), TargetError when it can't be written."""

@@ -2,13 +2,16 @@
 
 from typing import Protocol
 
-from engine.entries import Entry, Problem
+import msgspec
+
+from engine.entries import Entry, Kind, Problem
 
 
 class Writer(Protocol):
     """One file being written aside. `write` is positional, in any order; gaps stay holes.
 
-    `commit` sets size and attributes and renames it into place; `abort` removes it. Exactly one of them ends it.
+    A target that is `in_order` gets each file front to back, holes as zeros. `commit` sets size and attributes and
+    renames it into place; `abort` removes it. Exactly one of them ends it.
     """
 
     def write(self, data: memoryview, offset: int) -> None: ...
@@ -19,10 +22,25 @@ class Writer(Protocol):
 
 
 class Target(Protocol):
-    """A place to restore into. Picklable. Never follows a link, never leaves its root (engine invariant 15)."""
+    """A place to restore into. Picklable. Never follows a link, never leaves its root (engine invariant 15).
+
+    `in_order`: its files are streams, written front to back, by one worker each. `one_by_one`: also the files among
+    themselves are written in listing order, by one worker, because later ones rely on earlier ones.
+    Single entries that can't be written are Problems; a target that can't go on raises TargetError and its kinds.
+    """
+
+    @property
+    def in_order(self) -> bool: ...
+
+    @property
+    def one_by_one(self) -> bool: ...
+
+    def where(self) -> str:
+        """Return the place for people; never a secret."""
+        ...
 
     def check(self) -> None:
-        """Raise TargetMissing before anything is written (C27)."""
+        """Raise TargetMissing (C27), TargetDenied, TargetNotEmpty and the like before anything is written."""
         ...
 
     def existing(self, path: bytes) -> int | None:
@@ -52,3 +70,31 @@ class Target(Protocol):
     def flush(self) -> None:
         """Make all that was written durable: once, at the end of a restore. Raises OSError."""
         ...
+
+
+class BaseTarget(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """What targets that are no file systems answer alike: streams in order, no folders, links and devices."""
+
+    @property
+    def in_order(self) -> bool:
+        return True
+
+    @property
+    def one_by_one(self) -> bool:
+        return False
+
+    def existing(self, path: bytes) -> int | None:
+        return None
+
+    def make(self, entry: Entry) -> list[Problem]:
+        if entry.kind == Kind.DIRECTORY:
+            return []
+        return [Problem(entry.path, "write-failed", "a link, fifo or device has no place in this target")]
+
+    def link(self, entry: Entry, first: bytes) -> list[Problem]:
+        return [Problem(entry.path, "write-failed", "a hard link has no place in this target")]
+
+    def finish(self, entry: Entry) -> list[Problem]:
+        return []
+
+    def flush(self) -> None: ...

@@ -1,7 +1,7 @@
 """Back up a source into a vault: plan -> work -> finish (architecture, section 3)."""
 
 import datetime as dt
-import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
@@ -16,8 +16,8 @@ from engine.locks import extend_point, lock_until, read_policy
 from engine.point import PROBLEMS_KEPT, Body, Root, Stats, encode_root
 from engine.progress import Progress
 from engine.session import Session
-from engine.sources.files import FilesSource
-from engine.sources.mounts import mounts_inside
+from engine.sources.kinds import AnySource
+from engine.sources.port import STREAM_NS, Source
 from engine.vault import PointName, Vault, check_series
 from engine.verbs.assemble import Listing
 from engine.verbs.changes import Parent
@@ -40,7 +40,7 @@ class BackupJob(msgspec.Struct, frozen=True, kw_only=True):
 
     session: str
     series: str
-    source: FilesSource
+    source: AnySource
     started_at: dt.datetime
     deep: bool = False
     name: str = ""
@@ -55,10 +55,11 @@ class Carried(msgspec.Struct, array_like=True):
 
 
 class Scan(msgspec.Struct):
-    """What the walk as a whole knows; travels with the last unit."""
+    """What the walk as a whole knows; travels with the last unit. `requests` counts what it asked the source for."""
 
     scan_ns: int
     mounts: list[str]
+    requests: dict[str, int] = {}
 
 
 class Unit(msgspec.Struct):
@@ -100,10 +101,14 @@ class Result(msgspec.Struct):
     bytes_new: int = 0
     bytes_stored: int = 0
     forbidden: list[str] = []
+    requests: dict[str, int] = {}
 
 
 class Outcome(msgspec.Struct):
-    """How a backup ended: `state` is complete or partial_complete (a point exists, some content is missing)."""
+    """How a backup ended: `state` is complete or partial_complete (a point exists, some content is missing).
+
+    `requests` counts what was asked of a metered source, by verb (A2).
+    """
 
     state: str
     series: str
@@ -112,6 +117,7 @@ class Outcome(msgspec.Struct):
     problems: list[Problem]
     problems_total: int
     mounts: list[str]
+    requests: dict[str, int] = {}
 
 
 def plan(vault: Vault, job: BackupJob, progress: Progress, *, now: dt.datetime) -> Iterator[Unit]:
@@ -142,9 +148,7 @@ def plan(vault: Vault, job: BackupJob, progress: Progress, *, now: dt.datetime) 
             kept = parent.carry(rows) if parent else [False] * len(rows)
             for row, is_kept in zip(rows, kept, strict=True):
                 yield from cutter.add(row, todo=not is_kept)
-    mounts = mounts_inside(job.source.roots)
-    scan = Scan(int(now.timestamp() * 1e9), [_shown(mount.path) for mount in mounts])
-    yield cutter.last(scan)
+    yield cutter.last(Scan(int(now.timestamp() * 1e9), job.source.mounts(), job.source.requests()))
 
 
 def work(vault: Vault, job: BackupJob, unit: Unit, progress: Progress) -> Result:
@@ -158,6 +162,7 @@ def work(vault: Vault, job: BackupJob, unit: Unit, progress: Progress) -> Result
     vault.join_session(job.session, forbidden=set(unit.forbidden))
     vault.index.refresh()
     rows: list[Entry | None] = list(unit.rows)
+    job.source.expect([unit.rows[number] for number in unit.todo])
     with Store(vault, job.source, vault.info.profile, progress) as store:
         for number in unit.todo:
             row = unit.rows[number]
@@ -168,6 +173,10 @@ def work(vault: Vault, job: BackupJob, unit: Unit, progress: Progress) -> Result
         result.bytes_read, result.bytes_new, result.bytes_stored = store.bytes_read, store.bytes_new, store.bytes_stored
     if not unit.part or unit.part[0] == 0:
         progress.add(entries=len(unit.rows))
+    for done in rows:
+        if done is not None and done.mtime_ns == STREAM_NS:
+            done.mtime_ns = int(job.started_at.timestamp() * 1e9)
+    result.requests = job.source.requests()
     result.stored = result.bytes_stored > 0
     result.entries_read = len(unit.todo) if not unit.part or unit.part[0] == 0 else 0
     result.carried = [Carried(sum(row is not None for row in rows[: c.before]), c.block) for c in unit.carried]
@@ -231,6 +240,13 @@ class _Cutter:
             yield self._cut()
 
     def add(self, row: Entry, *, todo: bool) -> Iterator[Unit]:
+        if todo and row.mtime_ns == STREAM_NS:
+            if self._todo:
+                yield self._cut()
+            self._rows.append(row)
+            self._todo.append(len(self._rows) - 1)
+            yield self._cut()  # a unit of its own: streams are read side by side
+            return
         if todo and row.kind == Kind.FILE and row.size > PART_BYTES:
             if self._rows or self._carried:
                 yield self._cut()
@@ -271,6 +287,7 @@ class _Gathered:
         self._problems: list[Problem] = []
         self._problems_total = 0
         self._lost = False
+        self._requests: Counter[str] = Counter()
 
     def take(self, result: Result) -> None:
         if self._listing is None:
@@ -311,7 +328,9 @@ class _Gathered:
         root = encode_root(self._vault.keys, body, packs)
         session.commit(root, series=body.series, point=body.point, now=now, locked_until=body.locked_until)
         return Outcome(
-            state, body.series, body.point, self._stats, self._problems, self._problems_total, self._scan.mounts
+            *(state, body.series, body.point, self._stats, self._problems, self._problems_total),
+            self._scan.mounts,
+            dict(self._requests),
         )
 
     def _body(self, blocks: list[Block], scan: Scan, now: dt.datetime, *, complete: bool) -> Body:
@@ -325,10 +344,7 @@ class _Gathered:
             parent=self._parent.body.point if self._parent else "",
             previous=self._parent.digest if self._parent else b"", problems=self._problems,
             problems_total=self._problems_total, mounts=scan.mounts,
-            options={
-                "include": [_shown(pattern) for pattern in self._job.source.include],
-                "exclude": [_shown(pattern) for pattern in self._job.source.exclude],
-            },
+            options=self._job.source.options(),
         )  # fmt: skip
 
     def _count(self, result: Result) -> None:
@@ -337,7 +353,10 @@ class _Gathered:
         stats.bytes_read += result.bytes_read
         stats.bytes_new += result.bytes_new
         stats.bytes_stored += result.bytes_stored
-        self._scan = result.scan or self._scan
+        self._requests.update(result.requests)
+        if result.scan is not None:
+            self._scan = result.scan
+            self._requests.update(result.scan.requests)
         for problem in result.problems:
             self._problems_total += 1
             self._lost |= problem.lost
@@ -386,12 +405,7 @@ class _Gathered:
         self._listing.carry(block)
 
 
-def _shown(name: str | bytes) -> str:
-    """Return a name for people; what is not UTF-8 becomes `\\xNN`, because a root can't hold anything else."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def _blocks(source: FilesSource, seed: int) -> Iterator[tuple[list[Entry], list[Problem]]]:
+def _blocks(source: Source, seed: int) -> Iterator[tuple[list[Entry], list[Problem]]]:
     """Yield the walk in the runs that a listing's blocks would have."""
     splitter = Splitter(seed)
     rows: list[Entry] = []

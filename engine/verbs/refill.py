@@ -15,6 +15,7 @@ from engine.point import Root
 from engine.progress import Progress
 from engine.targets.port import Target, Writer
 from engine.vault import Vault
+from engine.verbs.pour import Pour
 
 WHOLE_BYTES = 4 << 20
 _GAP_BYTES = 512 << 10
@@ -72,6 +73,8 @@ class Refill:
 
     def write(self, files: list[Entry]) -> list[Entry]:
         """Write all of these files; return those that are there now. Raises transient storage errors only."""
+        if self._target.in_order:
+            return self._pour(files)
         fillings = [_Filling(entry) for entry in files]
         done: list[Entry] = []
         try:
@@ -89,6 +92,15 @@ class Refill:
                 if filling.writer is not None:
                     filling.writer.abort()
         return done
+
+    def _pour(self, files: list[Entry]) -> list[Entry]:
+        pour = Pour(self._storage, self._keys, self._fetcher, self._target, self._progress)
+        try:
+            return pour.write(files)
+        finally:
+            self.problems += pour.problems
+            self.damaged |= pour.damaged
+            self.bytes += pour.bytes
 
     def _ranges(self, fillings: list[_Filling]) -> list[_Range]:
         """Return what to read, ordered by pack and offset, neighbours merged."""

@@ -14,7 +14,7 @@ from engine.patterns import Selection, Verdict
 from engine.point import PROBLEMS_KEPT
 from engine.progress import Progress
 from engine.session import Session
-from engine.targets.files import FilesTarget
+from engine.targets.kinds import AnyTarget
 from engine.vault import PointName, Vault
 from engine.verbs.findings import pack_name
 from engine.verbs.inspect import scrub
@@ -36,7 +36,7 @@ class RestoreJob(msgspec.Struct, frozen=True, kw_only=True):
     session: str
     series: str
     point: str
-    target: FilesTarget
+    target: AnyTarget
     started_at: dt.datetime
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -196,6 +196,8 @@ class _Planner:
 
     @property
     def full(self) -> bool:
+        if self._target.one_by_one:
+            return False
         unit = self._unit
         rows = len(unit.files) + len(unit.others) + len(unit.after) + len(unit.skipped)
         return self._bytes >= UNIT_BYTES or rows >= UNIT_FILES or self._sparse >= UNIT_SPARSE

@@ -89,7 +89,7 @@ def test_missing_restore_folder(cli: Cli, vault: Path, point: str, tmp_path: Pat
 
 
 def test_a_restore_needs_one_place(cli: Cli, vault: Path, point: str, tmp_path: Path) -> None:
-    refused(cli, "restore", vault, point, code=USAGE, says="either --to DIR, or --original")
+    refused(cli, "restore", vault, point, code=USAGE, says="either --to DIR, --original")
     refused(cli, "restore", vault, point, "--to", tmp_path, "--original", code=USAGE, says="either --to DIR")
 
 
