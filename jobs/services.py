@@ -14,6 +14,7 @@ from jobs import presence, steps
 from jobs.models import Job, Step
 from jobs.states import JobState, Kind, Stage, StepState, Trigger
 from policies.models import Plan, Source
+from policies.reading import check_takes
 from policies.services import next_run_at
 from vaults.models import RecoveryPoint, Vault, VaultState, VaultType
 
@@ -214,6 +215,7 @@ def request_restore(point: RecoveryPoint, selection: Selection, *, actor: Actor,
             "Overwriting loses the present content of files with the same name. Confirm it with overwrite_confirmed."
         )
     destination = _destination(point, selection.destination)
+    check_takes(destination, kind=point.source_kind)
     if not presence.served(destination.queue, now=now):
         raise DestinationOffline(
             f"No worker is running on {destination.host}. Start one there with the queue {destination.queue}."

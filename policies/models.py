@@ -23,15 +23,26 @@ def _kept(text: str) -> models.PositiveSmallIntegerField[int, int]:
 
 
 class SourceKind(models.TextChoices):
+    """What can be protected; policies.kinds says how each is read."""
+
     FILES = "files", "Files of a host"
+    SMB = "smb", "SMB share"
+    BUCKET = "bucket", "Bucket (S3, OSS)"
+    POSTGRES = "postgres", "PostgreSQL"
+    MARIADB = "mariadb", "MariaDB or MySQL"
+    MILVUS = "milvus", "Milvus cluster"
+    TABLESTORE = "tablestore", "Tablestore instance"
+    DYNAMODB = "dynamodb", "DynamoDB tables"
+    COMMAND = "command", "Output of a program"
+    BACKINT = "backint", "SAP HANA (Backint)"
 
 
 class Source(models.Model):
     """A thing to protect and how to read it.
 
-    `settings` of a file source: roots, include, exclude (lists of texts), one_file_system (bool).
-    `credentials` is sealed.
-    `host` names the machine whose worker reads it; `region` the region that the machine belongs to (C25).
+    `settings` and `credentials`, the latter sealed, are what its kind says (policies.kinds).
+    `host` names the machine whose worker reads it, empty when any worker of the region does; `region` is the region
+    that the machine, or the service behind it, belongs to (C25).
     `warnings` is what the last save found worth knowing, e.g. other file systems mounted inside (B28).
     `erasing_since` is set once a person asked to delete all its points (C32): it takes no plans any more and goes with
     its last point. `erase_next_at` is when to look again, `erase_ends_at` when the last lock ends, as far as known.
@@ -42,7 +53,7 @@ class Source(models.Model):
     region = models.ForeignKey(Region, on_delete=models.PROTECT, related_name="sources")
     name = models.CharField(max_length=64)
     kind = models.CharField(max_length=32, choices=SourceKind.choices, default=SourceKind.FILES)
-    host = models.CharField(max_length=255)
+    host = models.CharField(max_length=255, blank=True)
     settings = models.JSONField(default=dict)
     credentials = models.TextField(blank=True, editable=False)
     warnings = models.JSONField(default=list, editable=False)
@@ -65,8 +76,8 @@ class Source(models.Model):
 
     @property
     def queue(self) -> str:
-        """Return the queue that the worker on the source's host serves."""
-        return f"host.{self.host}"
+        """Return the queue that the worker on the source's host serves, or all workers of its region."""
+        return f"host.{self.host}" if self.host else self.region.queue
 
 
 def validate_cron(text: str) -> None:

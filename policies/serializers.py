@@ -2,28 +2,36 @@
 
 from typing import Any
 
+from drf_spectacular.utils import PolymorphicProxySerializer, extend_schema_field
 from rest_framework import serializers
 
 from accounts.models import Account
 from accounts.serializers import OwnField
 from policies import retention
+from policies.kinds import TYPES
 from policies.models import Plan, Policy, Source
 from vaults.models import PointState, Region, Vault
 
 
-class FileSettingsSerializer(serializers.Serializer[Any]):
-    """How to read a file source."""
+def _by_kind(part: str) -> dict[str, Any]:
+    """Return the shapes of one part of all kinds, for the API's description."""
+    return {kind: getattr(one, part) for kind, one in TYPES.items()}
 
-    roots = serializers.ListField(child=serializers.CharField(max_length=4096), min_length=1)
-    include = serializers.ListField(child=serializers.CharField(max_length=4096), required=False)
-    exclude = serializers.ListField(child=serializers.CharField(max_length=4096), required=False)
-    one_file_system = serializers.BooleanField(required=False)
+
+SETTINGS = PolymorphicProxySerializer(
+    component_name="SourceSettings", serializers=list(_by_kind("settings").values()), resource_type_field_name=None
+)
+
+
+@extend_schema_field(SETTINGS)
+class SettingsField(serializers.DictField):
+    """What the source's kind says; checked when it is saved."""
 
 
 class SourceSerializer(serializers.ModelSerializer[Source]):
     region = serializers.SlugRelatedField(slug_field="name", queryset=Region.objects.all())
     account = OwnField(queryset=Account.objects.all(), account_path="pk")
-    settings = FileSettingsSerializer()
+    settings = SettingsField()
     warnings = serializers.ListField(child=serializers.CharField(), read_only=True)
     has_credentials = serializers.SerializerMethodField()
 
@@ -49,7 +57,9 @@ class SourceSerializer(serializers.ModelSerializer[Source]):
 
 
 class SourceRequestSerializer(SourceSerializer):
-    credentials = serializers.DictField(child=serializers.CharField(max_length=4096), required=False, write_only=True)
+    credentials = serializers.DictField(
+        child=serializers.CharField(max_length=65536, allow_blank=True), required=False, write_only=True
+    )
 
     class Meta:
         model = Source

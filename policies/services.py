@@ -8,11 +8,11 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, models, transaction
 
-from accounts import secrets
 from accounts.refusals import Refused
 from accounts.services import Actor, record
 from engine.sources.mounts import mounts_inside
-from policies import schedule
+from policies import reading, schedule
+from policies.kinds import TYPES
 from policies.models import Plan, PlanState, Policy, Source, SourceKind
 from vaults.models import VaultState, VaultType
 
@@ -47,6 +47,10 @@ class PlanUnfit(Refused):
     code = "plan_unfit"
 
 
+_HOST_WRONG = {
+    True: "A source of this kind is read over the network, by any worker of its region: leave the host empty.",
+    False: "Name the host whose worker reads this source.",
+}
 AUDITED_RULES = (
     "retention_days",
     "keep_last",
@@ -76,26 +80,6 @@ def next_run_at(plan: Plan, *, after: dt.datetime) -> dt.datetime:
     return schedule.next_after(schedule_of(plan.policy, start_minute=plan.start_minute), after)
 
 
-def check_file_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a file source, complete. Raises ValidationError naming the field."""
-    unknown = set(values) - {"roots", "include", "exclude", "one_file_system"}
-    if unknown:
-        raise ValidationError({"settings": f"Unknown settings: {', '.join(sorted(unknown))}."})
-    roots = values.get("roots") or []
-    if not isinstance(roots, list) or not roots or not all(isinstance(root, str) for root in roots):
-        raise ValidationError({"settings": "Name at least one folder or file to protect in roots."})
-    for root in roots:
-        if not root.startswith("/") or "\0" in root or ".." in root.split("/"):
-            raise ValidationError({"settings": f"{root!r} is not an absolute path without '..'."})
-    clean: dict[str, Any] = {"roots": roots, "one_file_system": bool(values.get("one_file_system", False))}
-    for name in ("include", "exclude"):
-        patterns = values.get(name) or []
-        if not isinstance(patterns, list) or not all(isinstance(one, str) and one for one in patterns):
-            raise ValidationError({"settings": f"{name} must be a list of patterns."})
-        clean[name] = patterns
-    return clean
-
-
 def _warnings(source: Source) -> list[str]:
     """Return what a person should know about the source (B28). Only the host itself can look at its mounts."""
     if source.kind != SourceKind.FILES or source.host != settings.HOST_NAME or source.settings["one_file_system"]:
@@ -114,10 +98,12 @@ def save_source(source: Source, *, credentials: dict[str, str] | None = None, ac
     new = source._state.adding
     if new:
         source.created_at = now
-    source.settings = check_file_settings(source.settings)
+    source.settings = reading.check_settings(source.kind, source.settings)
+    if TYPES[source.kind].on_host != bool(source.host):
+        raise ValidationError({"host": _HOST_WRONG[bool(source.host)]})
     source.warnings = _warnings(source)
     if credentials is not None:
-        source.credentials = secrets.seal(credentials, context=f"source:{source.pk}")
+        reading.seal_credentials(source, credentials)
     source.full_clean()
     source.save()
     record(actor, "source.create" if new else "source.change", source, account=source.account, now=now)

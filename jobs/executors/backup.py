@@ -8,26 +8,13 @@ import msgspec
 
 from engine.ids import new_ulid
 from engine.progress import Progress
-from engine.sources.files import FilesSource, files_source
 from engine.vault import PointName, Vault
 from engine.verbs import backup
 from engine.verbs.backup import BackupJob, Outcome, Result, Unit
 from jobs.executors.port import Clock, Executor, shown
 from jobs.models import Job
-from policies.models import Source
+from policies.reading import engine_source
 from vaults import catalogue
-
-
-def engine_source(source: Source) -> FilesSource:
-    """Return the engine's view of a source row."""
-    wanted = source.settings
-    return files_source(
-        wanted["roots"],
-        host=source.host,
-        include=wanted["include"],
-        exclude=wanted["exclude"],
-        one_file_system=wanted["one_file_system"],
-    )
 
 
 def _prepare(job: Job, now: dt.datetime) -> BackupJob:
@@ -63,6 +50,7 @@ def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dic
             "stats": msgspec.to_builtins(outcome.stats),
             "problems": shown(outcome.problems),
             "mounts": outcome.mounts,
+            "requests": outcome.requests,
         },
     }
 

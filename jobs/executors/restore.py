@@ -1,31 +1,29 @@
 """Restore jobs: a recovery point, or a part of it, onto a host."""
 
 import datetime as dt
-import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from engine.ids import new_ulid
 from engine.progress import Progress
-from engine.targets.files import FilesTarget
 from engine.vault import Vault
 from engine.verbs import restore
 from engine.verbs.restore import Outcome, RestoreJob, Result, Unit
 from jobs.executors.port import Clock, Executor, point_of, shown
 from jobs.models import Job
-
-ORIGINAL = "/"
+from policies.reading import engine_target
 
 
 def _prepare(job: Job, now: dt.datetime) -> RestoreJob:
     point = point_of(job)
+    assert job.source is not None
     wanted = job.settings
     patterns = tuple(wanted["patterns"])
     return RestoreJob(
         session=new_ulid(now),
         series=point.series,
         point=point.point_id,
-        target=FilesTarget(root=os.fsencode(wanted["to"] or ORIGINAL)),
+        target=engine_target(job.source, kind=point.source_kind, to=wanted["to"]),
         started_at=job.started_at or now,
         include=patterns if wanted["mode"] == "include" else (),
         exclude=patterns if wanted["mode"] == "exclude" else (),

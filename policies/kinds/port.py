@@ -1,0 +1,53 @@
+"""What a kind of source is to the control plane: the shape of its settings, and what the engine makes of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from rest_framework import serializers
+
+from engine.sources.kinds import AnySource
+from engine.targets.kinds import AnyTarget
+
+
+class Reading(NamedTuple):
+    """One source as a kind sees it: its host (may be empty), checked settings, and credentials in the clear."""
+
+    host: str
+    settings: dict[str, Any]
+    credentials: dict[str, str]
+
+
+class NoCredentials(serializers.Serializer[Any]):
+    """What a kind takes that needs no credentials."""
+
+
+def _no_endpoints(settings: dict[str, Any]) -> list[tuple[str, int]]:
+    return []
+
+
+@dataclass(frozen=True, slots=True)
+class SourceType:
+    """One kind of source. The serializers are the one declaration of its fields: API, console form and checks use them.
+
+    `on_host`: read by the worker of a named host; the others are read by any worker of their region. `endpoints`
+    returns (host, port) of every server that settings make the service contact: internal addresses are refused there
+    unless the operator allows them. `source` and `target` make the engine's view; `target` takes what a person typed
+    as the place, meant as `to` tells, empty for the original place. `takes` are the kinds of points that it can restore
+    beside its own.
+    """
+
+    settings: type[serializers.Serializer[Any]]
+    source: Callable[[Reading], AnySource]
+    target: Callable[[Reading, str], AnyTarget]
+    to: str
+    credentials: type[serializers.Serializer[Any]] = NoCredentials
+    on_host: bool = False
+    endpoints: Callable[[dict[str, Any]], list[tuple[str, int]]] = _no_endpoints
+    takes: frozenset[str] = field(default_factory=frozenset)
+
+
+class TextList(serializers.ListField):
+    """A list of texts; `max_length` counts the texts."""
+
+    child = serializers.CharField(max_length=4096)
