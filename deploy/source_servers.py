@@ -1,0 +1,8 @@
+"""More servers of deploy/dev-services: the systems that tests back up. Standard library only."""
+
+from collections.abc import Callable
+from typing import Any
+
+from servers import Server
+
+STARTERS: dict[str, Callable[[Server], dict[str, Any]]] = {}
