@@ -76,4 +76,8 @@ TYPE = SourceType(
     to="Empty: the program to restore takes it",
     credentials=CommandCredentials,
     on_host=True,
+    about="What any dump program writes, taken back by any program that loads it",
+    preflight="The host runs a worker with its queue; the program to restore is installed there and can reach what it "
+    "loads into.",
+    parts="streams",
 )

@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from rest_framework import serializers
 
 from engine.sources.files import files_source
@@ -42,10 +43,18 @@ def _target(reading: Reading, to: str) -> AnyTarget:
     return FilesTarget(root=os.fsencode(to or "/"))
 
 
+def _check_to(to: str) -> None:
+    if to and (not to.startswith("/") or "\0" in to or ".." in to.split("/")):
+        raise ValidationError("Give an absolute path without '..'.")
+
+
 TYPE = SourceType(
     settings=FilesSettings,
     source=_source,
     target=_target,
     to="An existing folder of the host; empty is the original path",
+    check_to=_check_to,
     on_host=True,
+    about="Folders and files of a machine that runs a worker, also what it has mounted",
+    preflight="The host runs a worker with its queue; the folder to restore into exists and has the room.",
 )

@@ -26,6 +26,10 @@ def _no_endpoints(settings: dict[str, Any]) -> list[tuple[str, int]]:
     return []
 
 
+def _any_place(to: str) -> None:
+    """Take any text for a place."""
+
+
 @dataclass(frozen=True, slots=True)
 class SourceType:
     """One kind of source. The serializers are the one declaration of its fields: API, console form and checks use them.
@@ -33,8 +37,11 @@ class SourceType:
     `on_host`: read by the worker of a named host; the others are read by any worker of their region. `endpoints`
     returns (host, port) of every server that settings make the service contact: internal addresses are refused there
     unless the operator allows them. `source` and `target` make the engine's view; `target` takes what a person typed
-    as the place, meant as `to` tells, empty for the original place. `takes` are the kinds of points that it can restore
-    beside its own.
+    as the place, meant as `to` tells, empty for the original place. `check_to` raises ValidationError for a text that
+    is no place of this kind. `takes` are the kinds of points that it can restore beside its own.
+
+    For people: `about` says in one line what the kind protects, `preflight` what has to be there before a restore
+    (E37), `parts` what the units of its backups are, where they are not runs of files.
     """
 
     settings: type[serializers.Serializer[Any]]
@@ -45,6 +52,10 @@ class SourceType:
     on_host: bool = False
     endpoints: Callable[[dict[str, Any]], list[tuple[str, int]]] = _no_endpoints
     takes: frozenset[str] = field(default_factory=frozenset)
+    check_to: Callable[[str], None] = _any_place
+    about: str = ""
+    preflight: str = ""
+    parts: str = "units"
 
 
 class TextList(serializers.ListField):
