@@ -5,6 +5,7 @@ import contextlib
 import datetime as dt
 import hashlib
 import os
+import re
 import ssl
 import threading
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from engine.storage.location import Location
 
 _CONNECTIONS = 16
+_DOTS = re.compile(r"(?<=/)\.\.?(?=[/?]|\Z)")  # a signature is made of the decoded path: encoding these changes none
 _NO_VERSIONS = ("NotImplemented", "MethodNotAllowed")
 _NO_LOCKING = ("InvalidRequest", "ObjectLockConfigurationNotFoundError", "NotImplemented", "MethodNotAllowed")
 
@@ -169,32 +171,8 @@ class S3Storage:
     def _client(self) -> Minio:
         with self._mutex:
             if self._made is None or self._made[0] != os.getpid():
-                self._made = os.getpid(), self._connect()
+                self._made = os.getpid(), connect(self._location, pace=self._pace, timeout=self._timeout)
             return self._made[1]
-
-    def _connect(self) -> Minio:
-        location = self._location
-        scheme, _, host = location.endpoint.partition("://")
-        options: dict[str, Any] = {}
-        if scheme == "https":
-            options["ssl_context"] = _tls(location)
-        transport = _Transport(
-            pace=self._pace, timeout=self._timeout, retries=False, maxsize=_CONNECTIONS, block=False, **options
-        )
-        client = Minio(
-            host.rstrip("/"),
-            access_key=location.access_key or None,
-            secret_key=location.secret_key or None,
-            session_token=location.session_token or None,
-            secure=scheme == "https",
-            region=location.region or None,
-            http_client=transport,
-        )
-        if location.path_style:
-            client.disable_virtual_style_endpoint()  # type: ignore[no-untyped-call]  # minio forgot it
-        else:
-            client.enable_virtual_style_endpoint()  # type: ignore[no-untyped-call]  # minio forgot it
-        return client
 
     def _body(self, response: Any) -> bytes:
         if self._pace is unpaced:
@@ -223,8 +201,31 @@ class S3Storage:
                 yield Stored((item.object_name or "").removeprefix(self._prefix), item.size or 0)
 
 
+def connect(location: "Location", *, pace: Pace, timeout: urllib3.Timeout) -> Minio:
+    """Return a client for a location's server; nothing is contacted, and nothing is retried by it."""
+    scheme, _, host = location.endpoint.partition("://")
+    options: dict[str, Any] = {}
+    if scheme == "https":
+        options["ssl_context"] = _tls(location)
+    transport = _Transport(pace=pace, timeout=timeout, retries=False, maxsize=_CONNECTIONS, block=False, **options)
+    client = Minio(
+        host.rstrip("/"),
+        access_key=location.access_key or None,
+        secret_key=location.secret_key or None,
+        session_token=location.session_token or None,
+        secure=scheme == "https",
+        region=location.region or None,
+        http_client=transport,
+    )
+    if location.path_style:
+        client.disable_virtual_style_endpoint()  # type: ignore[no-untyped-call]  # minio forgot it
+    else:
+        client.enable_virtual_style_endpoint()  # type: ignore[no-untyped-call]  # minio forgot it
+    return client
+
+
 class _Transport(urllib3.PoolManager):
-    """Send bodies no faster than the pace allows."""
+    """Send bodies no faster than the pace allows, and keys as they are: urllib3 would resolve "." and ".." in them."""
 
     def __init__(self, *, pace: Pace, **options: Any) -> None:
         super().__init__(**options)
@@ -234,7 +235,7 @@ class _Transport(urllib3.PoolManager):
         body = kw.get("body")
         if body and self._pace is not unpaced:
             kw["body"] = _PacedBody(body, self._pace)
-        return super().urlopen(method, url, redirect, **kw)
+        return super().urlopen(method, _DOTS.sub(lambda dots: dots[0].replace(".", "%2E"), url), redirect, **kw)
 
 
 class _PacedBody:
