@@ -81,6 +81,26 @@ class Attributes:
         )
 
 
+class LooseAttributes(Attributes):
+    """The same for mounts whose inode numbers or change times are not to be believed: they are 0 in every entry.
+
+    Without inode numbers nothing tells hard links, so each is a file of its own.
+    """
+
+    def __init__(self, *, ignore_inode: bool, ignore_ctime: bool) -> None:
+        super().__init__()
+        self._ignore_inode, self._ignore_ctime = ignore_inode, ignore_ctime
+
+    def entry(self, path: bytes, status: os.stat_result, device: int) -> Entry | None:
+        entry = super().entry(path, status, device)
+        if entry is not None:
+            if self._ignore_inode:
+                entry.inode, entry.links = 0, 1
+            if self._ignore_ctime:
+                entry.ctime_ns = 0
+        return entry
+
+
 def extended(place: int | bytes) -> dict[bytes, bytes]:
     """Return the extended attributes (ACLs among them) of a descriptor, or of a path without following a link.
 

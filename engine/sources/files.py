@@ -10,12 +10,16 @@ from engine.beneath import split
 from engine.entries import Entry, Kind, Problem, sort_key
 from engine.errors import SourceError, SourceMissing
 from engine.patterns import Selection
-from engine.sources.attributes import Attributes, extended
+from engine.sources.attributes import Attributes, LooseAttributes, extended
 from engine.sources.mounts import mounts_inside
 from engine.sources.port import BaseSource, Identity
 from engine.sources.reading import FileReader, Folders, has_holes, open_file
+from engine.sources.roots import GONE, require_mounted, require_standing
 from engine.sources.walk import Walk, WalkOptions, problem_of
+from engine.sources.walkers import WideWalk
 
+PARTS_ABOVE = 256 << 20  # larger files are read in parts by several workers (engine.chunker.PART_BYTES)
+WALKERS_MAX = 64
 _REPLACED = "something else stands at this path than when it was listed"
 
 
@@ -35,6 +39,10 @@ class FilesSource(BaseSource, frozen=True, tag="files", kw_only=True, dict=True)
     part of them. A root that is a link is kept as a link. `include` and `exclude` are patterns (engine.patterns).
     With `one_file_system` a mount point inside a root is kept as an empty folder, and reported, unless it is a
     root itself. Names of users and groups are remembered for the life of this object.
+
+    For mounted shares and parallel file systems: `walkers` threads list ahead of the walk. `ignore_inode` and
+    `ignore_ctime` are for mounts whose numbers lie: what is unchanged is then told by size and time of modification
+    alone, and hard links are files of their own. With `must_be_mounted` a root that is no mount point is refused.
     """
 
     roots: tuple[bytes, ...]
@@ -42,9 +50,15 @@ class FilesSource(BaseSource, frozen=True, tag="files", kw_only=True, dict=True)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     one_file_system: bool = False
+    walkers: int = 1
+    ignore_inode: bool = False
+    ignore_ctime: bool = False
+    must_be_mounted: bool = False
 
     @cached_property
     def _attributes(self) -> Attributes:
+        if self.ignore_inode or self.ignore_ctime:
+            return LooseAttributes(ignore_inode=self.ignore_inode, ignore_ctime=self.ignore_ctime)
         return Attributes()
 
     @cached_property
@@ -87,13 +101,17 @@ class FilesSource(BaseSource, frozen=True, tag="files", kw_only=True, dict=True)
         return [_shown(mount.path) for mount in mounts_inside(self.roots)]
 
     def options(self) -> dict[str, list[str]]:
-        """Return the patterns."""
-        return {"include": [_shown(one) for one in self.include], "exclude": [_shown(one) for one in self.exclude]}
+        """Return the patterns, and which attributes were not believed."""
+        shown = {"include": [_shown(one) for one in self.include], "exclude": [_shown(one) for one in self.exclude]}
+        ignored = [name for name, is_on in (("inode", self.ignore_inode), ("ctime", self.ignore_ctime)) if is_on]
+        return shown | ({"ignored": ignored} if ignored else {})
 
     def check(self) -> None:
-        """Raise SourceMissing when a root is not there, BadPattern for a pattern, SourceError for hidden roots."""
+        """Raise SourceMissing when a root is not there or not mounted, BadPattern, SourceError for hidden roots."""
         if not self.roots:
             raise SourceError("no folder to back up was named: name at least one")
+        if not 1 <= self.walkers <= WALKERS_MAX:
+            raise SourceError(f"{self.walkers} threads can't walk: give 1 to {WALKERS_MAX}")
         Selection(self.include, self.exclude)
         for root in self._named:
             shown = os.fsdecode(b"/" + root)
@@ -106,6 +124,8 @@ class FilesSource(BaseSource, frozen=True, tag="files", kw_only=True, dict=True)
             except OSError as error:
                 raise SourceMissing(f"{shown!r} cannot be reached on {self.host}: {error.strerror}") from error
             self._check_links_above(root)
+        if self.must_be_mounted:
+            require_mounted(self._named, self.host)
 
     def _check_links_above(self, root: bytes) -> None:
         """Refuse a root that another root holds only behind a link: it would be missing from the listing."""
@@ -126,6 +146,8 @@ class FilesSource(BaseSource, frozen=True, tag="files", kw_only=True, dict=True)
         """Yield every entry in listing order, attributes from lstat alone."""
         selection = Selection(self.include, self.exclude) if self.include or self.exclude else None
         options = WalkOptions(selection, self.one_file_system)
+        if self.walkers > 1:
+            return WideWalk(self._top, self._attributes, options, named=self._named).walking(self.walkers)
         return Walk(self._top, self._attributes, options, named=self._named).run()
 
     def fill(self, entry: Entry) -> Entry | Problem:
@@ -140,19 +162,19 @@ class FilesSource(BaseSource, frozen=True, tag="files", kw_only=True, dict=True)
                 folders.forget()
                 found = self._fill(folders.get(parent), entry, name)
         except OSError as error:
-            return problem_of(entry.path, error)
+            return self._problem(entry, error)
         return found
 
     def _fill(self, folder: int, entry: Entry, name: bytes) -> Entry | Problem:
         try:
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
             fresh = self._attributes.entry(entry.path, status, entry.device)
-            if fresh is None or fresh.kind != entry.kind or fresh.inode != entry.inode:
+            if fresh is None or not self._is_same(fresh, entry):
                 return Problem(entry.path, "changed", _REPLACED)
             if fresh.kind == Kind.SYMLINK:
                 fresh.target = os.readlink(name, dir_fd=folder)
         except OSError as error:
-            return problem_of(entry.path, error)
+            return self._problem(entry, error)
         # There is no lgetxattr relative to a descriptor; this path is short however deep the folder is.
         fresh.xattrs = extended(b"/proc/self/fd/%d/%s" % (folder, name))
         return fresh
@@ -162,9 +184,9 @@ class FilesSource(BaseSource, frozen=True, tag="files", kw_only=True, dict=True)
         try:
             fd, status = self._open(entry)
         except OSError as error:
-            return problem_of(entry.path, error)
+            return self._problem(entry, error)
         fresh = self._attributes.entry(entry.path, status, entry.device)
-        if fresh is None or fresh.kind != entry.kind or fresh.inode != entry.inode:
+        if fresh is None or not self._is_same(fresh, entry):
             os.close(fd)
             return Problem(entry.path, "changed", _REPLACED)
         fresh.xattrs = extended(fd)
@@ -178,10 +200,10 @@ class FilesSource(BaseSource, frozen=True, tag="files", kw_only=True, dict=True)
         try:
             fd, status = self._open(entry)
         except OSError as error:
-            return problem_of(entry.path, error)
+            return self._problem(entry, error)
         try:
             fresh = self._attributes.entry(entry.path, status, entry.device)
-            if fresh is None or fresh.kind != entry.kind or fresh.inode != entry.inode:
+            if fresh is None or not self._is_same(fresh, entry):
                 return Problem(entry.path, "changed", _REPLACED)
             size = fresh.size
             if size > limit or (status.st_blocks * 512 < size and has_holes(fd, size)):
@@ -196,6 +218,29 @@ class FilesSource(BaseSource, frozen=True, tag="files", kw_only=True, dict=True)
         finally:
             os.close(fd)
 
+    def _is_same(self, fresh: Entry, entry: Entry) -> bool:
+        """Say whether an opened file is the walked one, as far as its parts must not be of two files.
+
+        Without inode numbers size and time must tell; a file that is read in one go may have changed since the walk.
+        """
+        if fresh.kind != entry.kind or fresh.inode != entry.inode:
+            return False
+        if not self.ignore_inode or entry.kind != Kind.FILE or entry.size <= PARTS_ABOVE:
+            return True
+        return (fresh.size, fresh.mtime_ns) == (entry.size, entry.mtime_ns)
+
+    def _is_believed(self, status: os.stat_result, entry: Entry) -> bool:
+        if self.ignore_inode:
+            return (status.st_size, status.st_mtime_ns) == (entry.size, entry.mtime_ns)
+        return status.st_ino == entry.inode
+
+    def _problem(self, entry: Entry, error: OSError) -> Problem:
+        """Return what a failed call means. Raises SourceUnavailable when the whole root is gone."""
+        if error.errno in GONE:
+            root = next((root for root in self._top if _inside(entry.path, root)), b"")
+            require_standing(root, must_be_mounted=self.must_be_mounted)
+        return problem_of(entry.path, error)
+
     def _open(self, entry: Entry) -> tuple[int, os.stat_result]:
         """Return (descriptor, status) of what stands at the entry's path; the caller checks that it is the entry."""
         parent, _, name = entry.path.rpartition(b"/")
@@ -209,7 +254,7 @@ class FilesSource(BaseSource, frozen=True, tag="files", kw_only=True, dict=True)
                 folders.forget()
             else:
                 status = os.fstat(fd)
-                if status.st_ino == entry.inode:
+                if self._is_believed(status, entry):
                     return fd, status
                 os.close(fd)
                 folders.forget()

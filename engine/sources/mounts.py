@@ -30,6 +30,17 @@ def parse_mountinfo(text: bytes) -> Iterator[Mount]:
         yield Mount(path, os.fsdecode(fields[dash + 1]), os.makedev(int(major), int(minor)))
 
 
+def is_mounted(path: bytes) -> bool:
+    """Say whether a file system is mounted at `path` itself; an automounter that waits for its first use is none."""
+    real = os.path.realpath(path)
+    try:
+        with open(_MOUNTINFO, "rb") as file:
+            types = [mount.fs_type for mount in parse_mountinfo(file.read()) if mount.path == real]
+    except OSError:
+        return os.path.ismount(real)
+    return bool(types) and types[-1] != "autofs"
+
+
 def _by_device(root: bytes) -> Iterator[Mount]:
     """Find mount points by their device number: the slow way, for systems without mountinfo."""
     try:

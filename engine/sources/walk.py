@@ -9,13 +9,14 @@ from engine.beneath import FOLDER, open_beneath, split
 from engine.entries import Entry, Kind, Problem
 from engine.patterns import Selection, Verdict
 from engine.sources.attributes import Attributes
+from engine.sources.roots import GONE, device_of, went_away
 
 # Open folders on the way down; above that many the outermost are closed and found again by "..".
 _OPEN_FOLDERS = 64
 _DIRECTORY = Kind.DIRECTORY.value
 
 
-class _Folder:
+class Folder:
     """A folder being walked: its descriptor (-1 while closed), what it is, and the names still to come."""
 
     __slots__ = ("device", "fd", "identity", "names", "prefix", "single", "verdict")
@@ -54,8 +55,12 @@ def problem_of(path: bytes, error: OSError) -> Problem:
 class Walk:
     """One pass over disjoint, sorted roots (absolute, without the leading slash; empty = everything).
 
-    `named` are all roots a person named, those inside others too: they are entered although they are mounts.
+    `named` are all roots a person named, those inside others too: they are entered although they are mounts. Raises
+    SourceUnavailable when a root is gone, or lies on another file system at the end than at the beginning: what was
+    walked then may be the empty folder below a mount that went away.
     """
+
+    _stat = staticmethod(os.stat)
 
     def __init__(
         self, roots: Sequence[bytes], attributes: Attributes, options: WalkOptions, *, named: Collection[bytes]
@@ -66,17 +71,26 @@ class Walk:
         self._selection = options.selection
         self._one_file_system = options.one_file_system
         self._ordinals: dict[int, int] = {}
-        self._stack: list[_Folder] = []
+        self._stack: list[Folder] = []
         # Folders that are kept only if something inside is: not yielded yet.
         self._pending: list[Entry] = []
 
     def run(self) -> Generator[Entry | Problem, None, None]:
         """Yield entries and problems; closing the generator closes its descriptors."""
+        devices: dict[bytes, int] = {}
         for root in self._roots:
             try:
+                devices[root] = device_of(root)
                 yield from self._root(root)
             except OSError as error:
                 yield Problem(root, "unreadable", error.strerror or str(error))
+        for root, device in devices.items():
+            try:
+                same = device_of(root) == device
+            except OSError as error:
+                raise went_away(root, error.strerror or str(error)) from error
+            if not same:
+                raise went_away(root, "another file system is mounted there now")
 
     def _root(self, root: bytes) -> Iterator[Entry | Problem]:
         parent, name = split(root)
@@ -89,7 +103,7 @@ class Walk:
         try:
             device = os.stat(name or b".", dir_fd=top, follow_symlinks=False).st_dev
             self._ordinals.setdefault(device, len(self._ordinals))
-            self._stack.append(_Folder(os.dup(top), prefix, verdict=verdict, device=device, name=name))
+            self._stack.append(Folder(os.dup(top), prefix, verdict=verdict, device=device, name=name))
             yield from self._below(top, prefix)
         finally:
             os.close(top)
@@ -100,7 +114,7 @@ class Walk:
             self._pending.clear()
 
     def _below(self, top: int, top_prefix: bytes) -> Iterator[Entry | Problem]:
-        stat, entry_of, stack = os.stat, self._attributes.entry, self._stack
+        stat, entry_of, stack = self._stat, self._attributes.entry, self._stack
         ordinals, selection, one_file_system = self._ordinals, self._selection, self._one_file_system
         last_device, ordinal = -1, 0
         while stack:
@@ -150,24 +164,33 @@ class Walk:
             yield from pending
             pending.clear()
 
-    def _descend(self, outer: _Folder, name: bytes, entry: Entry, *, verdict: Verdict, device: int) -> Problem | None:
+    def _descend(self, outer: Folder, name: bytes, entry: Entry, *, verdict: Verdict, device: int) -> Problem | None:
         """Open the folder and put it on the stack; a Problem when it can't be listed."""
         try:
-            fd = os.open(name, FOLDER, dir_fd=outer.fd)
+            folder = self._entered(outer, name, entry, verdict=verdict, device=device)
         except OSError as error:
-            return problem_of(entry.path, error)
-        try:
-            folder = _Folder(fd, entry.path + b"/", verdict=verdict, device=device)
-        except OSError as error:
-            os.close(fd)
+            if outer.single and error.errno in GONE:
+                raise went_away(entry.path, error.strerror or str(error)) from error
             return problem_of(entry.path, error)
         self._stack.append(folder)
         if len(self._stack) > _OPEN_FOLDERS:
-            far = self._stack[-_OPEN_FOLDERS - 1]
-            if far.fd >= 0:
-                os.close(far.fd)
-                far.fd = -1
+            self._shed()
         return None
+
+    def _shed(self) -> None:
+        """Close the outermost of the folders that are open."""
+        far = self._stack[-_OPEN_FOLDERS - 1]
+        if far.fd >= 0:
+            os.close(far.fd)
+            far.fd = -1
+
+    def _entered(self, outer: Folder, name: bytes, entry: Entry, *, verdict: Verdict, device: int) -> Folder:
+        fd = os.open(name, FOLDER, dir_fd=outer.fd)
+        try:
+            return Folder(fd, entry.path + b"/", verdict=verdict, device=device)
+        except OSError:
+            os.close(fd)
+            raise
 
     def _leave(self, top: int, top_prefix: bytes) -> None:
         """Close the innermost folder, and open the one around it again when it was closed."""
@@ -181,7 +204,7 @@ class Walk:
             os.close(done.fd)
 
 
-def _around(inner: int, outer: _Folder) -> int | None:
+def _around(inner: int, outer: Folder) -> int | None:
     """Return a descriptor of `outer` by way of "..", None when the inner folder was moved elsewhere meanwhile."""
     fd = os.open(b"..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=inner)
     status = os.fstat(fd)

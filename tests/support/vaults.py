@@ -15,6 +15,7 @@ from engine.keyproviders.keyring import Keyring
 from engine.progress import Silent
 from engine.session import LEASE_S
 from engine.sources.files import files_source
+from engine.sources.kinds import AnySource
 from engine.storage import Memory, Storage
 from engine.vault import PointName, Vault, read_block
 from engine.verbs import backup, prune, rebuild, verify
@@ -50,7 +51,10 @@ class Bench:
 
     def back_up(self, folder: Path, *, series: str = "home", deep: bool = False) -> backup.Outcome:
         """Back up `folder` as one more point of `series`; units and results travel as bytes, as between machines."""
-        source = files_source([str(folder)], host="host")
+        return self.back_up_from(files_source([str(folder)], host="host"), series=series, deep=deep)
+
+    def back_up_from(self, source: AnySource, *, series: str = "home", deep: bool = False) -> backup.Outcome:
+        """Back up any source likewise."""
         job = backup.BackupJob(
             session=new_ulid(self.clock()), series=series, source=source, started_at=self.clock(), deep=deep
         )

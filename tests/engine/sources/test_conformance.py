@@ -1,5 +1,6 @@
 """What every source must do. A new source adds one line to SOURCES."""
 
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,9 @@ TREE = {
 
 SOURCES: dict[str, Callable[[Path], Source]] = {
     "files": lambda folder: files_source([folder], host="here"),
+    "share": lambda folder: FilesSource(
+        roots=(os.fsencode(folder),), host="here", walkers=3, ignore_inode=True, ignore_ctime=True
+    ),
 }
 
 
