@@ -21,6 +21,7 @@ EngineError
     - KeyUnavailable     transient: the key service or token does not answer, or is sealed
     - LastKey            nothing at hand would open the vault after this rotation
   + VaultExists / VaultMissing
+  + VaultReadOnly        the vault is a replica of another: what it holds follows from that one
   + ExpiryRefused        an expiry would take too much, or goes by an odd clock: a person must confirm it
   + PointMissing         no such recovery point, or its beginning is not unique
   + SessionFenced        a prune took this session for dead; nothing was committed, run again
@@ -172,6 +173,10 @@ class VaultMissing(EngineError):
 
 class VaultExists(EngineError):
     """There is a vault at this place already."""
+
+
+class VaultReadOnly(EngineError):
+    """The vault is a replica of another, or was one; it takes no backups of its own (E14, E38)."""
 
 
 class ExpiryRefused(EngineError):

@@ -3,6 +3,7 @@
 import contextlib
 import datetime as dt
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -47,6 +48,15 @@ class Rotated(msgspec.Struct, frozen=True):
     key_set: str
     state: State
     revoked: list[Holder]
+    removed: list[str]
+    remaining: list[Remaining]
+
+
+class Stored(NamedTuple):
+    """A key set that was put in the place of others."""
+
+    generation: int
+    key: str
     removed: list[str]
     remaining: list[Remaining]
 
@@ -108,13 +118,21 @@ def rotate(
     # Only what was read here, and holds genuine data keys, is replaced: those are all in the new set.
     before = [one for one in look(storage, vault.info.vault_id) if vault.keys.learn(one.key_set)]
     data, revoked = _plan(vault.keys, before, holding, revoke, new_data_key=new_data_key)
+    stored = store_key_set(vault, data, before, holding, now=now)
+    after = [one for one in look(storage, vault.info.vault_id) if vault.keys.learn(one.key_set)]
+    return Rotated(stored.generation, stored.key, _state(vault.keys, after), revoked, stored.removed, stored.remaining)
+
+
+def store_key_set(
+    vault: Vault, data: bytes, before: Sequence[Found], holding: Sequence[KeyProvider], *, now: dt.datetime
+) -> Stored:
+    """Put a key set in the place of those before, which go once it is proven to open with every key at hand."""
     key_set = msgspec.json.decode(data, type=KeySet)
     key = f"{KEYS}{key_set.generation}/{digest_name(data)}"
-    put_once(storage, key, data, locked_until=_locked_until(storage, before, now))
+    put_once(vault.storage, key, data, locked_until=_locked_until(vault.storage, before, now))
     _prove(vault, key, data, holding)
-    removed, remaining = _remove(storage, [one.key for one in before])
-    after = [one for one in look(storage, vault.info.vault_id) if vault.keys.learn(one.key_set)]
-    return Rotated(key_set.generation, key, _state(vault.keys, after), revoked, removed, remaining)
+    removed, remaining = _remove(vault.storage, [one.key for one in before])
+    return Stored(key_set.generation, key, removed, remaining)
 
 
 def _plan(
@@ -131,13 +149,14 @@ def _plan(
     carried = [wrap for wrap in current.wraps if wrap.key_id not in revoke and (wrap.provider, wrap.key_id) not in own]
     # Two sets may have one generation: their names differ, and all of them count.
     generation = min(max((one.key_set.generation for one in before), default=0) + 1, GENERATION_MAX)
-    roll = _roll(current, before, carried)
+    roll = roll_after(current, before, carried)
     data = (keys.renewed() if new_data_key else keys).seal(holding, generation=generation, carried=carried, roll=roll)
     gone = {Holder(wrap.provider, wrap.key_id): None for wrap in current.wraps if wrap.key_id in revoke}
     return data, list(gone)
 
 
-def _roll(current: InForce, before: Sequence[Found], carried: Sequence[Wrap]) -> Roll:
+def roll_after(current: InForce, before: Sequence[Found], carried: Sequence[Wrap]) -> Roll:
+    """Return what a key set says of those before it, of whose wraps only the `carried` go on counting."""
     kept = {wrap.digest for wrap in carried}
     seen = {wrap.digest for one in before for wrap in one.key_set.wraps}
     replaced = current.replaced | {one.digest for one in before}

@@ -79,18 +79,21 @@ class Verb(Protocol[Job, Unit, Result, Outcome]):
 class VaultOpener(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """All that another process needs to open the vault. Holds secrets: it goes through pipes, never into a file.
 
-    `cache` is a folder of this host, empty for none. `clock`, a module's function, lets a folder forget locks that
-    have ended.
+    `cache` is a folder of this host, empty for none. `other` is the vault that this one is a replica of. `clock`, a
+    module's function, lets a folder forget locks that have ended.
     """
 
     location: Location
     key: KeySpec
     cache: str = ""
+    other: Location | None = None
     clock: Callable[[], dt.datetime] | None = None
 
     def open(self) -> Vault:
         """Open the vault. Raises what Vault.open raises."""
-        return Vault.open(self.storage(), provider=self.provider(), cache=Path(self.cache) if self.cache else None)
+        vault = Vault.open(self.storage(), provider=self.provider(), cache=Path(self.cache) if self.cache else None)
+        vault.other = open_storage(self.other) if self.other else None
+        return vault
 
     def storage(self) -> Storage:
         """Return the store; nothing is contacted yet."""
@@ -166,6 +169,8 @@ def _abort(vault: Vault, job: object, now: dt.datetime) -> None:
     """Close the session of a job whose plan failed before `finish` could take care of it."""
     if name := getattr(job, "session", ""):
         Session(vault.storage, vault.keys, name).close("aborted", now)
+        if vault.other is not None:
+            Session(vault.other, vault.keys, name).close("aborted", now)
 
 
 def _beat(vault: Vault, job: object, now: dt.datetime) -> None:
@@ -173,6 +178,8 @@ def _beat(vault: Vault, job: object, now: dt.datetime) -> None:
     if name := getattr(job, "session", ""):
         with contextlib.suppress(StorageError):
             Session(vault.storage, vault.keys, name).beat(now)
+            if vault.other is not None:
+                Session(vault.other, vault.keys, name).beat(now)
 
 
 class _Watch:

@@ -18,6 +18,7 @@ from engine.errors import (
     PointMissing,
     VaultExists,
     VaultMissing,
+    VaultReadOnly,
 )
 from engine.fetch import Fetcher
 from engine.ids import Moment, digest_name, valid_series
@@ -26,6 +27,7 @@ from engine.keyproviders.keyring import RecoveryKey
 from engine.keyproviders.port import KeyProvider
 from engine.keys import Keys
 from engine.keysets import KEYS, open_keys
+from engine.links import is_mirror, read_link
 from engine.listing import Block, decode, piece_ids
 from engine.locks import LockPolicy, read_policy
 from engine.moves import Moves
@@ -38,6 +40,7 @@ from engine.storage.port import Storage
 INFO_KEY = "vault.json"
 MAGIC = "backupsite-vault"
 FORMAT = 1
+MAKERS = ("backup",)  # verbs that make what a replica must not have
 T = TypeVar("T")
 _UNREAD = LockPolicy(0, dt.datetime.fromtimestamp(0, dt.UTC))
 
@@ -79,7 +82,8 @@ class Listed(NamedTuple):
 class Vault:
     """An open vault. Not shared between processes or threads; workers open their own.
 
-    Opening reads vault.json and the keys. The index is loaded at first use.
+    Opening reads vault.json and the keys. The index is loaded at first use. `other` is the store of the vault that this
+    one is a replica of, for who replicates; it is set by whoever opened the vault.
     """
 
     def __init__(self, storage: Storage, keys: Keys, info: Info, cache: Path | None) -> None:
@@ -89,6 +93,7 @@ class Vault:
         self._last: tuple[PointName, Root] | None = None
         self._moves: Moves | None = None
         self._lock_policy: LockPolicy | None = _UNREAD
+        self.other: Storage | None = None
 
     @classmethod
     def create(
@@ -167,6 +172,10 @@ class Vault:
         """
         if verb not in READERS:
             self.know("write")
+        if verb in MAKERS and (link := read_link(self.storage, self.keys)):
+            raise VaultReadOnly(f"this vault is a replica of {link.source}: back up into that one, or another")
+        if verb == "compact" and is_mirror(self.storage, self.keys):
+            raise VaultReadOnly("this vault is a replica: compact the one that it follows")
         shown = [f"{point.series}/{point.point}" for point in points]
         return self._bind(Session.open(self.storage, self.keys, name=name, verb=verb, now=now, points=shown))
 
@@ -288,6 +297,12 @@ class Vault:
             except (PointMissing, IntegrityError, FormatError):
                 continue  # an older point is as good a parent; verify reports the damage
         return None
+
+    def across(self) -> "Vault":
+        """Return the vault that this one is a replica of: another store, the same keys. Raises VaultMissing."""
+        if self.other is None:
+            raise VaultMissing("the vault that this one is a replica of was not named")
+        return Vault(self.other, self.keys, self.info, None)
 
     def fetcher(self, root: Root) -> Fetcher:
         """Return a reader of one point's chunks."""

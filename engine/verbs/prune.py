@@ -18,6 +18,7 @@ import msgspec
 from engine.damage import clear_damaged, damaged_packs
 from engine.errors import IntegrityError, NotFound, PointMissing
 from engine.ledger import Ledger, Reading, point_states
+from engine.links import is_mirror
 from engine.pack import FOLDERS, pack_key
 from engine.point import PackRef, point_key
 from engine.progress import Progress
@@ -250,13 +251,14 @@ def _look(vault: Vault, job: PruneJob, progress: Progress, now: dt.datetime) -> 
             if name := pack_name(stored.key):
                 present[name] = PackRef(name, kind, stored.size)
     sizes = {name: pack.size for name, pack in present.items()}
+    spared = _spared(vault)  # after the LIST of the packs: what came from the source since is not in that
     needs = look(vault, progress)
     found = missing_packs(vault, needs, sizes)
     if found:  # a point may have been expired and its packs deleted in between
         needs = look(vault, progress)
         found = missing_packs(vault, needs, sizes)
     found += needs.unreadable
-    unneeded = [present[name] for name in sorted(present.keys() - needs.packs.keys())]
+    unneeded = [present[name] for name in sorted(present.keys() - needs.packs.keys() - spared)]
     locked = _locked(vault, unneeded, now)
     taken = _in_open_runs(vault) | {pack.name for pack, _ in locked}
     free = [pack for pack in unneeded if pack.name not in taken]
@@ -277,6 +279,17 @@ def _look(vault: Vault, job: PruneJob, progress: Progress, now: dt.datetime) -> 
         idle_damage=sorted(damaged_packs(vault.storage) - needs.packs.keys() - present.keys()),
         present=sorted({name[:MARK] for name in present}),
     ), found
+
+
+def _spared(vault: Vault) -> set[str]:
+    """Return the packs that the source of a replica has, none elsewhere: a point that is not here yet may need them.
+
+    A pack that is gone from the source comes back under no point. Raises VaultMissing when the source was not named.
+    """
+    if not is_mirror(vault.storage, vault.keys):
+        return set()
+    source = vault.across().storage
+    return {pack_name(stored.key) for folder in FOLDERS for stored in source.scan(f"{folder}/")}
 
 
 def _locked(vault: Vault, packs: list[PackRef], now: dt.datetime) -> list[tuple[PackRef, dt.datetime]]:
@@ -378,10 +391,10 @@ def _retirable(vault: Vault) -> list[str]:
             continue
         if listed.isdisjoint(read_names(vault.storage, vault.keys, key)):
             keys += [key, f"{PRUNE_PREFIX}{run}/done"]
-    keys += [
-        point_key(*name, "expired") for name, parts in parts_of_points(vault.storage).items() if parts == {"expired"}
-    ]
-    return keys
+    gone = [name for name, parts in parts_of_points(vault.storage).items() if parts == {"expired"}]
+    if gone and is_mirror(vault.storage, vault.keys):  # what the source still shows must not come back
+        gone = [name for name in gone if name not in set(vault.across().points())]
+    return keys + [point_key(*name, "expired") for name in gone]
 
 
 def _tidy(vault: Vault, job: PruneJob, seen: Look, outcome: Outcome, progress: Progress) -> None:

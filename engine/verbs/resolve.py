@@ -8,6 +8,9 @@ fenced           its writer may have looked for the fence just before, and commi
                  it was written after the prune's second look, so its writer sees the fence: deleted. With a pack
                  condemned by a run that is not over: left alone. Else committed in its name, the same bytes.
 
+In a replica the sessions that bring a point in count in the place of the one that its root names: as long as one of
+them runs it is left alone, and what a fenced one left counts before what an aborted one did.
+
 Moves are settled likewise. One that may have counted once stays as long as any of its points does: what it moved away
 may be gone.
 """
@@ -19,6 +22,7 @@ import msgspec
 
 from engine.errors import IntegrityError, NotFound
 from engine.ids import digest_name
+from engine.links import bringing, settled
 from engine.moves import Move, Moves, move_key, settle_move
 from engine.pack import pack_key
 from engine.point import Commit, PackRef, Root, decode_root, encode_commit, point_key
@@ -49,47 +53,48 @@ def resolve(vault: Vault, progress: Progress) -> Resolved:
     points = parts_of_points(vault.storage)
     prepared = [name for name, parts in points.items() if parts == {"root"}]
     moves = Moves(vault.storage, vault.keys)
+    brought = bringing(vault.storage)  # after the LIST of the points: it is announced before its root is put
     states = session_states(vault.storage)
     needed = {move.session for move in moves.prepared}
     for name in prepared:
         progress.check()
-        if root := _settle(vault, name, states, done):
-            needed.add(root.body.session)
+        needed |= _settle(vault, name, brought.get(f"{name.series}/{name.point}", set()), states, done)
     _drop_moves(vault, moves, states, done)
+    _drop_announcements(vault, brought, states)
     _forget_sessions(vault, ended & states.keys() - needed, states, done)
     return done
 
 
-def _settle(vault: Vault, name: PointName, states: dict[str, set[str]], done: Resolved) -> Root | None:
-    """Settle one prepared point; return its root when it stays undecided."""
+def _settle(vault: Vault, name: PointName, bringers: set[str], states: dict[str, set[str]], done: Resolved) -> set[str]:
+    """Settle one prepared point; return the sessions that it still depends on when it stays undecided."""
     key = point_key(*name, "root")
     try:
         data = vault.storage.get(key)
         root = decode_root(vault.keys, key, data)
     except NotFound:
-        return None
+        return set()
     except IntegrityError:
-        return None  # a prune refuses as long as it is there: a person must look at it
-    session = root.body.session
-    state = states.get(session, set())
-    if "open" in state and not state & _ENDED:
-        return root
+        return set()  # a prune refuses as long as it is there: a person must look at it
+    sessions = bringers or {root.body.session}
+    found = {session: states.get(session, set()) for session in sessions}
+    if any("open" in state and not state & _ENDED for state in found.values()):
+        return sessions
     if not _is_prepared(vault, name):
-        return None  # committed or expired since the LIST
-    outcome = _outcome(vault, session) if "closed" in state else ""
-    if outcome == "committed":
-        return root  # a commit that was there: its loss is damage, and never ours to complete
-    if "fence" in state and not outcome:
+        return set()  # committed or expired since the LIST
+    outcomes = {session: _outcome(vault, session) for session, state in found.items() if "closed" in state}
+    if "committed" in outcomes.values():
+        return sessions  # a commit that was there: its loss is damage, and never ours to complete
+    if any("fence" in state and not outcomes.get(session) for session, state in found.items()):
         whole = _is_whole(vault, root.packs)
         if whole is None:
-            return root
+            return sessions
         if whole:
             _commit(vault, root, data)
             done.committed.append(f"{name.series}/{name.point}")
-            return None
+            return set()
     if not vault.storage.delete([key]):  # a lock may keep it a while
         done.dropped.append(f"{name.series}/{name.point}")
-    return None
+    return set()
 
 
 def _is_prepared(vault: Vault, name: PointName) -> bool:
@@ -159,6 +164,14 @@ def _is_over(vault: Vault, move: Move, state: set[str]) -> bool:
                 settle_move(vault.storage, vault.keys, move.run)
         return whole is False
     return True
+
+
+def _drop_announcements(vault: Vault, brought: dict[str, set[str]], states: dict[str, set[str]]) -> None:
+    """Drop what is said of sessions that are gone, of points that are not prepared any more."""
+    for point, sessions in brought.items():
+        over = {session for session in sessions if "open" not in states.get(session, set())}
+        if over and not _is_prepared(vault, PointName(*point.split("/"))):
+            settled(vault.storage, point, over)
 
 
 def _has_root(vault: Vault, point: str) -> bool:

@@ -1,0 +1,74 @@
+"""Put packs that one vault has noted as damaged back from the other end of its replication (vault-format, Replicas)."""
+
+import contextlib
+
+import msgspec
+
+from engine.damage import clear_damaged, damaged_packs
+from engine.errors import IntegrityError, NotFound, StorageError
+from engine.ids import digest_name
+from engine.pack import FOLDERS, pack_key
+from engine.progress import Progress
+from engine.session import PRUNE_PREFIX, read_names
+from engine.vault import Vault
+from engine.verbs.inspect import scrub
+
+_NAMING = ("/condemned", "/tombstones")
+
+
+class Healed(msgspec.Struct):
+    """Names of packs that were put back: here (in the replica), and at the source. `left` could not be."""
+
+    here: list[str] = []
+    source: list[str] = []
+    left: list[str] = []
+
+
+def heal(vault: Vault, source: Vault, progress: Progress) -> Healed:
+    """Heal both vaults from each other. What is whole already only loses its note of damage.
+
+    A pack is put back under its own name, compared with it before, and read again afterwards. One that a prune has
+    condemned is left alone: its name is not used again. Safe at any time, and after any crash.
+    """
+    healed = Healed()
+    for broken, whole, done in ((vault, source, healed.here), (source, vault, healed.source)):
+        noted = sorted(damaged_packs(broken.storage))
+        doomed = _doomed(broken) if noted else set()
+        for name in noted:
+            progress.check()
+            try:
+                put_back = name not in doomed and _put_back(broken, whole, name)
+            except StorageError:  # who may only read there can't heal it; the note stays
+                put_back = False
+            (done if put_back else healed.left).append(name)
+    return healed
+
+
+def _put_back(broken: Vault, whole: Vault, name: str) -> bool:
+    for kind in range(len(FOLDERS)):
+        key = pack_key(kind, name)
+        if scrub(broken.storage, key) is not None:
+            try:
+                data = whole.storage.get(key)
+            except NotFound:
+                continue
+            if digest_name(data) != name.partition(".")[0]:
+                continue
+            until = None
+            with contextlib.suppress(NotFound):
+                until = broken.storage.locked_until(key)
+            broken.storage.put(key, data, locked_until=until)
+            if scrub(broken.storage, key) is not None:
+                continue
+        clear_damaged(broken.storage, [name])
+        return True
+    return False
+
+
+def _doomed(vault: Vault) -> set[str]:
+    names: set[str] = set()
+    for stored in vault.storage.scan(PRUNE_PREFIX):
+        if stored.key.endswith(_NAMING):
+            with contextlib.suppress(NotFound, IntegrityError):
+                names.update(read_names(vault.storage, vault.keys, stored.key))
+    return names
