@@ -1,5 +1,6 @@
 """The Source port: how a backup sees what it protects."""
 
+import datetime as dt
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -83,6 +84,13 @@ class Source(Protocol):
         """Hear which entries will be read next, in this order: a slow source may fetch them ahead, within bounds."""
         ...
 
+    def follows(self, started_at: dt.datetime | None) -> None:
+        """Hear, before the walk, when the run began whose complete point is the newest of the series (None: none is).
+
+        A source that gathers what it keeps may let go of what was there by then: a point holds it.
+        """
+        ...
+
     def walk(self) -> Iterator[Entry | Problem]:
         """Yield every entry in listing order (Entry.sort_key), without target, xattrs and extents."""
         ...
@@ -114,6 +122,8 @@ class BaseSource(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     def requests(self) -> dict[str, int]:
         return {}
+
+    def follows(self, started_at: dt.datetime | None) -> None: ...
 
     def expect(self, entries: Sequence[Entry]) -> None: ...
 

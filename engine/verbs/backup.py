@@ -136,6 +136,7 @@ def plan(vault: Vault, job: BackupJob, progress: Progress, *, now: dt.datetime) 
         progress.total(entries=root.body.stats.entries)  # the best guess there is before the walk ends
     vault.distrust(session, root.needed if root else [])
     parent = Parent(vault, root, session.forbidden) if root and not job.deep else None
+    job.source.follows(root.body.started_at if root and root.body.complete else None)
     cutter = _Cutter(root.body.point if root else "", session.forbidden)
     for rows, problems in _blocks(job.source, vault.keys.chunker_seed):
         progress.check()
