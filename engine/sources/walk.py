@@ -45,7 +45,7 @@ class WalkOptions(NamedTuple):
 def problem_of(path: bytes, error: OSError) -> Problem:
     """Return the Problem that a failed call on `path` means."""
     detail = error.strerror or str(error)
-    if error.errno in (errno.ENOENT, errno.ESTALE):
+    if error.errno == errno.ENOENT:
         return Problem(path, "vanished", detail, lost=False)
     if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
         return Problem(path, "changed", detail)
