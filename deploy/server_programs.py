@@ -18,6 +18,8 @@ DEBIAN_PACKAGES = {
     "radosgw": ["radosgw", "ceph-mon", "ceph-osd", "ceph-common"],
     "chromium": ["chromium"],
     "softhsm2-util": ["softhsm2"],
+    "mariadbd": ["mariadb-server"],
+    "mariabackup": ["mariadb-backup"],
 }
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from mariadb_server import start_mariadb
 from servers import Server
 
-STARTERS: dict[str, Callable[[Server], dict[str, Any]]] = {}
+STARTERS: dict[str, Callable[[Server], dict[str, Any]]] = {"mariadb": start_mariadb}

@@ -21,7 +21,7 @@ from minio.deleteobjects import DeleteObject
 from minio.error import S3Error
 
 from tests import services
-from tests.services import S3, Postgres, Redis
+from tests.services import S3, Mariadb, Postgres, Redis
 
 if TYPE_CHECKING:
     from tests.support.tokens import SoftToken
@@ -129,6 +129,11 @@ def redis_service() -> Redis:
 @pytest.fixture(scope="session")
 def postgres_service() -> Postgres:
     return services.postgres(_entry("postgres"))
+
+
+@pytest.fixture(scope="session")
+def mariadb_service() -> Mariadb:
+    return services.mariadb(_entry("mariadb"))
 
 
 @pytest.fixture(scope="session")

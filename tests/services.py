@@ -17,7 +17,7 @@ from minio import Minio
 T = TypeVar("T")
 ROOT = Path(__file__).parent.parent
 PROGRAM = ROOT / "deploy" / "dev-services"
-NAMES = ("redis", "postgres", "minio", "radosgw")
+NAMES = ("redis", "postgres", "minio", "radosgw", "mariadb")
 
 
 class ServiceMissing(Exception):
@@ -44,6 +44,17 @@ class Postgres:
     password: str
     database: str
     url: str
+
+
+@dataclass(frozen=True)
+class Mariadb:
+    """A MariaDB with a binary log; the user may do everything, `data` is its data folder."""
+
+    host: str
+    port: int
+    user: str
+    password: str
+    data: str
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,10 @@ def redis(entry: dict[str, Any]) -> Redis:
 
 def postgres(entry: dict[str, Any]) -> Postgres:
     return _described(Postgres, entry)
+
+
+def mariadb(entry: dict[str, Any]) -> Mariadb:
+    return _described(Mariadb, entry)
 
 
 def s3(name: str, entry: dict[str, Any]) -> S3:
