@@ -1,6 +1,7 @@
 """Every kind of source, as a job names it. What a kind needs of other packages is loaded when it is used."""
 
 from engine.sources.backint import BackintSource
+from engine.sources.bucket import BucketSource
 from engine.sources.command import CommandSource
 from engine.sources.dynamodb import DynamoDbSource
 from engine.sources.files import FilesSource
@@ -12,6 +13,7 @@ from engine.sources.tablestore import TablestoreSource
 AnySource = (
     FilesSource
     | CommandSource
+    | BucketSource
     | BackintSource
     | DynamoDbSource
     | TablestoreSource

@@ -1,0 +1,59 @@
+"""What an object carries beside its bytes, as extended attributes of an entry, and back as headers of an upload.
+
+    user.s3.content-type, .content-encoding, .content-language, .content-disposition, .cache-control, .expires
+    user.s3.meta.<name>      user metadata
+    user.s3.tags             the tags, as a query string
+    user.s3.storage-class    for people: a restored object gets the class that its new bucket gives
+
+The names begin with "user." so that a restore into a folder can set them. ACLs are not kept (A5).
+"""
+
+from collections.abc import Mapping
+from urllib.parse import quote
+
+_SPACE = b"user.s3."
+_META = _SPACE + b"meta."
+_TAGS = _SPACE + b"tags"
+_CLASS = _SPACE + b"storage-class"
+_PLAIN = ("Content-Type", "Content-Encoding", "Content-Language", "Content-Disposition", "Cache-Control", "Expires")
+_VENDORS = ("x-amz-", "x-oss-")
+DEFAULT_TYPE = "application/octet-stream"
+
+
+def attributes(headers: Mapping[str, str], tags: Mapping[str, str]) -> dict[bytes, bytes]:
+    """Return the extended attributes for the headers of an answer; their values are bytes read as Latin-1."""
+    found: dict[bytes, bytes] = {}
+    for name in _PLAIN:
+        value = headers.get(name, "")
+        if name == "Content-Encoding":
+            # How an upload was framed is told as an encoding by some servers; it is none of the object.
+            value = ", ".join(part.strip() for part in value.split(",") if part.strip() not in ("", "aws-chunked"))
+        if value:
+            found[_SPACE + name.lower().encode()] = value.encode("latin-1", "replace")
+    for name, value in headers.items():
+        lower = name.lower()
+        for vendor in _VENDORS:
+            if lower.startswith(f"{vendor}meta-"):
+                found[_META + lower.removeprefix(f"{vendor}meta-").encode("latin-1", "replace")] = value.encode(
+                    "latin-1", "replace"
+                )
+            elif lower == f"{vendor}storage-class":
+                found[_CLASS] = value.encode("latin-1", "replace")
+    if tags:
+        pairs = (f"{quote(key, safe='')}={quote(value, safe='')}" for key, value in sorted(tags.items()))
+        found[_TAGS] = "&".join(pairs).encode()
+    return found
+
+
+def upload_headers(xattrs: Mapping[bytes, bytes]) -> dict[str, str]:
+    """Return the headers that give an object what `attributes` kept of it."""
+    headers = {"Content-Type": DEFAULT_TYPE}
+    for name in _PLAIN:
+        if value := xattrs.get(_SPACE + name.lower().encode()):
+            headers[name] = value.decode("latin-1")
+    for key, value in xattrs.items():
+        if key.startswith(_META):
+            headers[f"x-amz-meta-{key.removeprefix(_META).decode('latin-1')}"] = value.decode("latin-1")
+    if tags := xattrs.get(_TAGS):
+        headers["x-amz-tagging"] = tags.decode("latin-1")
+    return headers
