@@ -9,6 +9,7 @@ A variable NAME may also be given as NAME_FILE, the path of a file that holds th
 
 import secrets
 import socket
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -286,7 +287,15 @@ SCRUB_DAYS = env.int("BACKUPSITE_SCRUB_DAYS", default=30)
 KEEP_ONE_GRACE_S = env.int("BACKUPSITE_KEEP_ONE_GRACE_S", default=3000)
 # A host counts as running while its worker was seen within so many seconds.
 WORKER_SEEN_S = env.int("BACKUPSITE_WORKER_SEEN_S", default=60)
-# The name under which this machine's worker serves file sources.
+# Internal networks in which sources may lie, comma-separated, e.g. 10.0.0.0/8,fd00::/8; others are refused. Every
+# process goes by its own: give workers the same as the web process.
+try:
+    SOURCE_NETWORKS = [ip_network(text.strip()) for text in env.list("BACKUPSITE_SOURCE_NETWORKS", default=[])]
+except ValueError as error:
+    raise ImproperlyConfigured(f"BACKUPSITE_SOURCE_NETWORKS must be networks separated by commas: {error}.") from error
+# How long a trial connection to a source may take, in seconds.
+SOURCE_CHECK_S = env.float("BACKUPSITE_SOURCE_CHECK_S", default=15.0)
+# The name under which this machine's worker serves the sources of its host.
 HOST_NAME = env.str("BACKUPSITE_HOST", default=socket.gethostname())
 
 # --- API ---------------------------------------------------------------------------------------------------------

@@ -170,9 +170,24 @@ class PointButtons(ServiceAdmin):
 
 
 class SourceButtons(ServiceAdmin):
-    """Trial restore, and deletion of all backups, on the page of a source."""
+    """Trial connection, trial restore, and deletion of all backups, on the page of a source."""
 
-    buttons: ClassVar[list[Any]] = ["drill", "erase"]
+    buttons: ClassVar[list[Any]] = ["test_connection", "drill", "erase"]
+
+    @action(description="Test connection", icon="electrical_services", permissions=["change"])
+    def test_connection(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Try the source as it is stored, and show the result."""
+        source = Source.objects.select_related("account", "region").get(pk=object_id)
+        known = self.tell_refusals(
+            request, lambda: services.try_source(source, actor=actor_of(request), now=timezone.now())
+        )
+        if known is False:
+            messages.info(request, f"The worker on {source.host} tries it now. Look again in a few seconds.")
+        elif known and source.check_error:
+            messages.error(request, source.check_error)
+        elif known:
+            messages.success(request, "The source can be reached.")
+        return leave_dialog(request, reverse("admin:policies_source_change", args=[object_id]))
 
     @display(description="Deletion")
     def erasing(self, source: Source) -> str:

@@ -11,12 +11,16 @@ from django.db import transaction
 from kombu.exceptions import OperationalError
 
 from jobs.models import Step
+from policies.models import Source
 
 log = structlog.get_logger(__name__)
 
 _muted: ContextVar[bool] = ContextVar("doorbell_muted", default=False)
 
 RUN_STEP = "jobs.run_step"
+TRY_SOURCE = "jobs.try_source"
+# A worker that comes later need not answer any more: the person has gone.
+ASKED_FOR_S = 120
 
 
 def ring(step: Step, *, now: dt.datetime) -> None:
@@ -25,6 +29,18 @@ def ring(step: Step, *, now: dt.datetime) -> None:
     A broker that does not answer costs time and nothing else: the row keeps `rung_at` empty and a sweep rings again.
     """
     transaction.on_commit(lambda: _send(step, now))
+
+
+def ask_to_try(source: Source) -> None:
+    """Ask the worker on the source's host to try it, once the transaction is committed. A lost message is asked again
+    by the person who waits.
+    """
+    transaction.on_commit(lambda: _ask(source))
+
+
+def _ask(source: Source) -> None:
+    with contextlib.suppress(OperationalError):
+        current_app.send_task(TRY_SOURCE, args=(str(source.pk),), queue=source.queue, retry=False, expires=ASKED_FOR_S)
 
 
 @contextlib.contextmanager

@@ -99,20 +99,21 @@ class RestoreRequestSerializer(serializers.Serializer[Any]):
     mode = serializers.ChoiceField(choices=["all", "include", "exclude"], default="all")
     patterns = serializers.ListField(child=serializers.CharField(max_length=4096), default=list)
     to = serializers.CharField(
-        max_length=4096, default="", allow_blank=True, help_text="An existing folder; empty is the original path"
+        max_length=4096,
+        default="",
+        allow_blank=True,
+        help_text="An existing folder, a bucket, a database, ... as the destination's kind says; empty is the original",
     )
     destination = OwnField(
         queryset=Source.objects.select_related("region"),
         default=None,
         allow_null=True,
-        help_text="The source whose host to restore to; left out, the original one",
+        help_text="The source whose host, bucket, server, ... to restore to; left out, the original one",
     )
     same_name = serializers.ChoiceField(choices=["skip", "overwrite"], default="skip")
     overwrite_confirmed = serializers.BooleanField(default=False)
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        if attrs["to"] and (not attrs["to"].startswith("/") or ".." in attrs["to"].split("/")):
-            raise serializers.ValidationError({"to": "Give an absolute path without '..'."})
         if (attrs["mode"] == "all") == bool(attrs["patterns"]):
             raise serializers.ValidationError({"patterns": "include and exclude need patterns, all takes none."})
         return attrs

@@ -4,17 +4,19 @@ import datetime as dt
 from dataclasses import dataclass, field
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 from django.db.models import Q
 
 from accounts.models import Account
 from accounts.refusals import Refused
 from accounts.services import Actor, record
-from jobs import presence, steps
+from jobs import doorbell, presence, steps
 from jobs.models import Job, Step
 from jobs.states import JobState, Kind, Stage, StepState, Trigger
+from policies import connection, reading
+from policies.kinds import TYPES
 from policies.models import Plan, Source
-from policies.reading import check_takes
 from policies.services import next_run_at
 from vaults.models import RecoveryPoint, Vault, VaultState, VaultType
 
@@ -53,6 +55,12 @@ class DestinationUnknown(Refused):
     code = "destination_unknown"
 
 
+class HostOffline(Refused):
+    """Nobody can look at a host's source: no worker of the host was seen lately."""
+
+    code = "host_offline"
+
+
 class OverwriteUnconfirmed(Refused):
     """Overwriting loses what is there (C28)."""
 
@@ -67,7 +75,8 @@ class JobEnded(Refused):
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What to restore (C24), from which paths, to where. `to` empty is the original path, else an existing folder.
+    """What to restore (C24), from which paths, to where. `to` empty is the original place, else what the destination's
+    kind says (policies.kinds): an existing folder, a bucket, a database.
 
     `mode`: all, include or exclude; `patterns` for the latter two. `destination` None is the point's own source.
     """
@@ -173,12 +182,20 @@ def _why_not(plan: Plan, moment: dt.datetime, *, now: dt.datetime) -> tuple[str,
         what = "The previous backup" if busy.source_id == plan.source_id else f"The backup of {busy.source}"
         return JobState.SKIPPED, f"{what} was still running (job {busy.pk})"
     if not presence.served(plan.source.queue, now=now):
-        return JobState.MISSED, f"No worker was running on {plan.source.host}"
+        return JobState.MISSED, _unserved(plan.source, "was")
     try:
         _check_vault(plan.vault)
     except VaultUnfit as refusal:
         return JobState.SKIPPED, str(refusal)
     return "", ""
+
+
+def _unserved(source: Source, verb: str = "is") -> str:
+    return f"No worker {verb} running {f'on {source.host}' if source.host else f'for the region {source.region}'}"
+
+
+def _serve(source: Source) -> str:
+    return f"Start one{' there' if source.host else ''} with the queue {source.queue}."
 
 
 def _ended(plan: Plan, state: str, reason: str, *, now: dt.datetime, values: dict[str, Any]) -> Job:
@@ -209,17 +226,21 @@ def _is_uuid(text: str) -> bool:
 
 
 def request_restore(point: RecoveryPoint, selection: Selection, *, actor: Actor, now: dt.datetime) -> Job:
-    """Start a restore. Raises DestinationUnknown, DestinationElsewhere, DestinationOffline, OverwriteUnconfirmed."""
+    """Start a restore. Raises DestinationUnknown, DestinationElsewhere, DestinationUnfit, DestinationOffline,
+    OverwriteUnconfirmed, ValidationError for a place that is none.
+    """
     if selection.same_name == "overwrite" and not selection.overwrite_confirmed:
         raise OverwriteUnconfirmed(
             "Overwriting loses the present content of files with the same name. Confirm it with overwrite_confirmed."
         )
     destination = _destination(point, selection.destination)
-    check_takes(destination, kind=point.source_kind)
+    reading.check_takes(destination, kind=point.source_kind)
+    try:
+        TYPES[destination.kind].check_to(selection.to)
+    except ValidationError as error:
+        raise ValidationError({"to": error.messages}) from error
     if not presence.served(destination.queue, now=now):
-        raise DestinationOffline(
-            f"No worker is running on {destination.host}. Start one there with the queue {destination.queue}."
-        )
+        raise DestinationOffline(f"{_unserved(destination)}. {_serve(destination)}")
     wanted = {
         "mode": selection.mode,
         "patterns": selection.patterns,
@@ -279,6 +300,21 @@ def request_cancel(job: Job, *, actor: Actor, now: dt.datetime) -> Job:
     steps.settle_cancel(job.pk, now=now)
     job.refresh_from_db()
     return job
+
+
+def try_source(source: Source, *, actor: Actor, now: dt.datetime) -> bool:
+    """Try the connection to a source; say whether the result stands in its row already.
+
+    What a host reads is tried by its worker, a moment later. Raises HostOffline.
+    """
+    if source.host and not presence.served(source.queue, now=now):
+        raise HostOffline(f"{_unserved(source)}, so nobody can look at {source}. {_serve(source)}")
+    record(actor, "source.test", source, account=source.account, now=now)
+    if source.host:
+        doorbell.ask_to_try(source)
+    else:
+        connection.note(source, now=now)
+    return not source.host
 
 
 def canceling() -> list[Any]:

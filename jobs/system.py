@@ -33,7 +33,7 @@ POINT = RecoveryPoint._meta.label_lower
 LEFT_OUT: dict[str, set[str]] = {
     Region._meta.label_lower: {"credentials", "probed_at"},
     Vault._meta.label_lower: {"key_credentials", "coverage_total", "coverage_read", "coverage_at"},
-    Source._meta.label_lower: {"credentials", "warnings"},
+    Source._meta.label_lower: {"credentials", "warnings", "checked_at", "check_error"},
     Plan._meta.label_lower: {"next_run_at", "next_drill_at"},
     POINT: {"pk", "created_at", "expires_at", "locked_until"},
 }

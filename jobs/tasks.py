@@ -11,7 +11,8 @@ from accounts import chain
 from jobs import doorbell, erasure, executors, exporting, maintenance, presence, removal, scratch, services, steps
 from jobs.models import Job, Step
 from jobs.states import ENDED
-from policies.models import Plan
+from policies import connection
+from policies.models import Plan, Source
 
 log = structlog.get_logger(__name__)
 SWEEP_ROWS_MAX = 1000
@@ -26,6 +27,14 @@ def run_step(step_id: int) -> None:
         return  # rung twice, canceled meanwhile, or another worker was faster
     with structlog.contextvars.bound_contextvars(job=str(step.job_id), step=step.pk, attempt=step.attempt):
         executors.run(step, clock=timezone.now)
+
+
+@shared_task(name=doorbell.TRY_SOURCE)
+def try_source(source_id: str) -> None:
+    """Try a source of this host and keep the result in its row."""
+    source = Source.objects.filter(pk=source_id).select_related("region").first()
+    if source is not None:
+        connection.note(source, now=timezone.now())
 
 
 @shared_task(name="jobs.sweep_due_plans")

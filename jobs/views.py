@@ -31,6 +31,7 @@ from jobs.serializers import (
     VerifyRequestSerializer,
 )
 from jobs.states import Kind
+from policies.serializers import SourceSerializer
 from policies.views import SourceView
 from vaults.models import Vault
 from vaults.serializers import ConfirmationSerializer, RecoveryPointSerializer
@@ -156,7 +157,20 @@ class KeptPointView(RecoveryPointView):
 class ErasableSourceView(SourceView):
     """Sources of the caller's accounts."""
 
-    permissions: ClassVar = {**SourceView.permissions, "erase": OWN}
+    permissions: ClassVar = {**SourceView.permissions, "erase": OWN, "test": OPERATE}
+
+    @extend_schema(request=None, responses={200: SourceSerializer, 202: SourceSerializer})
+    @action(detail=True, methods=["post"])
+    def test(self, request: Request, pk: str) -> Response:
+        """Try the connection: `checked_at` and `check_error`, empty when all is well, tell the result.
+
+        202 for what a host reads: its worker answers within seconds, look at `checked_at` then. 409 `host_offline`
+        without a worker there.
+        """
+        source = self.get_object()
+        known = services.try_source(source, actor=actor_of(request), now=timezone.now())
+        code = status.HTTP_200_OK if known else status.HTTP_202_ACCEPTED
+        return Response(SourceSerializer(source).data, status=code)
 
     @extend_schema(request=TypedRequestSerializer, responses={202: ErasureSerializer})
     @action(detail=True, methods=["post"])

@@ -3,57 +3,41 @@
 import datetime as dt
 from typing import Any, ClassVar
 
-from django import forms
 from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
-from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldBooleanSwitchWidget
 
 from accounts.console import ServiceAdmin, action, actor_of, display, leave_dialog, lines
 from policies import retention, services
-from policies.forms import PauseForm
-from policies.models import Plan, Policy, Source
+from policies.forms import CREDENTIALS, SETTINGS, PauseForm, SourceForm, form_of, names_of
+from policies.kinds import TYPES
+from policies.models import Plan, Policy, Source, SourceKind
 from vaults.admin import drills_shown
 from vaults.models import Vault
 
 COUNTED = ("keep_last", "keep_daily", "keep_weekly", "keep_monthly", "keep_yearly")
 
 
-class LinesField(forms.CharField):
-    """A list of texts, typed one a line."""
+ICONS: dict[str, str] = {
+    SourceKind.FILES: "folder",
+    SourceKind.SMB: "lan",
+    SourceKind.BUCKET: "inventory_2",
+    SourceKind.POSTGRES: "database",
+    SourceKind.MARIADB: "database",
+    SourceKind.MILVUS: "scatter_plot",
+    SourceKind.TABLESTORE: "table",
+    SourceKind.DYNAMODB: "table_chart",
+    SourceKind.COMMAND: "terminal",
+    SourceKind.BACKINT: "memory",
+}
 
-    widget = UnfoldAdminTextareaWidget
 
-    def prepare_value(self, value: Any) -> Any:
-        return "\n".join(value) if isinstance(value, list) else value
-
-    def clean(self, value: Any) -> Any:
-        return [line.strip() for line in super().clean(value).splitlines() if line.strip()]
-
-
-class SourceForm(forms.ModelForm[Source]):
-    roots = LinesField(label="Folders and files", help_text="Absolute paths on the host, one a line")
-    include = LinesField(required=False, help_text="Only what matches these patterns, one a line; empty is everything")
-    exclude = LinesField(required=False, help_text="Never what matches these patterns, one a line")
-    one_file_system = forms.BooleanField(
-        required=False, widget=UnfoldBooleanSwitchWidget, help_text="Leave out other file systems mounted inside"
-    )
-
-    class Meta:
-        model = Source
-        fields = ("account", "region", "name", "kind", "host")
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        for name in ("roots", "include", "exclude", "one_file_system"):
-            self.initial.setdefault(name, self.instance.settings.get(name))
-
-    def settings(self) -> dict[str, Any]:
-        """Return the source's settings as typed."""
-        return {name: self.cleaned_data[name] for name in ("roots", "include", "exclude", "one_file_system")}
+def _kind_of(request: HttpRequest, source: Source | None) -> str:
+    return source.kind if source else request.GET["kind"]
 
 
 class RemovableAdmin(ServiceAdmin):
@@ -105,30 +89,87 @@ def _verdicts(source: Source, vault: Vault, now: dt.datetime) -> dict[str, Any]:
 
 @admin.register(Source)
 class SourceAdmin(RemovableAdmin):
-    form = SourceForm
-    list_display = ["name", "account", "host", "kind", "folders", "warned"]
-    list_filter: ClassVar = ["account", "kind", "host"]
-    list_select_related = ["account"]
+    list_display = ["name", "kind", "account", "place", "what", "tried", "warned"]
+    list_filter: ClassVar = ["account", "kind", "host", "region"]
+    list_select_related = ["account", "region"]
     search_fields = ["name", "host"]
-    readonly_fields = ["warnings_shown", "drills"]
+    readonly_fields = ["kind_shown", "connection_shown", "warnings_shown", "drills"]
     actions_detail: ClassVar = ["retention"]
-    fieldsets = [
-        (None, {"fields": ["account", "name", "kind", "host", "region"]}),
-        ("What to protect", {"fields": ["roots", "include", "exclude", "one_file_system", "warnings_shown"]}),
-    ]
+
+    def add_view(
+        self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Let a person choose the kind first: it says which fields there are, and never changes."""
+        if not self.has_add_permission(request):
+            raise PermissionDenied
+        kind = request.GET.get("kind", "")
+        if kind in TYPES:
+            context = {"title": f"Add a source: {SourceKind(kind).label}"} | (extra_context or {})
+            page: HttpResponse = super().add_view(request, form_url, context)
+            return page
+        kinds = [
+            {"name": name, "label": SourceKind(name).label, "icon": ICONS.get(name, "folder"), "type": one}
+            for name, one in TYPES.items()
+        ]
+        context = self.admin_site.each_context(request) | {
+            "title": "Add a source: what shall be protected?",
+            "kinds": kinds,
+            "opts": self.opts,
+        }
+        return TemplateResponse(request, "admin/source_kinds.html", context)
+
+    def get_form(self, request: HttpRequest, obj: Source | None = None, change: bool = False, **kwargs: Any) -> Any:
+        return super().get_form(request, obj, change, **kwargs | {"form": form_of(_kind_of(request, obj))})
 
     def get_fieldsets(self, request: HttpRequest, obj: Source | None = None) -> Any:
-        return [*self.fieldsets, ("Proof", {"fields": ["drills"]})] if obj else self.fieldsets
+        kind = _kind_of(request, obj)
+        own = TYPES[kind]
+        place = ["host"] if own.on_host else []
+        named = ["account", "name", *place, "region"]
+        sets: list[Any] = [
+            (None, {"fields": ["kind_shown", *named] if obj else named}),
+            ("What to protect", {"fields": names_of(kind, SETTINGS), "description": own.about}),
+        ]
+        if credentials := names_of(kind, CREDENTIALS):
+            forget = ["forget_credentials"] if obj and obj.credentials else []
+            told = "Kept encrypted and never shown again."
+            sets.append(("Credentials", {"fields": [*credentials, *forget], "description": told}))
+        shown = ["connection_shown", "warnings_shown"] if obj else []
+        if not own.on_host:
+            shown.append("skip_check")
+        if shown:
+            sets.append(("Connection", {"fields": shown}))
+        return [*sets, ("Proof", {"fields": ["drills"]})] if obj else sets
 
     @display(description="Trial restores")
     def drills(self, source: Source) -> str:
         return drills_shown(source.jobs)
 
     def save_model(self, request: HttpRequest, obj: Source, form: SourceForm, change: bool) -> None:
-        obj.settings = form.settings()
-        services.save_source(obj, actor=actor_of(request), now=timezone.now())
+        # The form has checked it, and tried the connection where nobody told it not to.
+        services.store_source(obj, actor=actor_of(request), now=timezone.now())
         for warning in obj.warnings:
             messages.warning(request, warning)
+
+    @display(description="Kind")
+    def kind_shown(self, source: Source) -> str:
+        return source.get_kind_display()
+
+    @display(description="Read by", ordering="host")
+    def place(self, source: Source) -> str:
+        return source.host or f"region {source.region}"
+
+    @display(description="Connection", label={"Works": "success", "Fails": "danger", "Not tried": "info"})
+    def tried(self, source: Source) -> str:
+        return "Fails" if source.check_error else "Works" if source.checked_at else "Not tried"
+
+    @display(description="Last trial")
+    def connection_shown(self, source: Source) -> str:
+        if not source.checked_at:
+            return "Not tried yet. Press Test connection."
+        told = source.check_error or "It can be reached, with these credentials."
+        color = "text-red-700 dark:text-red-400" if source.check_error else "text-green-700 dark:text-green-400"
+        return format_html('{} UTC: <span class="{}">{}</span>', f"{source.checked_at:%Y-%m-%d %H:%M}", color, told)
 
     @action(description="What stays", icon="event_available", permissions=["view"])
     def retention(self, request: HttpRequest, object_id: str) -> HttpResponse:
@@ -143,9 +184,12 @@ class SourceAdmin(RemovableAdmin):
         }
         return TemplateResponse(request, "admin/retention.html", context)
 
-    @display(description="Folders")
-    def folders(self, source: Source) -> str:
-        return lines(source.settings.get("roots", []))
+    @display(description="Protects")
+    def what(self, source: Source) -> str:
+        """Show the settings without which there is nothing to read."""
+        wanted = [name for name, field in TYPES[source.kind].settings().fields.items() if field.required]
+        found = [source.settings.get(name) for name in wanted]
+        return lines([", ".join(map(str, one)) if isinstance(one, list) else str(one) for one in found if one])
 
     @display(description="Warnings", label={"None": "success"})
     def warned(self, source: Source) -> str:

@@ -44,6 +44,7 @@ class Source(models.Model):
     `host` names the machine whose worker reads it, empty when any worker of the region does; `region` is the region
     that the machine, or the service behind it, belongs to (C25).
     `warnings` is what the last save found worth knowing, e.g. other file systems mounted inside (B28).
+    `checked_at` and `check_error` are when the connection was tried last, and what was wrong, empty for nothing.
     `erasing_since` is set once a person asked to delete all its points (C32): it takes no plans any more and goes with
     its last point. `erase_next_at` is when to look again, `erase_ends_at` when the last lock ends, as far as known.
     """
@@ -57,6 +58,8 @@ class Source(models.Model):
     settings = models.JSONField(default=dict)
     credentials = models.TextField(blank=True, editable=False)
     warnings = models.JSONField(default=list, editable=False)
+    checked_at = models.DateTimeField(null=True, editable=False)
+    check_error = models.TextField(blank=True, editable=False)
     erasing_since = models.DateTimeField(null=True, editable=False)
     erase_next_at = models.DateTimeField(null=True, editable=False, db_index=True)
     erase_ends_at = models.DateTimeField(null=True, editable=False)

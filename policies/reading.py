@@ -4,14 +4,18 @@ from typing import Any
 
 from django.core.exceptions import ValidationError
 from rest_framework import serializers
+from rest_framework.fields import empty
 
 from accounts import secrets
 from accounts.refusals import Refused
 from engine.sources.kinds import AnySource
 from engine.targets.kinds import AnyTarget
+from policies import addresses
 from policies.kinds import TYPES
 from policies.kinds.port import Reading
 from policies.models import Source
+
+Shape = type[serializers.Serializer[Any]]
 
 
 class DestinationUnfit(Refused):
@@ -21,31 +25,34 @@ class DestinationUnfit(Refused):
 
 
 def check_settings(kind: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Return a kind's settings, complete. Raises ValidationError naming what to change."""
+    """Return a kind's settings, complete. Raises ValidationError with what to change, by "settings.<field>"."""
     return _checked("settings", TYPES[kind].settings, values)
 
 
 def check_credentials(kind: str, values: dict[str, Any]) -> dict[str, str]:
-    """Return a kind's credentials, complete. Raises ValidationError naming what to change."""
+    """Return a kind's credentials, complete. Raises ValidationError with what to change, by "credentials.<field>"."""
     return _checked("credentials", TYPES[kind].credentials, values)
 
 
-def _checked(field: str, shape: type[serializers.Serializer[Any]], values: dict[str, Any]) -> dict[str, Any]:
+def _checked(part: str, shape: Shape, values: dict[str, Any]) -> dict[str, Any]:
     wanted = shape(data=values)
     if unknown := sorted(set(values) - set(wanted.fields)):
-        raise ValidationError({field: f"Unknown {field}: {', '.join(unknown)}."})
+        raise ValidationError({part: f"Unknown {part}: {', '.join(unknown)}."})
     if not wanted.is_valid():
-        raise ValidationError({field: list(_texts(wanted.errors))})
+        raise ValidationError(dict(_texts(wanted.errors, part)))
     return dict(wanted.validated_data)
 
 
-def _texts(errors: Any, name: str = "") -> Any:
-    """Yield the texts of nested errors, each with the field that it is about."""
+def _texts(errors: Any, name: str) -> Any:
+    """Yield the texts of nested errors with the path of the field that they are about."""
     if isinstance(errors, dict):
         for key, inner in errors.items():
-            yield from _texts(inner, f"{name}.{key}" if name else str(key))
-    else:
-        yield from (f"{name}: {error}" for error in errors)
+            yield from _texts(inner, name if key == "non_field_errors" else f"{name}.{key}")
+    elif errors and isinstance(errors[0], dict):  # one for each entry of a list
+        for number, inner in enumerate(errors):
+            yield from _texts(inner, f"{name}.{number}")
+    elif errors:
+        yield name, [str(error) for error in errors]
 
 
 def seal_credentials(source: Source, values: dict[str, Any]) -> None:
@@ -54,33 +61,72 @@ def seal_credentials(source: Source, values: dict[str, Any]) -> None:
     source.credentials = secrets.seal(kept, context=_context(source))
 
 
+def stored_credentials(source: Source) -> dict[str, str]:
+    """Return what is stored; nothing when no configured key opens it: it has to be typed again then."""
+    try:
+        return secrets.unseal(source.credentials, context=_context(source))
+    except secrets.SecretUnreadable:
+        return {}
+
+
+def secret_texts(source: Source) -> list[str]:
+    """Return every secret of the source that a message could repeat, the longest first. Raises SecretUnreadable."""
+    texts = set()
+    for value in secrets.unseal(source.credentials, context=_context(source)).values():
+        lines = [line.strip() for line in str(value).splitlines()]
+        texts |= {str(value), *lines, *(line.partition("=")[2] for line in lines)}
+    return sorted(filter(None, texts), key=len, reverse=True)
+
+
 def _context(source: Source) -> str:
     return f"source:{source.pk}"
 
 
 def reading(source: Source) -> Reading:
-    """Return a source as its kind sees it. Raises SecretUnreadable."""
-    return Reading(source.host, source.settings, secrets.unseal(source.credentials, context=_context(source)))
+    """Return a source as its kind sees it. Raises SecretUnreadable.
+
+    What a kind learned to take since the row was stored has its default.
+    """
+    kind = TYPES[source.kind]
+    return Reading(
+        source.host,
+        _defaults(kind.settings) | source.settings,
+        _defaults(kind.credentials) | secrets.unseal(source.credentials, context=_context(source)),
+    )
+
+
+def _defaults(shape: Shape) -> dict[str, Any]:
+    fields = {name: field for name, field in shape().fields.items() if field.default is not empty}
+    return {name: field.default() if callable(field.default) else field.default for name, field in fields.items()}
 
 
 def engine_source(source: Source) -> AnySource:
-    """Return the engine's view of a source."""
-    return TYPES[source.kind].source(reading(source))
+    """Return the engine's view of a source. Raises SecretUnreadable, AddressRefused, SourceUnavailable."""
+    kind, found = TYPES[source.kind], reading(source)
+    addresses.check(kind.endpoints(found.settings))
+    return kind.source(found)
 
 
 def engine_target(destination: Source, *, kind: str, to: str) -> AnyTarget:
-    """Return where a point of `kind` goes at the destination. Raises DestinationUnfit.
+    """Return where a point of `kind` goes at the destination. Raises what engine_source raises, and DestinationUnfit.
 
     A host takes every kind: databases and tables become the files that the point holds.
     """
     check_takes(destination, kind=kind)
-    return TYPES[destination.kind].target(reading(destination), to)
+    own, found = TYPES[destination.kind], reading(destination)
+    addresses.check(own.endpoints(found.settings))
+    return own.target(found, to)
+
+
+def takes(destination: Source, *, kind: str) -> bool:
+    """Say whether the destination can take a point of `kind`."""
+    return destination.kind in ("files", kind) or kind in TYPES[destination.kind].takes
 
 
 def check_takes(destination: Source, *, kind: str) -> None:
     """Raise DestinationUnfit unless the destination can take a point of `kind`."""
-    if destination.kind not in ("files", kind) and kind not in TYPES[destination.kind].takes:
+    if not takes(destination, kind=kind):
         raise DestinationUnfit(
-            f"{destination} is a {destination.get_kind_display().lower()} and can't take a point of kind {kind}. "
+            f"{destination} is a {destination.get_kind_display()} and can't take a point of kind {kind}. "
             "Choose a destination of the same kind, or a host, which takes the point as files."
         )

@@ -23,9 +23,23 @@ SETTINGS = PolymorphicProxySerializer(
 )
 
 
+CREDENTIALS = PolymorphicProxySerializer(
+    component_name="SourceCredentials",
+    serializers=list({one.__name__: one for one in _by_kind("credentials").values()}.values()),
+    resource_type_field_name=None,
+)
+
+
 @extend_schema_field(SETTINGS)
 class SettingsField(serializers.DictField):
     """What the source's kind says; checked when it is saved."""
+
+
+@extend_schema_field(CREDENTIALS)
+class CredentialsField(serializers.DictField):
+    """The secrets that the source's kind takes, in the place of all that are stored."""
+
+    child = serializers.CharField(max_length=65536, allow_blank=True)
 
 
 class SourceSerializer(serializers.ModelSerializer[Source]):
@@ -46,6 +60,8 @@ class SourceSerializer(serializers.ModelSerializer[Source]):
             "host",
             "settings",
             "has_credentials",
+            "checked_at",
+            "check_error",
             "warnings",
             "erasing_since",
             "erase_ends_at",
@@ -57,13 +73,14 @@ class SourceSerializer(serializers.ModelSerializer[Source]):
 
 
 class SourceRequestSerializer(SourceSerializer):
-    credentials = serializers.DictField(
-        child=serializers.CharField(max_length=65536, allow_blank=True), required=False, write_only=True
+    credentials = CredentialsField(required=False, write_only=True)
+    skip_check = serializers.BooleanField(
+        default=False, write_only=True, help_text="Save without trying the connection to what is read over the network"
     )
 
     class Meta:
         model = Source
-        fields = ["account", "region", "name", "kind", "host", "settings", "credentials"]
+        fields = ["account", "region", "name", "kind", "host", "settings", "credentials", "skip_check"]
 
 
 class PolicySerializer(serializers.ModelSerializer[Policy]):

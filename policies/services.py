@@ -1,5 +1,6 @@
 """Sources, policies and plans come about, change, pause and resume here."""
 
+import contextlib
 import datetime as dt
 import random
 from typing import Any
@@ -10,8 +11,9 @@ from django.db import IntegrityError, models, transaction
 
 from accounts.refusals import Refused
 from accounts.services import Actor, record
+from engine.errors import EngineError
 from engine.sources.mounts import mounts_inside
-from policies import reading, schedule
+from policies import addresses, connection, reading, schedule
 from policies.kinds import TYPES
 from policies.models import Plan, PlanState, Policy, Source, SourceKind
 from vaults.models import VaultState, VaultType
@@ -92,18 +94,62 @@ def _warnings(source: Source) -> list[str]:
     ]
 
 
-@transaction.atomic
-def save_source(source: Source, *, credentials: dict[str, str] | None = None, actor: Actor, now: dt.datetime) -> Source:
-    """Check and store a source, new or changed; `credentials` None leaves the stored ones. Raises ValidationError."""
-    new = source._state.adding
-    if new:
-        source.created_at = now
+def check_source(source: Source, *, credentials: dict[str, str] | None = None) -> bool:
+    """Check and complete a source, new or changed; say whether its connection should be tried before it is stored.
+
+    `credentials` None leaves the stored ones. Raises ValidationError by field, AddressRefused. A name that can't be
+    looked up from here is no reason to refuse: the worker that reads the source looks it up again.
+    """
+    kept = None if source._state.adding else Source.objects.get(pk=source.pk)
+    if kept and kept.kind != source.kind:
+        raise ValidationError({"kind": "The kind of a source never changes: its points are of this kind."})
     source.settings = reading.check_settings(source.kind, source.settings)
     if TYPES[source.kind].on_host != bool(source.host):
         raise ValidationError({"host": _HOST_WRONG[bool(source.host)]})
+    if credentials is not None or kept is None:
+        reading.seal_credentials(source, credentials or {})
+    with contextlib.suppress(EngineError):
+        addresses.check(TYPES[source.kind].endpoints(source.settings))
+    if kept and credentials is None and kept.settings == source.settings:
+        return False
+    source.checked_at, source.check_error = None, ""
+    return not TYPES[source.kind].on_host
+
+
+def try_source(source: Source, *, now: dt.datetime) -> None:
+    """Try the connection to a checked source that is read over the network (A30). Raises SourceUnreachable."""
+    source.checked_at, source.check_error = now, connection.check(source)
+    if source.check_error:
+        raise connection.SourceUnreachable(
+            f"{source.check_error}. Nothing was saved: mend that, or ask to save without the check."
+        )
+
+
+def save_source(
+    source: Source,
+    *,
+    credentials: dict[str, str] | None = None,
+    skip_check: bool = False,
+    actor: Actor,
+    now: dt.datetime,
+) -> Source:
+    """Check and store a source, new or changed; `credentials` None leaves the stored ones.
+
+    What is read over the network is tried before, when it is new or is to be read in another way, unless `skip_check`.
+    Raises ValidationError, AddressRefused, SourceUnreachable.
+    """
+    if check_source(source, credentials=credentials) and not skip_check:
+        try_source(source, now=now)
+    return store_source(source, actor=actor, now=now)
+
+
+@transaction.atomic
+def store_source(source: Source, *, actor: Actor, now: dt.datetime) -> Source:
+    """Store a source that was checked. Raises ValidationError."""
+    new = source._state.adding
+    if new:
+        source.created_at = now
     source.warnings = _warnings(source)
-    if credentials is not None:
-        reading.seal_credentials(source, credentials)
     source.full_clean()
     source.save()
     record(actor, "source.create" if new else "source.change", source, account=source.account, now=now)

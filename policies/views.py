@@ -38,21 +38,24 @@ class SourceView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSe
     filterset_fields: ClassVar = ["account", "region", "kind", "host"]
 
     def _save(self, request: Request, source: Source, values: dict[str, Any]) -> Source:
-        credentials = values.pop("credentials", None)
+        asked = {"credentials": values.pop("credentials", None), "skip_check": values.pop("skip_check", False)}
         for name, value in values.items():
             setattr(source, name, value)
         self.need(MANAGE, source)
-        return services.save_source(source, credentials=credentials, actor=actor_of(request), now=timezone.now())
+        return services.save_source(source, **asked, actor=actor_of(request), now=timezone.now())
 
     @extend_schema(request=SourceRequestSerializer, responses={201: SourceSerializer})
     def create(self, request: Request) -> Response:
-        """Make a source. `warnings` in the answer tells what is worth knowing about it (B28)."""
+        """Make a source. `warnings` in the answer tells what is worth knowing about it (B28).
+
+        What is read over the network is tried before (A30): 409 `source_unreachable` tells what is wrong.
+        """
         source = self._save(request, Source(), dict(self.checked(SourceRequestSerializer)))
         return Response(SourceSerializer(source).data, status=status.HTTP_201_CREATED)
 
     @extend_schema(request=SourceRequestSerializer(partial=True), responses={200: SourceSerializer})
     def partial_update(self, request: Request, pk: str) -> Response:
-        """Change a source; credentials left out stay."""
+        """Change a source; credentials left out stay. Its kind never changes."""
         source = self.get_object()
         wanted = SourceRequestSerializer(source, data=request.data, partial=True, context=self.get_serializer_context())
         wanted.is_valid(raise_exception=True)

@@ -240,7 +240,7 @@ class DrillSerializer(serializers.Serializer[Any]):
     streamed = serializers.IntegerField(allow_null=True, help_text="Files too large for the scratch folder")
     differences = serializers.IntegerField(allow_null=True)
     seconds = serializers.FloatField(allow_null=True)
-    bytes_per_s = serializers.IntegerField(allow_null=True)
+    bytes_per_s = serializers.FloatField(allow_null=True)
 
 
 class ConditionSerializer(serializers.Serializer[Any]):

@@ -71,7 +71,7 @@ def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dic
             "left_out": outcome.left_out,
             "differences": outcome.differences_total,
             "seconds": round(seconds, 3),
-            "bytes_per_s": round(outcome.bytes / seconds) if seconds else 0,
+            "bytes_per_s": round(outcome.bytes / seconds, 3) if seconds else 0,
             "problems": shown[:PROBLEMS_SHOWN] + notes[:NOTES_SHOWN],
         },
     }

@@ -10,6 +10,8 @@ from typing import Any
 import structlog
 from django.db import Error as DatabaseTrouble
 
+from accounts.refusals import Refused
+from accounts.secrets import SecretUnreadable
 from engine.errors import Canceled, EngineError, SessionFenced, Unreachable
 from engine.session import Session
 from engine.vault import Vault
@@ -79,6 +81,10 @@ def _attempt(executor: AnyExecutor, step: Step, clock: Clock) -> None:
             steps.plan_anew(step, error=str(error), now=clock())  # a failed finish has closed its session
         else:
             steps.fail(step, error=str(error), code=_code(error), transient=transient, now=clock())
+    except Refused as refusal:
+        steps.fail(step, error=str(refusal), code=refusal.code, transient=False, now=clock())
+    except SecretUnreadable as error:
+        steps.fail(step, error=str(error), code="secret_unreadable", transient=False, now=clock())
     except OSError as error:
         steps.fail(step, error=f"The worker's machine failed: {error}", code="os_error", transient=True, now=clock())
     except Exception as error:

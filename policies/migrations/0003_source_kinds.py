@@ -4,20 +4,34 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('policies', '0002_retention'),
+        ("policies", "0002_retention"),
     ]
 
     operations = [
         migrations.AlterField(
-            model_name='source',
-            name='host',
+            model_name="source",
+            name="host",
             field=models.CharField(blank=True, max_length=255),
         ),
         migrations.AlterField(
-            model_name='source',
-            name='kind',
-            field=models.CharField(choices=[('files', 'Files of a host'), ('smb', 'SMB share'), ('bucket', 'Bucket (S3, OSS)'), ('postgres', 'PostgreSQL'), ('mariadb', 'MariaDB or MySQL'), ('milvus', 'Milvus cluster'), ('tablestore', 'Tablestore instance'), ('dynamodb', 'DynamoDB tables'), ('command', 'Output of a program'), ('backint', 'SAP HANA (Backint)')], default='files', max_length=32),
+            model_name="source",
+            name="kind",
+            field=models.CharField(
+                choices=[
+                    ("files", "Files of a host"),
+                    ("smb", "SMB share"),
+                    ("bucket", "Bucket (S3, OSS)"),
+                    ("postgres", "PostgreSQL"),
+                    ("mariadb", "MariaDB or MySQL"),
+                    ("milvus", "Milvus cluster"),
+                    ("tablestore", "Tablestore instance"),
+                    ("dynamodb", "DynamoDB tables"),
+                    ("command", "Output of a program"),
+                    ("backint", "SAP HANA (Backint)"),
+                ],
+                default="files",
+                max_length=32,
+            ),
         ),
     ]

@@ -142,8 +142,8 @@ class TestSecrets:
 
     def test_a_sources_credentials_go_in_and_never_come_out(self, site, owner):
         wanted = {
-            "account": str(site.account.pk), "region": site.region.name, "name": "nas", "kind": "files", "host": "h",
-            "settings": {"roots": ["/mnt"]}, "credentials": {"password": "very-secret-indeed"},
+            "account": str(site.account.pk), "region": site.region.name, "name": "dump", "kind": "command",
+            "host": "h", "settings": {"argv": ["true"]}, "credentials": {"environment": "PASSWORD=very-secret-indeed"},
         }  # fmt: skip
         answer = owner.post("/api/v1/sources/", wanted)
         assert (answer.status_code, answer.json()["has_credentials"]) == (201, True)

@@ -11,7 +11,7 @@ from accounts.services import SERVICE
 from jobs import local, services
 from jobs.models import Job
 from jobs.states import JobState
-from policies.models import Plan, PlanState, Policy, Source
+from policies.models import Plan, PlanState, Policy
 from tests.support.console import page, press
 from tests.support.control import Clock, Site, make_site
 from tests.support.people import T0, make_point
@@ -101,24 +101,6 @@ def test_a_new_vault_shows_its_recovery_key_on_that_page_alone(site, console):
     assert "BSRK-" not in str(console.cookies)
     vault = Vault.objects.get(name="second")
     assert b"BSRK-" not in console.get(page("vaults_vault", "change", vault.pk)).content
-
-
-def test_a_source_is_made_through_its_service(site, console):
-    fields = {
-        "account": site.account.pk, "region": site.region.pk, "name": "nas", "kind": "files", "host": "nas1",
-        "roots": "/mnt/a\n/mnt/b\n", "include": "", "exclude": "*.tmp",
-    }  # fmt: skip
-    console.post(page("policies_source", "add"), fields)
-    source = Source.objects.get(name="nas")
-    assert source.settings["roots"] == ["/mnt/a", "/mnt/b"]
-    assert Event.objects.filter(action="source.create", user_name="root").exists()
-
-
-def test_bad_input_is_told_and_nothing_is_stored(site, console):
-    fields = {"account": site.account.pk, "region": site.region.pk, "name": "nas", "kind": "files", "host": "nas1"}
-    answer = console.post(page("policies_source", "add"), fields | {"roots": "relative"}, follow=True)
-    assert "not an absolute path" in answer.content.decode()
-    assert not Source.objects.filter(name="nas").exists()
 
 
 def test_a_used_policy_cannot_be_deleted(site, console):

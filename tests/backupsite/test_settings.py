@@ -54,3 +54,10 @@ def test_an_https_address_makes_cookies_secure(tmp_path):
 def test_what_is_kept_once_stays(tmp_path):
     assert embedded.kept(tmp_path / "a", "first") == embedded.kept(tmp_path / "a", "second") == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_networks_that_are_none_are_told_at_the_start(tmp_path):
+    ended = start(tmp_path, BACKUPSITE_SOURCE_NETWORKS="10.0.0.0/8, my-lan")
+    assert ended.returncode != 0
+    assert "BACKUPSITE_SOURCE_NETWORKS must be networks" in ended.stderr
+    assert start(tmp_path, BACKUPSITE_SOURCE_NETWORKS="10.0.0.0/8,fd00::/8").returncode == 0

@@ -17,6 +17,7 @@ from jobs import disaster, exporting, local, maintenance, removal, services, sys
 from jobs.models import Job, SystemExport
 from jobs.services import Selection
 from jobs.states import JobState, Kind
+from policies import reading
 from policies.models import Plan, PlanState, Policy, Source
 from policies.services import pause, save_policy, save_source
 from tests.support.control import Clock, Site, make_site, read_tree, write_tree
@@ -28,6 +29,7 @@ from vaults.services import create_vault
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow]
 DAY = dt.timedelta(days=1)
+PROGRAM = {"environment": "PGPASSWORD=of the source"}
 
 
 @pytest.fixture
@@ -40,7 +42,9 @@ def site(tmp_path, clock) -> Site:
     """A second policy and a paused plan; a source with credentials; a second person. No points yet."""
     site = make_site(tmp_path)
     join(site.account, "vera", Role.VIEWER)
-    save_source(site.source, credentials={"password": "of the source"}, actor=SERVICE, now=clock())
+    dump = Source(account=site.account, region=site.region, name="dump", kind="command", host="db1")
+    dump.settings = {"argv": ["pg_dump", "shop"], "marker": "PostgreSQL database dump complete"}
+    save_source(dump, credentials=PROGRAM, actor=SERVICE, now=clock())
     policy = save_policy(
         Policy(account=site.account, name="hourly", unit="hour", retention_days=7, time_zone="Europe/Berlin"),
         actor=SERVICE,
@@ -115,8 +119,8 @@ def test_every_row_comes_back_from_the_bucket_and_the_recovery_key_alone_and_a_p
     settings.FIELD_KEYS = ["11" * 32]
     assert "1 vaults" in rebuild(protected, "--recovery-key", protected.recovery_key, "--resume")
     assert rows() == before
-    source = Source.objects.get()
-    assert secrets.unseal(source.credentials, context=f"source:{source.pk}") == {"password": "of the source"}
+    dump, source = Source.objects.get(name="dump"), Source.objects.exclude(name="dump").get()
+    assert reading.reading(dump).credentials == PROGRAM
     assert RecoveryPoint.objects.get(held_at__isnull=False).held_by == "acme-owner"
 
     settings.WORKER_SEEN_S = 10**9

@@ -53,7 +53,7 @@ def test_a_drill_tells_what_it_compared_and_how_fast_and_leaves_nothing(site, cl
     assert report["bytes"] == sum(len(data) for data in TREE.values())
     assert (report["differences"], report["percent"]) == (0, 100)
     assert report["seconds"] > 0
-    assert report["bytes_per_s"] >= 0
+    assert report["bytes_per_s"] > 0
     assert left(settings) == []
 
 
@@ -83,7 +83,7 @@ def test_source_point_and_vault_tell_what_was_proven_in_api_and_console(site, cl
     for place in (f"sources/{site.source.pk}", f"recovery-points/{job.point.pk}"):
         (told,) = owner.get(f"/api/v1/{place}/drills/").json()
         assert (told["job"], told["state"], told["percent"], told["differences"]) == (str(job.pk), "complete", 60, 0)
-        assert told["bytes_per_s"] >= 0  # a few bytes on a busy machine may be none a second
+        assert told["bytes_per_s"] > 0
         assert "restored and compared" in told["summary"]
     console = Client()
     console.force_login(User.objects.create_superuser("root"))

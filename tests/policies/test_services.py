@@ -9,8 +9,9 @@ from django.db import IntegrityError, transaction
 from accounts.models import Event
 from accounts.refusals import Refused
 from accounts.services import SERVICE
-from policies import services
-from policies.models import RETENTION_DAYS_MAX, Plan, PlanState, Policy, Source
+from policies import reading, services
+from policies.kinds import TYPES
+from policies.models import RETENTION_DAYS_MAX, Plan, PlanState, Policy, Source, SourceKind
 from tests.support.people import T0, make_account, make_policy, make_region, make_source, make_vault, whole_plan
 from vaults.models import VaultType
 
@@ -31,21 +32,28 @@ def new_source(account, region, **settings) -> Source:
     return Source(account=account, region=region, name="web1", host="web1", settings=settings)
 
 
+def program(account, region) -> Source:
+    return Source(account=account, region=region, name="dump", kind="command", host="web1", settings={"argv": ["true"]})
+
+
 def test_a_source_is_stored_with_complete_settings_and_an_audit_line(account, region):
     source = services.save_source(new_source(account, region, roots=["/srv"]), actor=SERVICE, now=T0)
     source.refresh_from_db()
-    assert source.settings == {"roots": ["/srv"], "include": [], "exclude": [], "one_file_system": False}
+    assert source.settings["roots"] == ["/srv"]
+    assert (source.settings["include"], source.settings["exclude"]) == ([], [])
+    assert source.settings["one_file_system"] is False
     assert Event.objects.get().action == "source.create"
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "at least one folder"),
-        ({"roots": "/srv"}, "at least one folder"),
+        ({}, "settings.roots.*required"),
+        ({"roots": "/srv"}, "settings.roots.*list of items"),
+        ({"roots": []}, "settings.roots.*at least 1"),
         ({"roots": ["srv"]}, "not an absolute path"),
         ({"roots": ["/srv/../etc"]}, "not an absolute path"),
-        ({"roots": ["/srv"], "exclude": "*.tmp"}, "list of patterns"),
+        ({"roots": ["/srv"], "exclude": "*.tmp"}, "settings.exclude.*list of items"),
         ({"roots": ["/srv"], "follow": True}, "Unknown settings: follow"),
     ],
 )
@@ -65,13 +73,55 @@ def test_saving_a_source_warns_about_file_systems_mounted_inside(account, region
 
 
 def test_credentials_are_kept_sealed_and_stay_when_not_given(account, region):
-    source = new_source(account, region, roots=["/srv"])
-    services.save_source(source, credentials={"password": "hunter2hunter2"}, actor=SERVICE, now=T0)
+    source = program(account, region)
+    services.save_source(source, credentials={"environment": "PGPASSWORD=hunter2hunter2"}, actor=SERVICE, now=T0)
     kept = Source.objects.get().credentials
     assert kept.startswith("v1.")
     assert "hunter2" not in kept
     services.save_source(source, actor=SERVICE, now=T0)
     assert Source.objects.get().credentials == kept
+
+
+@pytest.mark.parametrize(
+    ("credentials", "message"),
+    [
+        ({"password": "x"}, "Unknown credentials: password"),
+        ({"environment": "no equals sign"}, "credentials.environment.*NAME=value"),
+    ],
+)
+def test_bad_credentials_are_refused_with_what_to_do(account, region, credentials, message):
+    with pytest.raises(ValidationError, match=message):
+        services.save_source(program(account, region), credentials=credentials, actor=SERVICE, now=T0)
+    assert not Source.objects.exists()
+
+
+def test_a_host_is_named_for_what_a_host_reads(account, region):
+    source = program(account, region)
+    source.host = ""
+    with pytest.raises(ValidationError, match="Name the host"):
+        services.save_source(source, actor=SERVICE, now=T0)
+
+
+def test_the_kind_of_a_source_never_changes(account, region):
+    source = services.save_source(new_source(account, region, roots=["/srv"]), actor=SERVICE, now=T0)
+    source.kind, source.settings = "command", {"argv": ["true"]}
+    with pytest.raises(ValidationError, match="never changes"):
+        services.save_source(source, actor=SERVICE, now=T0)
+
+
+def test_settings_that_a_kind_learned_later_have_their_defaults(account, region):
+    source = make_source(account, region, settings={"roots": ["/srv"]})
+    found = reading.reading(source)
+    assert (found.settings["roots"], found.settings["exclude"]) == (["/srv"], [])
+    assert reading.engine_source(source).options()["exclude"] == []
+
+
+def test_every_kind_that_a_source_may_have_is_described():
+    assert set(TYPES) == set(SourceKind.values)
+    for name, kind in TYPES.items():
+        assert kind.about, name
+        assert kind.preflight, name
+        assert kind.to, name
 
 
 @pytest.mark.parametrize(
