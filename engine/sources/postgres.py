@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 
+from engine.connections.pgnames import BASE, CLUSTER, database_of, path_of
 from engine.connections.postgres import OLDEST, Client
 from engine.connections.process import IDLE_S, Output
 from engine.entries import Entry, Problem, sort_key
@@ -18,10 +18,6 @@ from engine.sources.postgres_stream import BaseBackup, Checked, EndsWith, archiv
 from engine.sources.postgres_wal import Keeping, Spool
 from engine.sources.stream import StreamReader, stream_entry
 
-CLUSTER = b"cluster.sql"
-DATABASES = b"databases/"
-DUMP = b".dump"
-BASE = b"base.tar"
 _CLUSTER_END = b"-- PostgreSQL database cluster dump complete"
 _PROGRAMS = {
     "logical": ("psql", "pg_dump", "pg_dumpall"),
@@ -162,7 +158,7 @@ class PostgresSource(BaseSource, frozen=True, tag="postgres", kw_only=True, dict
             without = [f"--exclude-schema={one}" for one in self.exclude_schemas]
             without += [f"--exclude-table={one}" for one in self.exclude_tables]
             argv = [client.program("pg_dump"), "-w", "-Fc", "-Z0", *without]
-            output = Output(argv, env=client.env(database_of(entry.path)), idle_s=self.idle_s)
+            output = Output(argv, env=client.env(database_of(entry.path) or ""), idle_s=self.idle_s)
         stream = Checked(output, proof, bytes_per_s=self.bytes_per_s)
         return StreamReader(msgspec.structs.replace(entry), stream, stream.prove)
 
@@ -221,13 +217,3 @@ class PostgresSource(BaseSource, frozen=True, tag="postgres", kw_only=True, dict
         self._spool.check()
         if not self.wal_folder:
             self._client.system()
-
-
-def path_of(database: str) -> bytes:
-    """Return the path under which a database's dump is kept."""
-    return DATABASES + quote(database, safe="").encode() + DUMP
-
-
-def database_of(path: bytes) -> str:
-    """Return the database whose dump is kept under a path."""
-    return unquote_to_bytes(path.removeprefix(DATABASES).removesuffix(DUMP)).decode()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.connections import walfiles
+from engine.connections.pgnames import WAL
 from engine.connections.postgres import Client, literal, source_error
 from engine.connections.process import end, quoted, start
 from engine.entries import Entry, Problem
@@ -19,7 +20,6 @@ from engine.errors import SourceError, SourceMissing, SourceUnavailable
 from engine.sources.attributes import Attributes
 from engine.sources.reading import READ, FileReader
 
-PREFIX = b"wal/"
 _SYSTEM = ".system"
 _TICK_S = 0.05
 _DAY_NS = 86_400_000_000_000
@@ -77,9 +77,7 @@ class Spool:
             if state is None:
                 self._run("--create-slot", "--if-not-exists")
             elif state["active"]:
-                raise SourceUnavailable(
-                    f"the replication slot {self.slot!r} is in use: does another run read the log?"
-                )
+                raise SourceUnavailable(f"the replication slot {self.slot!r} is in use: does another run read the log?")
             (self.folder / _SYSTEM).write_text(self.client.system())
         last = self.client.ask(_SWITCH)
         if self.archive:
@@ -89,7 +87,7 @@ class Spool:
             self._run("--no-loop", "--endpos", f"{whole >> 32:X}/{whole & 0xFFFFFFFF:X}")
         if state and (state["behind"] > warn_bytes or state["status"] not in ("reserved", "extended")):
             yield Problem(
-                *(PREFIX.rstrip(b"/"), "lag"),
+                *(WAL.rstrip(b"/"), "lag"),
                 f"the server kept {state['behind'] >> 20} MiB of log for this backup (state: {state['status']}): "
                 "run it more often, or its disk may fill",
                 lost=False,
@@ -112,7 +110,7 @@ class Spool:
         segments: dict[str, int] = {}
         for path in self._files():
             status = path.stat()
-            entry = attributes.entry(PREFIX + path.name.encode(), status, 0)
+            entry = attributes.entry(WAL + path.name.encode(), status, 0)
             if entry is None:
                 continue
             yield entry
@@ -122,10 +120,10 @@ class Spool:
             raise SourceError(f"the folder {str(self.folder)!r} holds no segment of a log")
         size = max(segments.values())
         for name in (name for name, length in segments.items() if length != size):
-            yield Problem(PREFIX + name.encode(), "damaged", "the segment is shorter than the others")
+            yield Problem(WAL + name.encode(), "damaged", "the segment is shorter than the others")
         for first, last in walfiles.gaps(segments, size):
             yield Problem(
-                *(PREFIX + first.encode(), "vanished"),
+                *(WAL + first.encode(), "vanished"),
                 f"the log is missing from here to {last}: nothing behind it can be reached from an older base backup; "
                 "take a new one, then remove the segments before it from the folder",
             )
@@ -133,7 +131,7 @@ class Spool:
     def open(self, entry: Entry) -> FileReader | Problem:
         """Open a file of the log."""
         try:
-            fd = os.open(self.folder / os.fsdecode(entry.path.removeprefix(PREFIX)), READ)
+            fd = os.open(self.folder / os.fsdecode(entry.path.removeprefix(WAL)), READ)
         except OSError as error:
             reason = "vanished" if isinstance(error, FileNotFoundError) else "unreadable"
             return Problem(entry.path, reason, error.strerror or str(error))

@@ -8,6 +8,8 @@ from engine.targets.files import FilesTarget
 from engine.targets.mariadb import MariadbTarget
 from engine.targets.mariadb_image import MariadbImageTarget
 from engine.targets.mariadb_logs import MariadbLogsTarget
+from engine.targets.postgres import PostgresTarget
+from engine.targets.postgres_data import PostgresDataTarget
 from engine.targets.tablestore import TablestoreTarget
 
 AnyTarget = (
@@ -20,4 +22,6 @@ AnyTarget = (
     | MariadbTarget
     | MariadbImageTarget
     | MariadbLogsTarget
+    | PostgresTarget
+    | PostgresDataTarget
 )
