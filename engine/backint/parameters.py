@@ -16,7 +16,7 @@ from engine.keyproviders.spec import KeySpec
 from engine.runner import VaultOpener, usable_cores
 from engine.storage.location import Location
 
-_PLAIN = re.compile(r"[A-Z0-9_]+")
+_PLAIN = re.compile(r"[A-Z0-9_]+(@[A-Z0-9_]+)?")
 _UNFIT = re.compile(r"[^a-z0-9_]+")
 _SERIES_MAX = 63
 _DIGITS = 8
@@ -129,7 +129,7 @@ def series_of(prefix: str, database: str) -> str:
     name, _, system = database.rpartition("@")
     parts = [part for part in (system, name) if part]
     text = "-".join([prefix, *(_UNFIT.sub("-", part.lower()).strip("-") or "x" for part in parts)])
-    if parts and len(text) <= _SERIES_MAX and all(_PLAIN.fullmatch(part) for part in parts):
+    if len(text) <= _SERIES_MAX and _PLAIN.fullmatch(database):
         return text
     digits = hashlib.sha256(database.encode()).hexdigest()[:_DIGITS]
     return f"{text[: _SERIES_MAX - _DIGITS - 1]}-{digits}"
