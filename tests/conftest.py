@@ -21,7 +21,7 @@ from minio.deleteobjects import DeleteObject
 from minio.error import S3Error
 
 from tests import services
-from tests.services import S3, Mariadb, Postgres, Redis
+from tests.services import S3, Dynamo, Mariadb, Postgres, Redis
 
 if TYPE_CHECKING:
     from tests.support.tokens import SoftToken
@@ -144,6 +144,11 @@ def minio_service() -> S3:
 @pytest.fixture(scope="session")
 def radosgw_service() -> S3:
     return services.s3("radosgw", _entry("radosgw"))
+
+
+@pytest.fixture(scope="session")
+def dynalite_service() -> Dynamo:
+    return services.dynamo(_entry("dynalite"))
 
 
 @pytest.fixture(params=["minio", "radosgw"])

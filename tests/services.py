@@ -17,7 +17,7 @@ from minio import Minio
 T = TypeVar("T")
 ROOT = Path(__file__).parent.parent
 PROGRAM = ROOT / "deploy" / "dev-services"
-NAMES = ("redis", "postgres", "minio", "radosgw", "mariadb")
+NAMES = ("redis", "postgres", "minio", "radosgw", "mariadb", "dynalite")
 
 
 class ServiceMissing(Exception):
@@ -55,6 +55,17 @@ class Mariadb:
     user: str
     password: str
     data: str
+
+
+@dataclass(frozen=True)
+class Dynamo:
+    """A server of the DynamoDB API that takes any keys."""
+
+    port: int
+    url: str
+    region: str
+    access_key: str
+    secret_key: str
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,10 @@ def postgres(entry: dict[str, Any]) -> Postgres:
 
 def mariadb(entry: dict[str, Any]) -> Mariadb:
     return _described(Mariadb, entry)
+
+
+def dynamo(entry: dict[str, Any]) -> Dynamo:
+    return _described(Dynamo, entry)
 
 
 def s3(name: str, entry: dict[str, Any]) -> S3:
