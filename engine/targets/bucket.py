@@ -188,11 +188,18 @@ class _Standing:
         return Kind.DIRECTORY if self._row.sort_key.startswith(wanted + b"\0") else None
 
     def _single(self, key: str) -> int | None:
+        from engine.connections.bucket import is_whole
+
         try:
             self._client.head(key)
         except NotFound:
-            below = self._client.page({"prefix": f"{key}/", "max-keys": "1"})
-            return Kind.DIRECTORY if below.objects else None
+            # Nothing can be said to be inside of a folder's mark, and some servers refuse to look.
+            below = [] if key.endswith("/") else self._client.page({"prefix": f"{key}/", "max-keys": "1"}).objects
+            return Kind.DIRECTORY if below else None
+        except StorageError as error:
+            if is_whole(error) or isinstance(error, Forbidden):
+                raise
+            return None  # a name that the server can't have: writing it will tell
         return Kind.FILE
 
     def _listed(self) -> Iterator[Row]:
