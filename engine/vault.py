@@ -2,7 +2,7 @@
 
 import datetime as dt
 import hmac
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -35,7 +35,7 @@ from engine.pack import FOLDERS, pack_key
 from engine.point import PREFIX as POINTS
 from engine.point import Expired, PackRef, Root, decode_commit, decode_root, point_key
 from engine.session import READERS, Session, read_note
-from engine.storage.port import Storage
+from engine.storage.port import Storage, Stored
 
 INFO_KEY = "vault.json"
 MAGIC = "backupsite-vault"
@@ -211,10 +211,17 @@ class Vault:
             self.index.refresh()
         return session
 
-    def points(self, series: str | None = None) -> list[PointName]:
-        """Return the visible points, oldest first within each series: root and commit and not expired."""
+    def points(self, series: str | None = None, *, since: str = "") -> list[PointName]:
+        """Return the visible points, oldest first within each series: root and commit and not expired.
+
+        `since` leaves out those of the series whose ids sort before it, without listing them.
+        """
+        prefix = f"{POINTS}{series}/" if series else POINTS
+        return self._visible(self.storage.scan(prefix, after=f"{prefix}{since}" if series and since else ""))
+
+    def _visible(self, listed: Iterable[Stored]) -> list[PointName]:
         parts: dict[PointName, set[str]] = {}
-        for stored in self.storage.scan(f"{POINTS}{series}/" if series else POINTS):
+        for stored in listed:
             path = stored.key.split("/")
             if len(path) == 4:
                 parts.setdefault(PointName(path[1], path[2]), set()).add(path[3])
@@ -226,7 +233,7 @@ class Vault:
 
     def is_visible(self, name: PointName) -> bool:
         """Say whether the point can be read now. Ask after the session that names it was opened."""
-        return name in self.points(name.series)
+        return name in self._visible(self.storage.scan(point_key(*name, "")))
 
     def is_expired(self, name: PointName) -> bool:
         """Say whether the point's `expired` counts: it is authentic, and no lock outlasts the moment that it tells."""
@@ -289,8 +296,9 @@ class Vault:
 
     def latest(self, series: str, *, among: Collection[PointName] | None = None) -> Listed | None:
         """Return the newest readable point of a series, `among` some if they are given; None when there is none."""
-        for name in reversed(self.points(series)):
-            if among is not None and name not in among:
+        names = self.points(series) if among is None else sorted(among)
+        for name in reversed(names):
+            if among is not None and not self.is_visible(name):
                 continue
             try:
                 return Listed(name, self.root(name), None)
@@ -299,9 +307,9 @@ class Vault:
         return None
 
     def across(self) -> "Vault":
-        """Return the vault that this one is a replica of: another store, the same keys. Raises VaultMissing."""
+        """Return the vault that this one is a replica of: another store, the same keys. Raises VaultReadOnly."""
         if self.other is None:
-            raise VaultMissing("the vault that this one is a replica of was not named")
+            raise VaultReadOnly("this vault is a replica: say where the vault is that it follows")
         return Vault(self.other, self.keys, self.info, None)
 
     def fetcher(self, root: Root) -> Fetcher:

@@ -257,6 +257,9 @@ class RestoreOptions(_OfPoint):
 class PruneOptions(Opening):
     """Delete the packs that no recovery point needs."""
 
+    source: Annotated[
+        str, Option("--from", metavar="PLACE", help="For a replica: the vault that it follows, as with replicate.")
+    ] = ""
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would be freed, and change nothing.")] = False
     wait: Annotated[bool, Option("--wait", help="Go on until no session has to be waited for.")] = False
     workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None

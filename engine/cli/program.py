@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 
 import typer
 
-from engine.cli import options
+from engine.cli import options, options_replica
 from engine.cli.output import FAILED, USAGE, Answer, WrongUsage, show, warn, write_json
 from engine.errors import EngineError
 
@@ -42,6 +42,9 @@ _COMMANDS: dict[str, tuple[type[Any], str]] = {
     "holds": (options.HoldsOptions, "hold"),
     "compact": (options.CompactOptions, "compact"),
     "erase": (options.EraseOptions, "erase"),
+    "link": (options_replica.LinkOptions, "replica"),
+    "replicate": (options_replica.ReplicateOptions, "replica"),
+    "unlink": (options_replica.UnlinkOptions, "replica"),
 }
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 

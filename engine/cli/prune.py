@@ -3,9 +3,10 @@
 import time
 
 from engine.cli.display import Display
-from engine.cli.opening import clock, opener, workers
+from engine.cli.opening import clock, workers
 from engine.cli.options import PruneOptions
 from engine.cli.output import COMPLETE, FAILED, PARTIAL, Answer, Table, plain, size
+from engine.cli.replica import following
 from engine.cli.stopping import Stopping
 from engine.ids import new_ulid
 from engine.runner import VaultOpener
@@ -22,7 +23,7 @@ def run(options: PruneOptions) -> Answer:
     count = workers(options.workers)
     began_s = time.monotonic()
     freed = packs = 0
-    vault = opener(options)
+    vault = following(options, options.source)
     with Stopping() as stopping, Display(stopping, quiet=options.quiet) as display:
         while True:
             outcome = _once(vault, options, count, display)

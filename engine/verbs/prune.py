@@ -284,7 +284,7 @@ def _look(vault: Vault, job: PruneJob, progress: Progress, now: dt.datetime) -> 
 def _spared(vault: Vault) -> set[str]:
     """Return the packs that the source of a replica has, none elsewhere: a point that is not here yet may need them.
 
-    A pack that is gone from the source comes back under no point. Raises VaultMissing when the source was not named.
+    A pack that is gone from the source comes back under no point. Raises VaultReadOnly when the source was not named.
     """
     if not is_mirror(vault.storage, vault.keys):
         return set()

@@ -93,7 +93,7 @@ class Outcome(msgspec.Struct):
 def plan(vault: Vault, job: ReplicateJob, progress: Progress, *, now: dt.datetime) -> Iterator[Unit]:
     """Compare the two vaults and yield what to copy, oldest points first.
 
-    Raises VaultReadOnly when the vault is no replica or replication was stopped for good (E38), VaultMissing.
+    Raises VaultReadOnly when the vault is no replica or replication was stopped for good (E38).
     """
     if not is_mirror(vault.storage, vault.keys):
         raise VaultReadOnly("nothing is replicated into this vault: it is no replica, or replication was stopped")
@@ -209,6 +209,7 @@ class _Coming:
 
     def end(self, progress: Progress, now: dt.datetime) -> Outcome:
         self._commit(now)
+        arrive.copy_segments(self._vault, self._source)  # also what an earlier run could not read
         if self._lost:
             with contextlib.suppress(StorageError):  # who may only read the source can't say so there
                 note_damaged(self._source.storage, self._source.keys, sorted(self._lost))

@@ -16,6 +16,7 @@ from engine.errors import EngineError
 from engine.storage import Memory
 from engine.storage.port import Bytes, Refusal, Stored
 from engine.verbs import backup
+from tests.support.replication import Replica
 from tests.support.runs import backed_up
 from tests.support.vaults import Bench, Clock, contents, on_disk
 
@@ -40,6 +41,11 @@ class Actor:
         assert isinstance(bench.storage, Memory)
         self._bench.storage = _Turns(bench.storage, self)
         self._bench.clock = Clock(bench.clock.time + dt.timedelta(days=clock_days))
+        if isinstance(self._bench, Replica):  # a replica's actors take turns at both ends
+            source = copy.copy(self._bench.source)
+            assert isinstance(source.storage, Memory)
+            source.storage = _Turns(source.storage, self)
+            self._bench.source = source
         self._act = act
         self.greenlet = greenlet(self._run)
 

@@ -26,6 +26,7 @@ MODES = {
     "get": (Mode.BEFORE, Mode.SHORT, Mode.WRONG, Mode.SLOW),
     "scan": (Mode.BEFORE, Mode.AFTER),
     "delete": (Mode.BEFORE, Mode.AFTER, Mode.DELAYED, Mode.SLOW),
+    "locked_until": (Mode.BEFORE, Mode.SLOW),
 }
 
 

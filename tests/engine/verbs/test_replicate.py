@@ -6,7 +6,7 @@ import pytest
 
 from engine import links, replica, rotation
 from engine.damage import damaged_packs, note_damaged
-from engine.errors import VaultExists, VaultMissing, VaultReadOnly, WrongKey
+from engine.errors import VaultExists, VaultReadOnly, WrongKey
 from engine.ids import new_ulid
 from engine.keyproviders.keyring import RecoveryKey
 from engine.keys import Keys
@@ -159,7 +159,7 @@ def test_no_key_but_the_one_that_signs_notes_is_needed(source: Bench, target: Re
 
 def test_the_source_has_to_be_named(target: Replica):
     alone = Vault.open(target.storage, provider=target.ring)
-    with pytest.raises(VaultMissing, match="was not named"):
+    with pytest.raises(VaultReadOnly, match="say where"):
         list(replicate.plan(alone, replicate_job(target), Silent(), now=target.clock()))
 
 
@@ -231,7 +231,7 @@ def test_a_prune_of_a_replica_does_nothing_without_its_source(source: Bench, tar
     end_point(target, made.series, made.point)
     alone = Bench.over(target, target.storage)
     alone.__class__ = Bench
-    with pytest.raises(VaultMissing):
+    with pytest.raises(VaultReadOnly, match="say where"):
         pruned(alone)
     links.stop(target.storage, target.open().keys, now=target.clock())
     pruned(alone)
