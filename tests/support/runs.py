@@ -16,6 +16,7 @@ from engine.progress import Progress, Silent
 from engine.session import Session
 from engine.sources.files import FilesSource, files_source
 from engine.targets.files import files_target
+from engine.targets.kinds import AnyTarget
 from engine.vault import PointName, Vault
 from engine.verbs import backup, restore
 from tests.support.vaults import Bench, entries, travelled
@@ -70,18 +71,18 @@ def backed_up(bench: Bench, *folders: Path, series: str = "home", **options: Any
 
 def restored(
     bench: Bench,
-    target: Path,
+    target: Path | AnyTarget,
     *,
     point: str = "latest",
     progress: Progress | None = None,
     **options: Any,
 ) -> restore.Outcome:
-    """Restore into `target`, which must be there; `options` are those of RestoreJob."""
+    """Restore into `target`, a folder that must be there, or a target; `options` are those of RestoreJob."""
     planner, worker, silent = bench.open(), bench.open(), progress or Silent()
     name = planner.find(point)
     job = restore.RestoreJob(
-        session=new_ulid(bench.clock()), series=name.series, point=name.point, target=files_target(target),
-        started_at=bench.clock(), **options,
+        session=new_ulid(bench.clock()), series=name.series, point=name.point, started_at=bench.clock(),
+        target=files_target(target) if isinstance(target, Path) else target, **options,
     )  # fmt: skip
     results = (
         travelled(restore.work(worker, job, travelled(unit), silent))
