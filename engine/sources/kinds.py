@@ -7,6 +7,7 @@ from engine.sources.dynamodb import DynamoDbSource
 from engine.sources.files import FilesSource
 from engine.sources.mariadb import MariadbImageSource, MariadbSource
 from engine.sources.mariadb_logs import MariadbLogsSource
+from engine.sources.milvus import MilvusSource
 from engine.sources.postgres import PostgresSource
 from engine.sources.tablestore import TablestoreSource
 
@@ -21,4 +22,5 @@ AnySource = (
     | MariadbImageSource
     | MariadbLogsSource
     | PostgresSource
+    | MilvusSource
 )

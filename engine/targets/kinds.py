@@ -8,6 +8,7 @@ from engine.targets.files import FilesTarget
 from engine.targets.mariadb import MariadbTarget
 from engine.targets.mariadb_image import MariadbImageTarget
 from engine.targets.mariadb_logs import MariadbLogsTarget
+from engine.targets.milvus import MilvusTarget
 from engine.targets.postgres import PostgresTarget
 from engine.targets.postgres_data import PostgresDataTarget
 from engine.targets.tablestore import TablestoreTarget
@@ -24,4 +25,5 @@ AnyTarget = (
     | MariadbLogsTarget
     | PostgresTarget
     | PostgresDataTarget
+    | MilvusTarget
 )
