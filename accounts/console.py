@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import structlog
+from django import forms
 from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.db import DatabaseError
@@ -14,6 +15,8 @@ from django.utils.html import format_html_join
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import action as unfold_action
 from unfold.decorators import display as unfold_display
+from unfold.forms import BaseDialogForm
+from unfold.widgets import UnfoldAdminTextInputWidget
 
 from accounts import services
 from accounts.models import User
@@ -80,6 +83,25 @@ def human_bytes(count: float) -> str:
 def lines(texts: list[str]) -> str:
     """Return texts one below the other, escaped."""
     return format_html_join("", "<div>{}</div>", ((text,) for text in texts)) or "–"
+
+
+class ConfirmedForm(BaseDialogForm):
+    """Says what can't be undone, and asks for a name to be typed: that of the `named` thing."""
+
+    form_before_template = "admin/irreversible.html"
+    named: ClassVar[str]
+    confirmation = forms.CharField(max_length=64, widget=UnfoldAdminTextInputWidget)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["confirmation"].label = f"Type the {self.named}'s name to confirm"
+
+    def get_before_template_context(self, request: HttpRequest, object_id: int | str | None = None) -> dict[str, Any]:
+        return {"lines": self.told()}
+
+    def told(self) -> list[str]:
+        """Return what a person has to know before."""
+        raise NotImplementedError
 
 
 class ServiceAdmin(ModelAdmin):

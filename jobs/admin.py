@@ -17,6 +17,8 @@ from jobs.console import (
     VaultButtons,
     decision_lines,
     dialog,
+    parts_of,
+    problem_lines,
     report_lines,
     start,
     started,
@@ -37,7 +39,6 @@ STATE_LABELS = {
     "Canceling": "warning",
     "Missed": "danger",
 }
-PROBLEMS_ON_PAGE = 50
 
 
 class EventInline(ReadOnlyInline):
@@ -74,7 +75,7 @@ class JobAdmin(ReadOnlyAdmin):
     inlines = [EventInline, StepInline]
     fieldsets = [
         (None, {"fields": ["kind", "status", "about", "vault", "point", "trigger", "requested_by", "error_shown"]}),
-        ("Progress", {"fields": ["progress", "amount", "stored", "problems_count", "problems", "mounts"]}),
+        ("Progress", {"fields": ["progress", "amount", "stored", "requests", "problems_count", "problems", "mounts"]}),
         ("Result", {"fields": ["report_shown", "decisions"]}),
         ("Time", {"fields": ["created_at", "scheduled_for", "started_at", "ended_at", "duration"]}),
     ]
@@ -104,17 +105,23 @@ class JobAdmin(ReadOnlyAdmin):
 
     @display(description="Progress")
     def progress(self, job: Job) -> str:
-        units = f"{job.units_done} of {job.units_total} units" if job.planned else f"{job.units_done} units, planning"
+        parts = parts_of(job)
+        units = (
+            f"{job.units_done} of {job.units_total} {parts}" if job.planned else f"{job.units_done} {parts}, planning"
+        )
         return f"{job.get_stage_display()}{f' ({job.phase})' if job.phase else ''}: {units}"
 
     @display(description="Error")
     def error_shown(self, job: Job) -> str:
         return format_html('<span class="text-red-700 dark:text-red-400">{}</span>', job.error) if job.error else "–"
 
+    @display(description="Requests to the source")
+    def requests(self, job: Job) -> str:
+        return lines([f"{verb}: {count:,}" for verb, count in sorted(job.report.get("requests", {}).items())])
+
     @display(description="Problems")
     def problems(self, job: Job) -> str:
-        found = job.report.get("problems", [])[:PROBLEMS_ON_PAGE]
-        return lines([f"{one['path']}: {one['reason']} {one['detail']}".strip() for one in found])
+        return problem_lines(job)
 
     @display(description="Report")
     def report_shown(self, job: Job) -> str:
@@ -232,7 +239,7 @@ class RestorablePointAdmin(PointButtons, RecoveryPointAdmin):
         permissions=["view"],
         dialog={
             "title": "Restore this point",
-            "description": "A file /a/b lands at /a/b below the folder you name, or at its original place.",
+            "description": "A file /a/b lands at /a/b below the place you name, or at its original place.",
             "form_class": RestoreForm,
             "form_submit_text": "Restore",
         },

@@ -1,5 +1,6 @@
 """The buttons that jobs put on the pages of sources, points and vaults; and how a job's report reads."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -8,7 +9,7 @@ from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.html import format_html_join
+from django.utils.html import format_html, format_html_join
 
 from accounts.console import ServiceAdmin, action, actor_of, display, human_bytes, leave_dialog
 from jobs import doorbell, maintenance, removal, services
@@ -23,12 +24,14 @@ from jobs.forms import (
 )
 from jobs.models import Job
 from jobs.states import Kind
+from policies.kinds import TYPES
 from policies.models import Source
 from vaults.models import RecoveryPoint, Vault
 
 # What stands elsewhere on a job's page, or is for programs.
-_ELSEWHERE = ("problems", "mounts", "stats", "census", "decisions", "dry_run")
+_ELSEWHERE = ("problems", "mounts", "requests", "stats", "census", "decisions", "dry_run")
 DECISIONS_ON_PAGE = 200
+PROBLEMS_ON_PAGE = 50
 
 
 def dialog(title: str, text: str, form: Any, submit: str) -> dict[str, Any]:
@@ -66,6 +69,37 @@ def report_lines(job: Job) -> str:
         )
         or "–"
     )
+
+
+def parts_of(job: Job) -> str:
+    """Return what a job's units are, for people: runs of files are "units", what is read whole has its own word."""
+    kind = job.source.kind if job.kind == Kind.BACKUP and job.source else ""
+    return TYPES[kind].parts if kind else "units"
+
+
+def problem_lines(job: Job) -> str:
+    """Return how many entries had which problem, and the first of them; what is lost in the point stands out."""
+    found = job.report.get("problems", [])
+    if not found:
+        return "–"
+    counts = Counter(one["reason"] for one in found)
+    more = f" (of the first {len(found)})" if job.problems_count > len(found) else ""
+    told = ", ".join(f"{reason.replace('-', ' ')}: {count:,}" for reason, count in counts.most_common())
+    shown = format_html_join(
+        "",
+        '<div><span class="font-semibold inline-block w-32 {}">{}</span>{} <span class="{}">{}</span></div>',
+        (
+            (
+                "text-red-700 dark:text-red-400" if one["lost"] else "text-orange-700 dark:text-orange-400",
+                one["reason"].replace("-", " "),
+                one["path"],
+                "text-font-subtle-light dark:text-font-subtle-dark",
+                one["detail"],
+            )
+            for one in found[:PROBLEMS_ON_PAGE]
+        ),
+    )
+    return format_html('<div class="mb-2">{}{}</div>{}', told, more, shown)
 
 
 def decision_lines(job: Job) -> str:

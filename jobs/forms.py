@@ -4,6 +4,7 @@ from typing import Any
 
 from django import forms
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.http import HttpRequest
 from django.utils import timezone
 from unfold.forms import BaseDialogForm
@@ -15,27 +16,44 @@ from unfold.widgets import (
     UnfoldBooleanSwitchWidget,
 )
 
+from accounts.console import ConfirmedForm
 from jobs import removal
 from jobs.models import Job
-from jobs.services import VERIFY_LEVELS, Selection
+from jobs.services import VERIFY_LEVELS, Selection, destinations
 from jobs.states import RECURRING
 from policies import retention
-from policies.models import Source
+from policies.kinds import TYPES
+from policies.models import Source, SourceKind
 from vaults.models import RecoveryPoint, Vault
 
 
+class PlaceField(forms.ModelChoiceField[Source]):
+    """Shows sources as places to restore to."""
+
+    def label_from_instance(self, obj: Source) -> str:
+        where = f"on {obj.host}" if obj.host else f"in region {obj.region}"
+        return f"{obj}: {obj.get_kind_display()} {where}"
+
+
 class RestoreForm(BaseDialogForm):
+    """Offers the destinations that take the point, and tells of each kind what "to" means and what has to be there."""
+
+    form_before_template = "admin/restore_places.html"
+    destination = PlaceField(queryset=Source.objects.none(), label="To", required=False, widget=UnfoldAdminSelectWidget)
+    to = forms.CharField(
+        label="Place there (empty: the original one)",
+        max_length=4096,
+        required=False,
+        widget=UnfoldAdminTextInputWidget,
+    )
     mode = forms.ChoiceField(
         label="Restore",
         choices=[("all", "Everything"), ("include", "Only these paths"), ("exclude", "All but these paths")],
         widget=UnfoldAdminSelectWidget,
     )
     patterns = forms.CharField(label="Paths or patterns, one a line", required=False, widget=UnfoldAdminTextareaWidget)
-    to = forms.CharField(
-        label="Into this existing folder (empty: original place)", required=False, widget=UnfoldAdminTextInputWidget
-    )
     same_name = forms.ChoiceField(
-        label="A file of the same name",
+        label="A file or object of the same name",
         choices=[("skip", "stays as it is"), ("overwrite", "is overwritten")],
         widget=UnfoldAdminSelectWidget,
     )
@@ -43,11 +61,27 @@ class RestoreForm(BaseDialogForm):
         label="Overwriting loses the present content: I am sure", required=False, widget=UnfoldBooleanSwitchWidget
     )
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        point = RecoveryPoint.objects.select_related("vault").get(pk=str(self.object_id))
+        found = destinations(point)
+        self.kinds = sorted({source.kind for source in found})
+        field = self.fields["destination"]
+        assert isinstance(field, forms.ModelChoiceField)
+        field.queryset = Source.objects.filter(pk__in=[source.pk for source in found]).select_related("region")
+        field.initial = next((source.pk for source in found if source.series == point.series), None)
+        field.empty_label = None if field.initial else "Choose where"
+
+    def get_before_template_context(self, request: HttpRequest, object_id: int | str | None = None) -> dict[str, Any]:
+        return {"kinds": [{"label": SourceKind(kind).label, "type": TYPES[kind]} for kind in self.kinds]}
+
     def clean(self) -> dict[str, Any]:
         values: dict[str, Any] = super().clean() or {}
-        to = values.get("to", "")
-        if to and (not to.startswith("/") or ".." in to.split("/")):
-            self.add_error("to", "Give an absolute path without '..'.")
+        if destination := values.get("destination"):
+            try:
+                TYPES[destination.kind].check_to(values.get("to", ""))
+            except ValidationError as error:
+                self.add_error("to", error)
         if (values.get("mode") == "all") == bool(values.get("patterns", "").strip()):
             self.add_error("patterns", "Name paths for a part of the point, none for everything.")
         return values
@@ -61,6 +95,7 @@ class RestoreForm(BaseDialogForm):
             to=values["to"],
             same_name=values["same_name"],
             overwrite_confirmed=values["overwrite_confirmed"],
+            destination=values["destination"],
         )
 
 
@@ -74,23 +109,9 @@ def _points(count: int) -> str:
     return "1 recovery point" if count == 1 else f"{count} recovery points"
 
 
-class ConfirmedForm(BaseDialogForm):
-    """Says what can't be undone, and asks for the source's name."""
-
-    form_before_template = "admin/irreversible.html"
-    confirmation = forms.CharField(
-        label="Type the source's name to confirm", max_length=64, widget=UnfoldAdminTextInputWidget
-    )
-
-    def get_before_template_context(self, request: HttpRequest, object_id: int | str | None = None) -> dict[str, Any]:
-        return {"lines": self.told()}
-
-    def told(self) -> list[str]:
-        """Return what a person has to know before."""
-        raise NotImplementedError
-
-
 class PointDeletionForm(ConfirmedForm):
+    named = "source"
+
     def told(self) -> list[str]:
         point = RecoveryPoint.objects.get(pk=str(self.object_id))
         told = [f"The recovery point {point} is deleted for good. Its name is {point.source_name or point.series}."]
@@ -102,6 +123,8 @@ class PointDeletionForm(ConfirmedForm):
 
 
 class ErasureForm(ConfirmedForm):
+    named = "source"
+
     def told(self) -> list[str]:
         source = Source.objects.get(pk=str(self.object_id))
         found = removal.erasure(source, now=timezone.now())

@@ -221,6 +221,13 @@ def _destination(point: RecoveryPoint, wanted: Source | None) -> Source:
     return destination
 
 
+def destinations(point: RecoveryPoint) -> list[Source]:
+    """Return the sources that a point can be restored to: its own, and those of its vault's region that take it."""
+    mine = Source.objects.filter(account=point.vault.account_id, erasing_since=None).select_related("region")
+    near = mine.filter(Q(region=point.vault.region_id) | Q(pk=point.series if _is_uuid(point.series) else None))
+    return [source for source in near if reading.takes(source, kind=point.source_kind)]
+
+
 def _is_uuid(text: str) -> bool:
     return len(text) == 36 and text.count("-") == 4
 

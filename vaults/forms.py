@@ -4,7 +4,6 @@ from typing import Any, ClassVar
 
 from django import forms
 from django.db.models import Max, Sum
-from django.http import HttpRequest
 from django.utils import timezone
 from unfold.forms import BaseDialogForm
 from unfold.widgets import (
@@ -14,7 +13,7 @@ from unfold.widgets import (
     UnfoldAdminTextInputWidget,
 )
 
-from accounts.console import human_bytes
+from accounts.console import ConfirmedForm, human_bytes
 from engine.keyproviders.shares import MOST as SHARES_MAX
 from engine.locks import LOCK_DAYS_MAX
 from engine.storage.probe import IMMUTABLE
@@ -86,12 +85,8 @@ class VaultForm(forms.ModelForm[Vault]):
         return values
 
 
-class _ConfirmedForm(BaseDialogForm):
-    """Says what can't be undone, and asks for the vault's name."""
-
-    confirmation = forms.CharField(
-        label="Type the vault's name to confirm", max_length=64, widget=UnfoldAdminTextInputWidget
-    )
+class _VaultConfirmedForm(ConfirmedForm):
+    named = "vault"
 
     def _vault(self) -> Vault:
         return Vault.objects.select_related("region").get(pk=self.object_id)
@@ -102,16 +97,8 @@ class _ConfirmedForm(BaseDialogForm):
             raise forms.ValidationError("This is not the vault's name.")
         return typed
 
-    def get_before_template_context(self, request: HttpRequest, object_id: int | str | None = None) -> dict[str, Any]:
-        return {"vault": self._vault(), "lines": self.warnings(self._vault())}
 
-    def warnings(self, vault: Vault) -> list[str]:
-        """Return what a person has to know before."""
-        raise NotImplementedError
-
-
-class ImmutabilityForm(_ConfirmedForm):
-    form_before_template = "admin/irreversible.html"
+class ImmutabilityForm(_VaultConfirmedForm):
     days = forms.IntegerField(
         label="Lock every point for at least so many days",
         min_value=1,
@@ -122,7 +109,8 @@ class ImmutabilityForm(_ConfirmedForm):
     )
     field_order: ClassVar = ["days", "confirmation"]
 
-    def warnings(self, vault: Vault) -> list[str]:
+    def told(self) -> list[str]:
+        vault = self._vault()
         stored = vault.points.aggregate(total=Sum("bytes_stored"))["total"] or 0
         told = [
             "This can't be undone by anybody: it is never turned off, and the days are never reduced.",
@@ -137,10 +125,9 @@ class ImmutabilityForm(_ConfirmedForm):
         return told
 
 
-class DeletionForm(_ConfirmedForm):
-    form_before_template = "admin/irreversible.html"
-
-    def warnings(self, vault: Vault) -> list[str]:
+class DeletionForm(_VaultConfirmedForm):
+    def told(self) -> list[str]:
+        vault = self._vault()
         points = vault.points.count()
         locked = vault.points.filter(locked_until__gt=timezone.now())
         last = locked.aggregate(last=Max("locked_until"))["last"]
