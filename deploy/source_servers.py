@@ -5,9 +5,11 @@ from typing import Any
 
 from dynalite_server import start_dynalite
 from mariadb_server import start_mariadb
+from milvus_server import start_milvus
 from servers import Server
 
 STARTERS: dict[str, Callable[[Server], dict[str, Any]]] = {
     "mariadb": start_mariadb,
     "dynalite": start_dynalite,
+    "milvus": start_milvus,
 }

@@ -21,7 +21,7 @@ from minio.deleteobjects import DeleteObject
 from minio.error import S3Error
 
 from tests import services
-from tests.services import S3, Dynamo, Mariadb, Postgres, Redis
+from tests.services import S3, Dynamo, Mariadb, Milvus, Postgres, Redis
 
 if TYPE_CHECKING:
     from tests.support.tokens import SoftToken
@@ -149,6 +149,11 @@ def radosgw_service() -> S3:
 @pytest.fixture(scope="session")
 def dynalite_service() -> Dynamo:
     return services.dynamo(_entry("dynalite"))
+
+
+@pytest.fixture(scope="session")
+def milvus_service() -> Milvus:
+    return services.milvus(_entry("milvus"))
 
 
 @pytest.fixture(params=["minio", "radosgw"])

@@ -17,7 +17,7 @@ from minio import Minio
 T = TypeVar("T")
 ROOT = Path(__file__).parent.parent
 PROGRAM = ROOT / "deploy" / "dev-services"
-NAMES = ("redis", "postgres", "minio", "radosgw", "mariadb", "dynalite")
+NAMES = ("redis", "postgres", "minio", "radosgw", "mariadb", "dynalite", "milvus")
 
 
 class ServiceMissing(Exception):
@@ -66,6 +66,14 @@ class Dynamo:
     region: str
     access_key: str
     secret_key: str
+
+
+@dataclass(frozen=True)
+class Milvus:
+    """A Milvus Lite without users."""
+
+    port: int
+    uri: str
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,10 @@ def mariadb(entry: dict[str, Any]) -> Mariadb:
 
 def dynamo(entry: dict[str, Any]) -> Dynamo:
     return _described(Dynamo, entry)
+
+
+def milvus(entry: dict[str, Any]) -> Milvus:
+    return _described(Milvus, entry)
 
 
 def s3(name: str, entry: dict[str, Any]) -> S3:
