@@ -89,6 +89,6 @@ clean: services-stop ## Remove what was built; var/ (your data) stays
 	deploy/bootstrap requirements.txt
 	@touch $@
 
-.venv/dev: requirements-dev.txt requirements-keys.txt .venv/service
+.venv/dev: requirements-dev.txt requirements-keys.txt requirements-sources.txt .venv/service
 	deploy/bootstrap requirements-dev.txt
 	@touch $@

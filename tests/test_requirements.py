@@ -11,8 +11,22 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SERVICE = ("backupsite", "accounts", "vaults", "policies", "jobs")
 OWN = {*SERVICE, "engine"}
-# Loaded only where such a key is used; whoever lacks the package is told what to install.
-EXTRAS = {"hvac", "pkcs11", "requests"}
+# Loaded only where such a key or source is used; whoever lacks the package is told what to install.
+KEYS = {"hvac", "pkcs11", "requests"}
+SOURCES = {
+    "boto3",
+    "botocore",
+    "google",
+    "grpc",
+    "orjson",
+    "pyarrow",
+    "pymilvus",
+    "smbclient",
+    "smbprotocol",
+    "spnego",
+    "tablestore",
+}
+EXTRAS = KEYS | SOURCES
 
 
 def pinned(name: str) -> set[str]:
@@ -42,7 +56,8 @@ def imported(*packages: str) -> set[str]:
     ("file", "packages", "extras"),
     [
         ("requirements-engine.txt", ("engine",), EXTRAS),
-        ("requirements-keys.txt", ("engine",), set()),
+        ("requirements-keys.txt", ("engine",), SOURCES),
+        ("requirements-sources.txt", ("engine",), KEYS),
         ("requirements.txt", ("engine", *SERVICE), EXTRAS),
     ],
 )
