@@ -93,7 +93,9 @@ class BucketSource(BaseSource, frozen=True, tag="bucket", kw_only=True):
             except bucket.BadCredentials:
                 raise
             except Forbidden as error:
-                raise SourceDenied(f"the bucket {self.location.bucket} can't be listed: {error.args[0]}") from error
+                raise SourceDenied(
+                    f"the bucket {self.location.bucket} can't be listed with these credentials: {error.args[0]}"
+                ) from error
             self._check_class()
             if found:
                 self._check_reading(found[0].key)
