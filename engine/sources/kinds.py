@@ -9,6 +9,7 @@ from engine.sources.mariadb import MariadbImageSource, MariadbSource
 from engine.sources.mariadb_logs import MariadbLogsSource
 from engine.sources.milvus import MilvusSource
 from engine.sources.postgres import PostgresSource
+from engine.sources.smb import SmbSource
 from engine.sources.tablestore import TablestoreSource
 
 AnySource = (
@@ -23,4 +24,5 @@ AnySource = (
     | MariadbLogsSource
     | PostgresSource
     | MilvusSource
+    | SmbSource
 )

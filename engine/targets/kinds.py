@@ -11,6 +11,7 @@ from engine.targets.mariadb_logs import MariadbLogsTarget
 from engine.targets.milvus import MilvusTarget
 from engine.targets.postgres import PostgresTarget
 from engine.targets.postgres_data import PostgresDataTarget
+from engine.targets.smb import SmbTarget
 from engine.targets.tablestore import TablestoreTarget
 
 AnyTarget = (
@@ -26,4 +27,5 @@ AnyTarget = (
     | PostgresTarget
     | PostgresDataTarget
     | MilvusTarget
+    | SmbTarget
 )
