@@ -22,6 +22,7 @@ DEBIAN_PACKAGES = {
     "mariadbd": ["mariadb-server"],
     "mariabackup": ["mariadb-backup"],
     "npm": ["nodejs", "npm"],
+    "smbd": ["samba"],
 }
 
 

@@ -21,7 +21,7 @@ from minio.deleteobjects import DeleteObject
 from minio.error import S3Error
 
 from tests import services
-from tests.services import S3, Dynamo, Mariadb, Milvus, Postgres, Redis
+from tests.services import S3, Dynamo, Mariadb, Milvus, Postgres, Redis, Samba
 
 if TYPE_CHECKING:
     from tests.support.tokens import SoftToken
@@ -154,6 +154,11 @@ def dynalite_service() -> Dynamo:
 @pytest.fixture(scope="session")
 def milvus_service() -> Milvus:
     return services.milvus(_entry("milvus"))
+
+
+@pytest.fixture(scope="session")
+def samba_service() -> Samba:
+    return services.samba(_entry("samba"))
 
 
 @pytest.fixture(params=["minio", "radosgw"])

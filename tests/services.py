@@ -17,7 +17,7 @@ from minio import Minio
 T = TypeVar("T")
 ROOT = Path(__file__).parent.parent
 PROGRAM = ROOT / "deploy" / "dev-services"
-NAMES = ("redis", "postgres", "minio", "radosgw", "mariadb", "dynalite", "milvus")
+NAMES = ("redis", "postgres", "minio", "radosgw", "mariadb", "dynalite", "milvus", "samba")
 
 
 class ServiceMissing(Exception):
@@ -74,6 +74,18 @@ class Milvus:
 
     port: int
     uri: str
+
+
+@dataclass(frozen=True)
+class Samba:
+    """A Samba with one account; `data` is where its share lies on this host's disk."""
+
+    host: str
+    port: int
+    user: str
+    password: str
+    share: str
+    data: str
 
 
 @dataclass(frozen=True)
@@ -135,6 +147,10 @@ def dynamo(entry: dict[str, Any]) -> Dynamo:
 
 def milvus(entry: dict[str, Any]) -> Milvus:
     return _described(Milvus, entry)
+
+
+def samba(entry: dict[str, Any]) -> Samba:
+    return _described(Samba, entry)
 
 
 def s3(name: str, entry: dict[str, Any]) -> S3:
