@@ -17,7 +17,7 @@ from jobs.console import (
     VaultButtons,
     decision_lines,
     dialog,
-    parts_of,
+    done_so_far,
     problem_lines,
     report_lines,
     start,
@@ -105,11 +105,7 @@ class JobAdmin(ReadOnlyAdmin):
 
     @display(description="Progress")
     def progress(self, job: Job) -> str:
-        parts = parts_of(job)
-        units = (
-            f"{job.units_done} of {job.units_total} {parts}" if job.planned else f"{job.units_done} {parts}, planning"
-        )
-        return f"{job.get_stage_display()}{f' ({job.phase})' if job.phase else ''}: {units}"
+        return f"{job.get_stage_display()}{f' ({job.phase})' if job.phase else ''}: {done_so_far(job)}"
 
     @display(description="Error")
     def error_shown(self, job: Job) -> str:

@@ -23,8 +23,9 @@ from jobs.forms import (
     PointDeletionForm,
 )
 from jobs.models import Job
-from jobs.states import Kind
+from jobs.states import Kind, Stage, StepState
 from policies.kinds import TYPES
+from policies.kinds.port import UNITS
 from policies.models import Source
 from vaults.models import RecoveryPoint, Vault
 
@@ -71,10 +72,15 @@ def report_lines(job: Job) -> str:
     )
 
 
-def parts_of(job: Job) -> str:
-    """Return what a job's units are, for people: runs of files are "units", what is read whole has its own word."""
+def done_so_far(job: Job) -> str:
+    """Return how many of a job's units are done; of a source that is read as streams, how many streams."""
     kind = job.source.kind if job.kind == Kind.BACKUP and job.source else ""
-    return TYPES[kind].parts if kind else "units"
+    word = TYPES[kind].parts if kind else UNITS
+    done, total = job.units_done, job.units_total
+    if word != UNITS:  # its other units hold what needs no reading
+        read = job.steps.filter(round=job.round, stage=Stage.WORK)
+        done, total = read.filter(state=StepState.COMPLETE).count(), read.count()
+    return f"{done} of {total} {word}" if job.planned else f"{done} {word}, planning"
 
 
 def problem_lines(job: Job) -> str:

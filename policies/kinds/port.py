@@ -9,6 +9,8 @@ from rest_framework import serializers
 from engine.sources.kinds import AnySource
 from engine.targets.kinds import AnyTarget
 
+UNITS = "units"
+
 
 class Reading(NamedTuple):
     """One source as a kind sees it: its host (may be empty), checked settings, and credentials in the clear."""
@@ -55,7 +57,7 @@ class SourceType:
     check_to: Callable[[str], None] = _any_place
     about: str = ""
     preflight: str = ""
-    parts: str = "units"
+    parts: str = UNITS
 
 
 class TextList(serializers.ListField):
