@@ -40,7 +40,7 @@ def decode_cells(line: bytes) -> tuple[Key, list[Cell]]:
         row = _decode(line)
         key = [(name, _typed(value)) for name, value in row["key"].items()]
         return key, [(name, _typed(value), version) for name, value, version in row["cells"]]
-    except (msgspec.DecodeError, KeyError, TypeError) as error:
+    except (msgspec.DecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"not a row of Tablestore: {line[:80]!r}") from error
 
 
@@ -69,7 +69,7 @@ def decode_item(line: bytes) -> dict[str, dict[str, Any]]:
     """Return a DynamoDB item as boto3's client takes it. Raises ValueError."""
     try:
         return {name: _bytes(value) for name, value in _decode(line)["Item"].items()}
-    except (msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
+    except (msgspec.DecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"not an item of DynamoDB: {line[:80]!r}") from error
 
 

@@ -314,9 +314,8 @@ def get_range(server: TablestoreServer, request: Any) -> Any:
     until = min(stop, at + min(server.page_rows, request.limit or server.page_rows))
     answer = pb.GetRangeResponse()
     answer.consumed.capacity_unit.read = 1
-    rows = [
-        (key, visible(table, cells, request.max_versions)) for key, cells in map(table.rows.get, table.order[at:until])
-    ]
+    found = [table.rows[known] for known in table.order[at:until]]
+    rows = [(key, visible(table, cells, request.max_versions)) for key, cells in found]
     answer.rows = HEADER + b"".join(write_row(key, cells) for key, cells in rows) if rows else b""
     if until < stop:
         following = table.rows[table.order[until]][0]
