@@ -42,6 +42,11 @@ class MilvusTarget(BaseTarget, frozen=True, tag="milvus", kw_only=True):
         """Say yes: rows need their schema, and indexes the rows."""
         return True
 
+    def chain(self, path: bytes) -> bytes:
+        """Return the collection's folder: one that fails leaves the others alone."""
+        parts = path.split(b"/")
+        return b"/".join(parts[:4]) if len(parts) > 4 else path
+
     def where(self) -> str:
         return self.uri
 

@@ -35,6 +35,10 @@ class Target(Protocol):
     @property
     def one_by_one(self) -> bool: ...
 
+    def chain(self, path: bytes) -> bytes:
+        """Return what the files that rely on each other have in common: one that fails takes the later ones along."""
+        ...
+
     def where(self) -> str:
         """Return the place for people; never a secret."""
         ...
@@ -82,6 +86,9 @@ class BaseTarget(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @property
     def one_by_one(self) -> bool:
         return False
+
+    def chain(self, path: bytes) -> bytes:
+        return b""
 
     def existing(self, path: bytes) -> int | None:
         return None

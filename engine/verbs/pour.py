@@ -56,7 +56,7 @@ class Pour:
         self._zstd = Compressor()
         self._sinks: list[_Sink] = []
         self._done: list[Entry] = []
-        self._broken = False
+        self._broken: set[bytes] = set()
         self.problems: list[Problem] = []
         self.damaged: set[str] = set()
         self.bytes = 0
@@ -163,20 +163,24 @@ class Pour:
             sink, pieces = self._sinks[number], list(group)
             if sink.failed:
                 continue
-            if self._broken:
+            if self._target.chain(sink.entry.path) in self._broken:
                 self._fail(sink, "write-failed", _EARLIER)
                 continue
             wrong = _wrong(sink.entry, pieces, chunks)
             if wrong:
                 self._fail(sink, "damaged", wrong)
-                self._broken = self._target.one_by_one
-            elif pieces[-1].last and sink.writer is None and not self._target.one_by_one:
+                self._break(sink)
+            elif pieces[-1].last and sink.writer is None and self._fits_whole(sink.entry):
                 data = b"".join(_data(pieces, chunks))
                 aside.append((sink, writers.submit(self._target.write_small, sink.entry, data)))
             else:
                 self._write(sink, pieces, chunks)
         for sink, future in aside:
             self._settle(sink, future.result)
+
+    def _fits_whole(self, entry: Entry) -> bool:
+        """Say whether the file may be put together in memory: holes, which a batch takes for nothing, count here."""
+        return not self._target.one_by_one and entry.size <= _BATCH_BYTES
 
     def _write(self, sink: _Sink, pieces: list[_Piece], chunks: dict[bytes, bytes | str]) -> None:
         try:
@@ -195,7 +199,7 @@ class Pour:
                 writer, sink.writer = sink.writer, None
                 self._settle(sink, writer.commit)
         if sink.failed:
-            self._broken = self._target.one_by_one
+            self._break(sink)
 
     def _settle(self, sink: _Sink, ending: Callable[[], list[Problem]]) -> None:
         entry = sink.entry
@@ -218,6 +222,10 @@ class Pour:
         self._abort(sink)
         self.problems.append(Problem(sink.entry.path, reason, detail))
         self._progress.add(entries=1)
+
+    def _break(self, sink: _Sink) -> None:
+        if self._target.one_by_one:
+            self._broken.add(self._target.chain(sink.entry.path))
 
     def _abort(self, sink: _Sink) -> None:
         writer, sink.writer = sink.writer, None
