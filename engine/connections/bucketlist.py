@@ -17,7 +17,8 @@ from engine.entries import sort_key
 _RANGES = 4  # for each thread: their sizes are guesses
 _DEEPEST = 16
 _LAST = "\U0010ffff"
-_RUNS = ("0123456789", "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+# What may follow a character at its place; behind a digit the names may be digests.
+_RUNS = ("0123456789abcdef", "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
 class KeyRange(NamedTuple):
@@ -92,7 +93,7 @@ def _varied(client: BucketClient, prefix: str, first: str, last: str) -> list[st
     bounds: set[str] = set()
     for at in range(len(prefix), len(stem) + 1):
         known = last[at : at + 1]
-        run = next((run for run in _RUNS if known and known in run), "")
+        run = next((run for run in _RUNS if known and known in run and known.isdigit() == run[0].isdigit()), "")
         if not run:
             continue
         if at < len(stem):
