@@ -8,12 +8,13 @@ import contextlib
 import datetime as dt
 import os
 import secrets
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
 
 from engine.errors import FormatError, IntegrityError, PointMissing
-from engine.ids import Moment
+from engine.ids import Moment, valid_series
 from engine.locks import in_threads
 from engine.vault import PointName, Vault
 
@@ -45,13 +46,21 @@ class Catalogue:
     def __init__(self, vault: Vault, series: str, cache: Path) -> None:
         self._vault, self._series = vault, series
         self._file = cache / vault.info.vault_id / f"backint-{series}"
-        self._visible = {name.point: name for name in vault.points(series)}
         self._known = self._remembered()
         self.damaged: dict[str, str] = {}
 
+    @cached_property
+    def _there(self) -> set[str]:
+        """All points of the series."""
+        return {name.point for name in self._vault.points(self._series)}
+
+    def place(self, ebid: str) -> PointName:
+        """Return where the point is."""
+        return PointName(self._series, ebid)
+
     def find(self, ebid: str) -> Backup | None:
         """Return the point with this id, None when there is none. Raises IntegrityError for one that is damaged."""
-        if ebid not in self._visible:
+        if not valid_series(ebid) or not self._vault.is_visible(self.place(ebid)):
             return None
         self._learn([ebid])
         if ebid in self.damaged:
@@ -60,8 +69,10 @@ class Catalogue:
 
     def newest_first(self, name: str = "") -> list[Backup]:
         """Return all points, or those of one name, newest first. Roots that are not known yet are read in threads."""
-        self._learn(list(self._visible))
-        found = [Backup(ebid, self._known[ebid]) for ebid in self._visible if ebid in self._known]
+        for ebid in self._known.keys() - self._there:
+            del self._known[ebid]
+        self._learn(sorted(self._there))
+        found = (Backup(ebid, known) for ebid, known in self._known.items())
         return sorted((one for one in found if name in ("", one.known.name)), key=lambda one: one.ebid, reverse=True)
 
     def _learn(self, ebids: list[str]) -> None:
@@ -74,14 +85,12 @@ class Catalogue:
                 self._known[ebid] = found
             elif found:
                 self.damaged[ebid] = found
-            else:
-                self._visible.pop(ebid)
         self._remember()
 
     def _read(self, ebid: str) -> Known | str:
         """Return what the root says, or why it can't be read; an empty text when the point has gone since."""
         try:
-            body = self._vault.root(self._visible[ebid]).body
+            body = self._vault.root(self.place(ebid)).body
         except PointMissing:
             return ""
         except (IntegrityError, FormatError) as error:
@@ -90,10 +99,6 @@ class Catalogue:
             return f"{self._series}/{ebid} is no backup of SAP HANA"
         return Known(body.roots[0], body.options.get("object") != ["file"], body.ended_at)
 
-    def place(self, ebid: str) -> PointName:
-        """Return where the point is."""
-        return PointName(self._series, ebid)
-
     def _remembered(self) -> dict[str, Known]:
         try:
             return msgspec.msgpack.decode(self._file.read_bytes(), type=dict[str, Known])
@@ -101,10 +106,9 @@ class Catalogue:
             return {}
 
     def _remember(self) -> None:
-        """Keep what is known of the points that are there; without a place for it the next call reads them again."""
+        """Keep what is known; without a place for it the next call reads it again."""
         aside = self._file.with_name(f"{self._file.name}.{secrets.token_hex(4)}")
-        kept = {ebid: known for ebid, known in self._known.items() if ebid in self._visible}
         with contextlib.suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            aside.write_bytes(msgspec.msgpack.encode(kept))
+            aside.write_bytes(msgspec.msgpack.encode(self._known))
             os.replace(aside, self._file)

@@ -11,13 +11,14 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from engine.errors import ExtraMissing, SourceIncomplete, SourceUnavailable, TargetFailed, TargetUnavailable
 
 IDLE_S = 600
 _GRACE_S = 5.0
+_SLICE_S = 20.0  # a program that drips must not keep its reader from showing that it lives
 _TAIL_BYTES = 64 << 10
 _QUOTED = 600
 
@@ -63,6 +64,15 @@ def quoted(errors: IO[bytes]) -> str:
     return text if len(text) <= _QUOTED else f"… {text[-_QUOTED:]}"
 
 
+@contextlib.contextmanager
+def _closing_on_error(file: IO[bytes]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        file.close()
+        raise
+
+
 class Output:
     """A program's standard output, read once from the front. `tail` is the end of what was read."""
 
@@ -70,16 +80,21 @@ class Output:
         self.name = os.path.basename(argv[0])
         self._idle_s = idle_s
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed with this object
-        self._process = start(argv, env=env, errors=self.errors, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        with _closing_on_error(self.errors):
+            self._process = start(argv, env=env, errors=self.errors, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         self.at = 0
         self.tail = b""
         self.ended = False
 
     def readinto(self, view: memoryview) -> int:
-        """Fill the view, or as much of it as comes before the end; 0 at the end. Raises SourceUnavailable."""
+        """Fill the view, or as much of it as comes before the end or within a while; 0 at the end.
+
+        Raises SourceUnavailable.
+        """
         assert self._process.stdout is not None
         done = 0
-        while done < len(view) and not self.ended:
+        short_at_s = time.monotonic() + _SLICE_S
+        while done < len(view) and not self.ended and not (done and time.monotonic() > short_at_s):
             ready, _, _ = select.select([self._process.stdout], [], [], self._idle_s)
             if not ready:
                 raise SourceUnavailable(f"{self.name} has written nothing for {self._idle_s:g} s")
@@ -127,7 +142,8 @@ class Input:
         self.name = os.path.basename(argv[0])
         self._idle_s = idle_s
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed with this object
-        self._process = start(argv, env=env, errors=self.errors, stdin=subprocess.PIPE, stdout=self.errors)
+        with _closing_on_error(self.errors):
+            self._process = start(argv, env=env, errors=self.errors, stdin=subprocess.PIPE, stdout=self.errors)
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)
         self.at = 0

@@ -425,9 +425,7 @@ def _blocks(source: Source, seed: int) -> Iterator[tuple[list[Entry], list[Probl
 
 def _committed(vault: Vault, job: BackupJob) -> Outcome | None:
     """Return the outcome of an earlier run of the same session that did commit."""
-    for name in vault.points(job.series):
-        if name.point < job.session:
-            continue  # made before the session began
+    for name in vault.points(job.series, since=job.session):  # none was made before the session began
         try:
             body = vault.root(name).body
         except EngineError:

@@ -146,6 +146,7 @@ class Store:
             at += count
             self.bytes_read += count
             self._progress.add(bytes=count)
+            self._progress.check()  # a window of a slow stream takes long
             return count
 
         for chunks in self._chunker.windows(read):
