@@ -89,13 +89,17 @@ class SmbSource(BaseSource, frozen=True, tag="smb", kw_only=True, dict=True):
     def _budget(self) -> Budget | None:
         return Budget(self.bytes_per_s) if self.bytes_per_s else None
 
+    @cached_property
+    def _small(self) -> "_SmallFiles":
+        return _SmallFiles(self._shares, self._budget, security=self.security)
+
     @property
     def _prefetch(self) -> "Prefetch[tuple[Entry, bytes] | Problem | None]":
         """Return what this thread reads ahead."""
         try:
             return self._local.prefetch  # type: ignore[no-any-return] # set below
         except AttributeError:
-            self._local.prefetch = Prefetch(self._fetch, threads=self.walkers)
+            self._local.prefetch = Prefetch(self._small.read, threads=self.walkers)
             return self._prefetch
 
     def identity(self) -> Identity:
@@ -152,22 +156,7 @@ class SmbSource(BaseSource, frozen=True, tag="smb", kw_only=True, dict=True):
             found = future.result()
             if not isinstance(found, tuple) or len(found[1]) <= limit:
                 return found
-        return self._fetch(entry) if entry.size <= limit else None
-
-    def _fetch(self, entry: Entry) -> tuple[Entry, bytes] | Problem | None:
-        try:
-            with self._shares.borrowed() as share:
-                if entry.size > share.piece:
-                    return None
-                whole = share.read_whole(to_smb(entry.path), entry.size, security=self.security)
-        except OSError as error:
-            return smb_problem(entry.path, error)
-        if whole is None:
-            return None
-        facts, data, descriptor = whole
-        if self._budget is not None:
-            self._budget.take(len(data))
-        return _fresh(entry, facts, descriptor), data
+        return self._small.read(entry) if entry.size <= limit else None
 
     def open(self, entry: Entry) -> "SmbReader | Problem":
         """Open a file. Parts of a large one are only ever read of the version that was listed."""
@@ -187,6 +176,29 @@ class SmbSource(BaseSource, frozen=True, tag="smb", kw_only=True, dict=True):
                 entry.path, "changed", "it changed after it was listed: parts of two versions are never joined"
             )
         return reader
+
+
+class _SmallFiles:
+    """Reads small files in one round trip each, on any thread. Knows nothing of the source: that would be a circle."""
+
+    def __init__(self, shares: Shares, budget: Budget | None, *, security: bool) -> None:
+        self._shares, self._budget, self._security = shares, budget, security
+
+    def read(self, entry: Entry) -> tuple[Entry, bytes] | Problem | None:
+        """Return a whole file; None when it is too large for that, or changing."""
+        try:
+            with self._shares.borrowed() as share:
+                if entry.size > share.piece:
+                    return None
+                whole = share.read_whole(to_smb(entry.path), entry.size, security=self._security)
+        except OSError as error:
+            return smb_problem(entry.path, error)
+        if whole is None:
+            return None
+        facts, data, descriptor = whole
+        if self._budget is not None:
+            self._budget.take(len(data))
+        return _fresh(entry, facts, descriptor), data
 
 
 class SmbReader:
