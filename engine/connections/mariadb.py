@@ -39,6 +39,9 @@ _NAMES = {
     "backup": ("mariadb-backup", "mariabackup"),
     "unpack": ("mbstream",),
 }
+# For statements from a file: nothing in them is a command to the client itself, \r\n and zeros stay what they are, and
+# no error quotes a statement, which may hold secrets.
+LOADING = ("--batch", "--binary-mode", "--max-allowed-packet=1G", "--loose-skip-print-query-on-error")
 _PACKAGES = {"backup": "mariadb-backup", "unpack": "mariadb-backup"}
 _CODE = re.compile(r"error:? (\d{4})\b|\((\d{4})\)$", re.IGNORECASE)
 _DENIED = {1044, 1045, 1130, 1142, 1143, 1227, 1370, 1698, 1820, 1862, 3118, 4151}

@@ -2,7 +2,7 @@
 
 import re
 
-from engine.connections.mariadb import SYSTEM, MariadbServer, for_target, quoted_name, told
+from engine.connections.mariadb import LOADING, SYSTEM, MariadbServer, for_target, quoted_name, told, unhex
 from engine.connections.mariadb_points import NAMES_XATTR, TOGETHER, USERS, database_of, decoded
 from engine.connections.process import Input
 from engine.entries import Entry, Problem
@@ -11,9 +11,9 @@ from engine.targets.port import BaseTarget
 
 _ACCOUNT = re.compile(rb"^CREATE USER .*?(`(?:[^`]|``)*`@`(?:[^`]|``)*`)", re.MULTILINE)
 _LINE_BYTES = 1 << 16
+_OF_THE_SYSTEM = ("mariadb.sys", "mysql.sys", "mysql.session", "mysql.infoschema")
 _SHOWN = 5
-# Nothing in a dump is a command to the client itself, and \r\n and zeros stay what they are.
-_LOAD = ("--batch", "--binary-mode", "--default-character-set=utf8mb4", "--max-allowed-packet=1G")
+_SAID_BYTES = 1 << 20
 
 
 class MariadbTarget(BaseTarget, frozen=True, tag="mariadb", kw_only=True):
@@ -78,8 +78,11 @@ class MariadbTarget(BaseTarget, frozen=True, tag="mariadb", kw_only=True):
                 self._refuse_standing(name)
             self._clear(names)
             return MariadbWriter(entry, self.server)
-        accounts = {f"{quoted_name(user)}@{quoted_name(host)}" for user, host in self._accounts()}
-        return MariadbWriter(entry, self.server, accounts=accounts)
+        there = self.ask("SELECT HEX(User), HEX(Host) FROM mysql.user")
+        names = [(unhex(user), unhex(host)) for user, host in there]
+        accounts = {f"{quoted_name(user)}@{quoted_name(host)}" for user, host in names if user not in _OF_THE_SYSTEM}
+        # One grant that this account may not give must not keep all others away.
+        return MariadbWriter(entry, self.server, "--force", accounts=accounts)
 
     def write_small(self, entry: Entry, data: bytes | memoryview) -> list[Problem]:
         writer = self.create(entry)
@@ -89,10 +92,6 @@ class MariadbTarget(BaseTarget, frozen=True, tag="mariadb", kw_only=True):
             writer.abort()
             raise
         return writer.commit()
-
-    def _accounts(self) -> list[tuple[str, str]]:
-        rows = self.ask("SELECT HEX(User), HEX(Host) FROM mysql.user")
-        return [(bytes.fromhex(user).decode(), bytes.fromhex(host).decode()) for user, host in rows]
 
     def _refuse_standing(self, database: str) -> None:
         """Raise TargetNotEmpty when the database holds anything and may not be replaced."""
@@ -124,7 +123,11 @@ class MariadbWriter:
         self._accounts = accounts or set()
         self._met: list[str] = []
         self._rest = b""
-        self._program = Input(server.argv("client", *_LOAD, *options), env=server.env, idle_s=server.idle_s)
+        self._program = Input(
+            server.argv("client", *LOADING, "--default-character-set=utf8mb4", *options),
+            env=server.env,
+            idle_s=server.idle_s,
+        )
 
     def write(self, data: memoryview, offset: int) -> None:
         if self._accounts:
@@ -138,19 +141,34 @@ class MariadbWriter:
         """Wait until all is loaded. Raises TargetFailed with what the server said."""
         try:
             self._program.prove()
+            problems = self._refused()
         except TargetFailed as error:
             raise _translated(error) from error
         finally:
             self._program.close()
+        return problems + self._replaced()
+
+    def abort(self) -> None:
+        """End the client before it has all."""
+        self._program.close()
+
+    def _refused(self) -> list[Problem]:
+        """Return what the client went on after: it does so for accounts only."""
+        self._program.errors.seek(0)
+        lines = self._program.errors.read(_SAID_BYTES).decode("utf-8", "replace").splitlines()
+        refused = [line for line in lines if line.startswith("ERROR ")]
+        if not refused:
+            return []
+        shown = "; ".join(refused[:_SHOWN]) + (" …" if len(refused) > _SHOWN else "")
+        return [Problem(self._entry.path, "write-failed", f"{len(refused)} statements were refused: {shown}")]
+
+    def _replaced(self) -> list[Problem]:
+        """Return what is to be told of accounts that were there before."""
         if not self._met:
             return []
         shown = ", ".join(self._met[:_SHOWN]) + (" …" if len(self._met) > _SHOWN else "")
         text = f"{len(self._met)} accounts were there already; they got the rights and passwords of the point: {shown}"
         return [Problem(self._entry.path, "exists", text, lost=False)]
-
-    def abort(self) -> None:
-        """End the client before it has all."""
-        self._program.close()
 
     def _look(self, data: bytes) -> None:
         """Note the accounts that are made though they are there."""

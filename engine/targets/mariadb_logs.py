@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from engine.connections.mariadb import MariadbServer, for_target, told
+from engine.connections.mariadb import LOADING, MariadbServer, for_target, told
 from engine.connections.mariadb_points import FIRST_POSITION, INDEX, LOGS, Index, Log, is_log
 from engine.connections.process import Input, Output
 from engine.entries import Entry, Problem
@@ -23,7 +23,6 @@ from engine.targets.port import BaseTarget
 GUARD = "backupsite_replay"
 _READ_BYTES = 1 << 20
 _POSITION = re.compile(r"(?P<name>[^:/\s]+\.\d{6,}):(?P<position>\d+)")
-_LOAD = ("--batch", "--binary-mode", "--max-allowed-packet=1G")
 
 
 class Position(NamedTuple):
@@ -38,17 +37,15 @@ class MariadbLogsTarget(BaseTarget, frozen=True, tag="mariadb-logs", kw_only=Tru
 
     `start`: NAME:POSITION as the base backup tells it, empty for the first log there is. `stop`: NAME:POSITION, a time
     (ISO 8601, of UTC unless it says otherwise; events of that second and later are left out), or empty for all.
-    `database` plays one database alone, into one of the name `rename` where that is given: exact only for logs in row
-    format. Logs lie in a temporary folder below `scratch` until the last is there; then they are played at once. While
-    they are played the server has a database `backupsite_replay`: when it is there before, an earlier replay did not
-    come to its end, and another on top would do things twice.
+    All databases are played: a log doesn't tell reliably which of them a statement is about. The logs lie in a
+    temporary folder below `scratch` until the last is there; then they are played at once. While they are played the
+    server has a database `backupsite_replay`: when it is there before, an earlier replay did not come to its end, and
+    another on top would do things twice.
     """
 
     server: MariadbServer
     start: str = ""
     stop: str = ""
-    database: str = ""
-    rename: str = ""
     scratch: str = ""
 
     def __repr__(self) -> str:
@@ -65,8 +62,6 @@ class MariadbLogsTarget(BaseTarget, frozen=True, tag="mariadb-logs", kw_only=Tru
     def check(self) -> None:
         """Raise TargetError for a place that is none, TargetDenied, TargetUnavailable, TargetFailed, ExtraMissing."""
         _ = self._start, self._stop
-        if self.rename and not self.database:
-            raise TargetError("a new name is for one database: name it")
         self.server.program("binlog")
         self._refuse_half_played()
 
@@ -173,10 +168,6 @@ class MariadbLogsTarget(BaseTarget, frozen=True, tag="mariadb-logs", kw_only=Tru
             options.append(f"--stop-position={stop.position}")
         elif stop is not None:
             options.append(f"--stop-datetime={stop.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S}")
-        if self.rename:
-            options.append(f"--rewrite-db={self.database}->{self.rename}")
-        if self.database:
-            options.append(f"--database={self.rename or self.database}")
         return options
 
     def _pipe(self, paths: list[str]) -> None:
@@ -186,7 +177,7 @@ class MariadbLogsTarget(BaseTarget, frozen=True, tag="mariadb-logs", kw_only=Tru
         with contextlib.ExitStack() as stack:
             output = Output(argv, env={"TZ": "UTC"}, idle_s=self.server.idle_s)
             stack.callback(output.close)
-            client = Input(self.server.argv("client", *_LOAD), env=self.server.env, idle_s=self.server.idle_s)
+            client = Input(self.server.argv("client", *LOADING), env=self.server.env, idle_s=self.server.idle_s)
             stack.callback(client.close)
             view = memoryview(bytearray(_READ_BYTES))
             try:
