@@ -18,6 +18,7 @@ from engine.sources.postgres_stream import BaseBackup, Checked, EndsWith, archiv
 from engine.sources.postgres_wal import Keeping, Spool
 from engine.sources.stream import StreamReader, stream_entry
 
+SLOTS_SINCE = 15
 _CLUSTER_END = b"-- PostgreSQL database cluster dump complete"
 _PROGRAMS = {
     "logical": ("psql", "pg_dump", "pg_dumpall"),
@@ -216,4 +217,9 @@ class PostgresSource(BaseSource, frozen=True, tag="postgres", kw_only=True, dict
             )
         self._spool.check()
         if not self.wal_folder:
+            if facts["version"] < SLOTS_SINCE:
+                raise SourceError(
+                    f"the server is PostgreSQL {facts['version']}, and its slots do not tell where they stand before "
+                    f"{SLOTS_SINCE}: let archive_command put the log into a folder, and name that (wal_folder)"
+                )
             self._client.system()

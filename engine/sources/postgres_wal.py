@@ -29,6 +29,8 @@ SELECT json_build_object('active', active, 'status', wal_status,
   'behind', pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn))
 FROM pg_replication_slots WHERE slot_name = {slot}
 """
+# Reserved at once: pg_receivewal would make one that keeps nothing before it streams for the first time.
+_NEW_SLOT = "SELECT to_json(slot_name) FROM pg_create_physical_replication_slot({slot}, true)"
 _SWITCH = """
 SELECT json_build_object('end', ended.at::text, 'name', pg_walfile_name(ended.at),
   'size', (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'))
@@ -75,7 +77,7 @@ class Spool:
         else:
             state = self.client.ask(_STATE.format(slot=literal(self.slot)))
             if state is None:
-                self._run("--create-slot", "--if-not-exists")
+                self.client.ask(_NEW_SLOT.format(slot=literal(self.slot)))
             elif state["active"]:
                 raise SourceUnavailable(f"the replication slot {self.slot!r} is in use: does another run read the log?")
             (self.folder / _SYSTEM).write_text(self.client.system())
