@@ -159,10 +159,11 @@ class BucketClient:
         """Return what the headers of the current version say."""
         return _head(self._answer("HEAD", "HEAD", key))
 
-    def get(
-        self, key: str, *, start: int = 0, length: int = 0, etag: str = "", pace: bool = True
-    ) -> tuple[Head, bytes]:
-        """Return the object, or `length` bytes from `start`; with `etag` only of that version, else Overwritten."""
+    def get(self, key: str, *, start: int = 0, length: int = 0, etag: str = "", most: int = 0) -> tuple[Head, bytes]:
+        """Return the object, or `length` bytes from `start`; with `etag` only of that version, else Overwritten.
+
+        Nothing is read of an object that has grown larger than `most`.
+        """
         headers = {"Range": f"bytes={start}-{start + length - 1}"} if length else {}
         if etag:
             headers["If-Match"] = f'"{etag}"'
@@ -172,13 +173,16 @@ class BucketClient:
             try:
                 if length and response.status != 206:
                     raise StorageError(f"{key}: the server ignores ranges")
-                if not pace or self._pace is unpaced:
-                    return _head(response), response.read()
+                head = _head(response)
+                if most and head.size > most:
+                    return head, b""
+                if self._pace is unpaced:
+                    return head, response.read()
                 parts = []
                 for part in response.stream(SLICE_BYTES):
                     self._pace(len(part))
                     parts.append(part)
-                return _head(response), b"".join(parts)
+                return head, b"".join(parts)
             finally:
                 response.close()
                 response.release_conn()

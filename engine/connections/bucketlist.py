@@ -17,8 +17,8 @@ from engine.entries import sort_key
 _RANGES = 4  # for each thread: their sizes are guesses
 _DEEPEST = 16
 _LAST = "\U0010ffff"
-# What may follow a character at its place; behind a digit the names may be digests.
-_RUNS = ("0123456789abcdef", "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+_DIGITS, _HEX = "0123456789", "0123456789abcdef"
+_RUNS = (_DIGITS, "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
 class KeyRange(NamedTuple):
@@ -92,16 +92,20 @@ def _varied(client: BucketClient, prefix: str, first: str, last: str) -> list[st
     stem = os.path.commonprefix([first, last])  # noqa: RUF071  # of characters, which is what is wanted
     bounds: set[str] = set()
     for at in range(len(prefix), len(stem) + 1):
-        known = last[at : at + 1]
-        run = next((run for run in _RUNS if known and known in run and known.isdigit() == run[0].isdigit()), "")
-        if not run:
+        known, before = last[at : at + 1], last[:at]
+        run = next((run for run in _RUNS if known and known in run), "")
+        if not run or (at < len(stem) and not _any_behind(client, before, known)):
             continue
-        if at < len(stem):
-            behind = {"prefix": last[:at], "start-after": last[: at + 1] + _LAST, "max-keys": "1"}
-            if not client.page(behind).objects:
-                continue
-        bounds |= {last[:at] + one for one in run if one > known}
+        if run is _DIGITS and _any_behind(client, before, "9"):
+            run = _HEX
+        bounds |= {before + one for one in run if one > known}
     return sorted(bounds)
+
+
+def _any_behind(client: BucketClient, prefix: str, character: str) -> bool:
+    """Say whether a key of the prefix goes on with a character behind this one."""
+    page = client.page({"prefix": prefix, "start-after": prefix + character + _LAST, "max-keys": "1"})
+    return bool(page.objects)
 
 
 def _list(

@@ -137,15 +137,15 @@ class BucketSource(BaseSource, frozen=True, tag="bucket", kw_only=True):
         key = key_of(entry.path)
         try:
             if entry.size <= PIECE_BYTES:
-                whole = self._fetched(entry)
-                fresh = self._fresh(entry, whole.head, whole.xattrs)
-                return ObjectReader(self._client, fresh, whole.head, self._overwritten, data=whole.data)
-            head = self._client.head(key)
+                head, data, xattrs = self._fetched(entry)
+                if len(data) == head.size:
+                    fresh = self._fresh(entry, head, xattrs)
+                    return ObjectReader(self._client, fresh, head, self._overwritten, data=data)
+            else:
+                head = self._client.head(key)
             if entry.size > PARTED_BYTES and self._inode(head) != entry.inode:
                 # Other workers may have read other parts of it already, of the version that was listed.
-                return Problem(
-                    entry.path, "changed", "it was overwritten after it was listed: the next backup reads it"
-                )
+                return Problem(entry.path, "changed", "it was overwritten after the listing: the next backup reads it")
             fresh = self._fresh(entry, head, self._client.attributes(key, head))
             return ObjectReader(self._client, fresh, head, self._overwritten)
         except StorageError as error:
@@ -159,8 +159,8 @@ class BucketSource(BaseSource, frozen=True, tag="bucket", kw_only=True):
             whole = self._fetched(entry)
         except StorageError as error:
             return object_problem(entry, error)
-        if len(whole.data) > limit:
-            return None
+        if whole.head.size > min(limit, len(whole.data)):
+            return None  # it has grown since it was listed
         return self._fresh(entry, whole.head, whole.xattrs), whole.data
 
     @property
@@ -272,7 +272,7 @@ class BucketSource(BaseSource, frozen=True, tag="bucket", kw_only=True):
 
     def _fetch(self, entry: Entry) -> _Fetched:
         key = key_of(entry.path)
-        head, data = self._client.get(key)
+        head, data = self._client.get(key, most=PIECE_BYTES)
         return _Fetched(head, data, self._client.attributes(key, head))
 
     def _fetched(self, entry: Entry) -> _Fetched:
