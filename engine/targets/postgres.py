@@ -9,7 +9,7 @@ from engine.connections.pgnames import CLUSTER, database_of
 from engine.connections.postgres import Client, identifier, literal, target_error
 from engine.connections.process import IDLE_S, Input
 from engine.entries import Entry, Kind, Problem
-from engine.errors import ExtraMissing, SourceError, TargetError, TargetFailed, TargetNotEmpty
+from engine.errors import ExtraMissing, SourceError, TargetDenied, TargetError, TargetFailed, TargetNotEmpty
 from engine.targets.port import BaseTarget, Writer
 
 _SHOWN = 5
@@ -68,6 +68,10 @@ class PostgresTarget(BaseTarget, frozen=True, tag="postgres", kw_only=True, dict
         """Say yes: databases rely on the roles before them."""
         return True
 
+    def chain(self, path: bytes) -> bytes:
+        """Return the path: a database that fails leaves the others alone."""
+        return path
+
     def where(self) -> str:
         return f"PostgreSQL at {self.server}:{self.port}"
 
@@ -99,7 +103,7 @@ class PostgresTarget(BaseTarget, frozen=True, tag="postgres", kw_only=True, dict
             )
         self.existing(entry.path)
         is_there = self._is_there(name)
-        return DumpWriter(lambda archive: self._restore(name, archive, is_there=is_there))
+        return DumpWriter(entry.path, lambda archive: self._restore(name, archive, is_there=is_there))
 
     def write_small(self, entry: Entry, data: bytes | memoryview) -> list[Problem]:
         writer = self.create(entry)
@@ -197,8 +201,8 @@ class ClusterWriter:
         return [
             Problem(
                 *(CLUSTER, "write-failed"),
-                f"{'; '.join(wrong[:_SHOWN])}{more}. The databases rely on it: restore without {CLUSTER.decode()} "
-                "(--exclude) when the roles are there",
+                f"{'; '.join(wrong[:_SHOWN])}{more}. What relies on it may have failed as well: mend it in the server "
+                f"and restore again, without {CLUSTER.decode()} (--exclude) when all roles are there",
             )
         ]
 
@@ -207,15 +211,21 @@ class ClusterWriter:
 
 
 class DumpWriter:
-    """Fills one database (the Writer port). `start` is called once the archive's table of contents is known."""
+    """Fills one database (the Writer port). `start` is called once the archive's table of contents is known.
 
-    def __init__(self, start: Callable[[Archive], Input]) -> None:
-        self._start = start
+    What pg_restore refuses is this database's problem alone; a server that is gone ends the restore.
+    """
+
+    def __init__(self, path: bytes, start: Callable[[Archive], Input]) -> None:
+        self._path, self._start = path, start
+        self._wrong = ""
         self._archive: Archive | None = Archive()
         self._held: list[bytes] = []
         self._restore: Input | None = None
 
     def write(self, data: memoryview, offset: int) -> None:
+        if self._wrong:
+            return
         try:
             if self._archive is not None:
                 self._archive.feed(data)
@@ -225,9 +235,9 @@ class DumpWriter:
             elif self._restore is not None:
                 self._restore.write(data)
         except ArchiveBroken as error:
-            raise TargetFailed(f"this can't be restored: {error}") from error
+            self._wrong = f"this is no dump: {error}"
         except TargetFailed as error:
-            raise target_error(error) from error
+            self._fail(error)
 
     def _begin(self, archive: Archive) -> None:
         self._restore = self._start(archive)
@@ -237,16 +247,23 @@ class DumpWriter:
         self._held.clear()
 
     def commit(self) -> list[Problem]:
-        """Wait for pg_restore's end. Raises TargetFailed with its words, for a dump without an end too."""
+        """Wait for pg_restore's end, and report what it refused."""
         try:
-            if self._restore is None:
-                raise TargetFailed("this can't be restored: it is no whole archive of pg_dump")
-            self._restore.prove()
+            if self._restore is not None and not self._wrong:
+                self._restore.prove()
         except TargetFailed as error:
-            raise target_error(error) from error
+            self._fail(error)
         finally:
             self.abort()
-        return []
+        if self._restore is None and not self._wrong:
+            self._wrong = "this is no dump: it ends before its table of contents does"
+        return [Problem(self._path, "write-failed", self._wrong)] if self._wrong else []
+
+    def _fail(self, error: TargetFailed) -> None:
+        means = target_error(error)
+        if not isinstance(means, TargetFailed | TargetDenied):
+            raise means from error
+        self._wrong = str(error)
 
     def abort(self) -> None:
         if self._restore is not None:

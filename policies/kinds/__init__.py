@@ -1,10 +1,11 @@
 """The kinds of sources, by name. A new kind is a module here and a line in TYPES."""
 
-from policies.kinds import backint, command, files
+from policies.kinds import backint, command, files, postgres
 from policies.kinds.port import SourceType
 
 TYPES: dict[str, SourceType] = {
     "files": files.TYPE,
     "command": command.TYPE,
     "backint": backint.TYPE,
+    "postgres": postgres.TYPE,
 }
