@@ -248,9 +248,9 @@ class Share:
         made, _ = self._ask(create, wire.close(OF_BEFORE))
         wire.good(made, path)
 
-    def create(self, path: str) -> Handle:
-        """Create a file that nobody else may open meanwhile. Raises FileExistsError."""
-        access = READ | WRITE | REMOVE
+    def create(self, path: str, *, owning: bool = False) -> Handle:
+        """Create a file that nobody else may open meanwhile; `owning`: its owner may be set. Raises FileExistsError."""
+        access = READ | WRITE | REMOVE | (wire.OWNERSHIP if owning else 0)
         create = wire.create(path, access, disposition=CreateDisposition.FILE_CREATE, share=0)
         (answer,) = self._ask(create)
         return wire.opened(wire.good(answer, path))

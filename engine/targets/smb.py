@@ -160,7 +160,7 @@ class SmbTarget(BaseTarget, frozen=True, tag="smb", kw_only=True, dict=True):
         try:
             self._enter(share, self._parent(entry.path), make=True)
             aside = self._aside(entry.path)
-            handle = share.create(aside)
+            handle = share.create(aside, owning=bool(self._descriptor(entry)))
             writer = SmbWriter(self, share, handle, entry, aside=aside)
             if entry.size:
                 share.resize(handle, entry.size)
