@@ -117,8 +117,8 @@ class Inventory:
     def _downloaded(self, file: _File) -> IO[bytes]:
         """Return a data file, checked, in a file without a name."""
         digest = hashlib.md5(usedforsecurity=False)
-        data = tempfile.TemporaryFile()  # noqa: SIM115  # the caller closes it
         head = self._client.head(file.key)
+        data = tempfile.TemporaryFile()  # noqa: SIM115  # the caller closes it
         for start in range(0, head.size, _PIECE_BYTES):
             length = min(_PIECE_BYTES, head.size - start)
             _, piece = self._client.get(file.key, start=start, length=length, etag=head.etag)
@@ -165,10 +165,11 @@ def _csv(data: IO[bytes], manifest: Manifest) -> Iterator[_Record]:
     packed = data.read(2) == _GZIP
     data.seek(0)
     plain: IO[bytes] = gzip.GzipFile(fileobj=data) if packed else data  # type: ignore[assignment]  # it reads alike
-    for line in csv.reader(io.TextIOWrapper(plain, "utf-8", newline="")):
-        record = dict(zip(columns, line, strict=True))
-        record["key"] = unquote_plus(record["key"])
-        yield _Record(record)
+    with io.TextIOWrapper(plain, "utf-8", newline="") as text:
+        for line in csv.reader(text):
+            record = dict(zip(columns, line, strict=True))
+            record["key"] = unquote_plus(record["key"])
+            yield _Record(record)
 
 
 def _parquet(data: IO[bytes], manifest: Manifest) -> Iterator[_Record]:
