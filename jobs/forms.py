@@ -21,7 +21,7 @@ from jobs import removal
 from jobs.models import Job
 from jobs.services import VERIFY_LEVELS, Selection, destinations
 from jobs.states import RECURRING
-from policies import retention
+from policies import reading, retention
 from policies.kinds import TYPES
 from policies.models import Source, SourceKind
 from vaults.models import RecoveryPoint, Vault
@@ -51,7 +51,11 @@ class RestoreForm(BaseDialogForm):
         choices=[("all", "Everything"), ("include", "Only these paths"), ("exclude", "All but these paths")],
         widget=UnfoldAdminSelectWidget,
     )
-    patterns = forms.CharField(label="Paths or patterns, one a line", required=False, widget=UnfoldAdminTextareaWidget)
+    patterns = forms.CharField(
+        label="Paths or patterns, one a line",
+        required=False,
+        widget=UnfoldAdminTextareaWidget(attrs={"rows": 2}),
+    )
     same_name = forms.ChoiceField(
         label="A file or object of the same name",
         choices=[("skip", "stays as it is"), ("overwrite", "is overwritten")],
@@ -65,6 +69,7 @@ class RestoreForm(BaseDialogForm):
         super().__init__(*args, **kwargs)
         point = RecoveryPoint.objects.select_related("vault").get(pk=str(self.object_id))
         found = destinations(point)
+        self.kind = point.source_kind
         self.kinds = sorted({source.kind for source in found})
         field = self.fields["destination"]
         assert isinstance(field, forms.ModelChoiceField)
@@ -79,7 +84,7 @@ class RestoreForm(BaseDialogForm):
         values: dict[str, Any] = super().clean() or {}
         if destination := values.get("destination"):
             try:
-                TYPES[destination.kind].check_to(values.get("to", ""))
+                reading.check_place(destination, kind=self.kind, to=values.get("to", ""))
             except ValidationError as error:
                 self.add_error("to", error)
         if (values.get("mode") == "all") == bool(values.get("patterns", "").strip()):

@@ -15,7 +15,6 @@ from jobs import doorbell, presence, steps
 from jobs.models import Job, Step
 from jobs.states import JobState, Kind, Stage, StepState, Trigger
 from policies import connection, reading
-from policies.kinds import TYPES
 from policies.models import Plan, Source
 from policies.services import next_run_at
 from vaults.models import RecoveryPoint, Vault, VaultState, VaultType
@@ -243,7 +242,7 @@ def request_restore(point: RecoveryPoint, selection: Selection, *, actor: Actor,
     destination = _destination(point, selection.destination)
     reading.check_takes(destination, kind=point.source_kind)
     try:
-        TYPES[destination.kind].check_to(selection.to)
+        reading.check_place(destination, kind=point.source_kind, to=selection.to)
     except ValidationError as error:
         raise ValidationError({"to": error.messages}) from error
     if not presence.served(destination.queue, now=now):

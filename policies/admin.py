@@ -127,7 +127,7 @@ class SourceAdmin(RemovableAdmin):
         place = ["host"] if own.on_host else []
         named = ["account", "name", *place, "region"]
         sets: list[Any] = [
-            (None, {"fields": ["kind_shown", *named] if obj else named}),
+            (None, {"fields": ["kind_shown", *named]}),
             ("What to protect", {"fields": names_of(kind, SETTINGS), "description": own.about}),
         ]
         if credentials := names_of(kind, CREDENTIALS):
@@ -189,7 +189,7 @@ class SourceAdmin(RemovableAdmin):
         """Show the settings without which there is nothing to read."""
         wanted = [name for name, field in TYPES[source.kind].settings().fields.items() if field.required]
         found = [source.settings.get(name) for name in wanted]
-        return lines([", ".join(map(str, one)) if isinstance(one, list) else str(one) for one in found if one])
+        return lines([" ".join(map(str, one)) if isinstance(one, list) else str(one) for one in found if one])
 
     @display(description="Warnings", label={"None": "success"})
     def warned(self, source: Source) -> str:

@@ -26,13 +26,14 @@ from policies.models import Plan, Source
 Shown = serializers.Field[Any, Any, Any, Any]
 
 SETTINGS, CREDENTIALS = "settings", "credentials"
+LONG = {"rows": 3}
 KEPT = "Stored. Leave it empty to keep it"
 
 
 class LinesField(forms.CharField):
     """A list of texts, typed one a line."""
 
-    widget = UnfoldAdminTextareaWidget
+    widget = UnfoldAdminTextareaWidget(attrs=LONG)
 
     def prepare_value(self, value: Any) -> Any:
         return "\n".join(str(one) for one in value) if isinstance(value, list | tuple) else value
@@ -63,6 +64,9 @@ class SourceForm(forms.ModelForm[Source]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.instance.kind = self.kind
+        if "host" in self.fields:
+            self.fields["host"].required = True
+            self.fields["host"].help_text = "The machine whose worker reads it, by the name that its worker was given"
         new = self.instance._state.adding
         for name, value in ({} if new else self.instance.settings).items():
             self.initial.setdefault(f"{SETTINGS}_{name}", value)
@@ -145,7 +149,7 @@ def _field(field: Shown, part: str) -> forms.Field:
         return LinesField(**options)
     if isinstance(field, serializers.IntegerField | serializers.FloatField):
         return _number(field, options)
-    widget = UnfoldAdminTextareaWidget if _is_long(field) else UnfoldAdminTextInputWidget
+    widget = UnfoldAdminTextareaWidget(attrs=LONG) if _is_long(field) else UnfoldAdminTextInputWidget()
     return forms.CharField(widget=widget, **options)
 
 
@@ -163,7 +167,7 @@ def _is_long(field: Shown) -> bool:
 def _secret_widget(field: Shown) -> Any:
     """Return a widget that never shows what is stored; `input_type` "text" lets what is typed be seen."""
     if _is_long(field):
-        return UnfoldAdminTextareaWidget()
+        return UnfoldAdminTextareaWidget(attrs=LONG)
     if field.style.get("input_type") == "text":
         return UnfoldAdminTextInputWidget(attrs={"autocomplete": "off"})
     return UnfoldAdminPasswordWidget(attrs={"autocomplete": "new-password"})

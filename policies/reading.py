@@ -123,6 +123,13 @@ def takes(destination: Source, *, kind: str) -> bool:
     return destination.kind in ("files", kind) or kind in TYPES[destination.kind].takes
 
 
+def check_place(destination: Source, *, kind: str, to: str) -> None:
+    """Raise ValidationError for a text that is no place at the destination for a point of `kind`."""
+    TYPES[destination.kind].check_to(to)
+    if not to and destination.kind == "files" != kind:
+        raise ValidationError(f"Name a folder: a point of kind {kind} has no original path on a host.")
+
+
 def check_takes(destination: Source, *, kind: str) -> None:
     """Raise DestinationUnfit unless the destination can take a point of `kind`."""
     if not takes(destination, kind=kind):

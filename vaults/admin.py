@@ -391,7 +391,7 @@ class RecoveryPointAdmin(ReadOnlyAdmin):
     search_fields = ["source_name", "host", "series", "point_id"]
     date_hierarchy = "completed_at"
     fieldsets = [
-        (None, {"fields": ["source_name", "host", "roots_shown", "vault", "status"]}),
+        (None, {"fields": ["source_name", "source_kind", "host", "roots_shown", "vault", "status"]}),
         ("Time", {"fields": ["started_at", "completed_at", "expires_at"]}),
         ("Content", {"fields": ["entries_count", "size", "stored", "problems_count", "skipped"]}),
         ("Proof", {"fields": ["drills"]}),
@@ -410,7 +410,7 @@ class RecoveryPointAdmin(ReadOnlyAdmin):
     def stored(self, point: RecoveryPoint) -> str:
         return human_bytes(point.bytes_stored)
 
-    @display(description="Folders")
+    @display(description="What")
     def roots_shown(self, point: RecoveryPoint) -> str:
         return lines(point.roots)
 

@@ -78,7 +78,7 @@ def test_a_source_is_made_through_its_service(site, console):
     [
         ("files", {"host": "h", "settings_roots": "relative"}, "settings_roots", "not an absolute path"),
         ("files", {"host": "h"}, "settings_roots", "This field is required"),
-        ("files", {"settings_roots": "/srv"}, "host", "Name the host"),
+        ("files", {"settings_roots": "/srv"}, "host", "This field is required"),
         ("command", {"host": "h", "settings_argv": "true", "settings_name": "a/b"}, "settings_name", "without"),
         (
             "command",
