@@ -103,7 +103,7 @@ def _defaults(shape: Shape) -> dict[str, Any]:
 def engine_source(source: Source) -> AnySource:
     """Return the engine's view of a source. Raises SecretUnreadable, AddressRefused, SourceUnavailable."""
     kind, found = TYPES[source.kind], reading(source)
-    addresses.check(kind.endpoints(found.settings))
+    addresses.check(kind.endpoints(found.settings), on_host=kind.on_host)
     return kind.source(found)
 
 
@@ -114,7 +114,7 @@ def engine_target(destination: Source, *, kind: str, to: str) -> AnyTarget:
     """
     check_takes(destination, kind=kind)
     own, found = TYPES[destination.kind], reading(destination)
-    addresses.check(own.endpoints(found.settings))
+    addresses.check(own.endpoints(found.settings), on_host=own.on_host)
     return own.target(found, to)
 
 
@@ -125,7 +125,10 @@ def takes(destination: Source, *, kind: str) -> bool:
 
 def check_place(destination: Source, *, kind: str, to: str) -> None:
     """Raise ValidationError for a text that is no place at the destination for a point of `kind`."""
-    TYPES[destination.kind].check_to(to)
+    try:
+        TYPES[destination.kind].check_to(to)
+    except serializers.ValidationError as error:
+        raise ValidationError([str(text) for text in error.detail]) from error
     if not to and destination.kind == "files" != kind:
         raise ValidationError(f"Name a folder: a point of kind {kind} has no original path on a host.")
 

@@ -103,17 +103,18 @@ def check_source(source: Source, *, credentials: dict[str, str] | None = None) -
     kept = None if source._state.adding else Source.objects.get(pk=source.pk)
     if kept and kept.kind != source.kind:
         raise ValidationError({"kind": "The kind of a source never changes: its points are of this kind."})
+    own = TYPES[source.kind]
     source.settings = reading.check_settings(source.kind, source.settings)
-    if TYPES[source.kind].on_host != bool(source.host):
+    if own.on_host != bool(source.host):
         raise ValidationError({"host": _HOST_WRONG[bool(source.host)]})
     if credentials is not None or kept is None:
         reading.seal_credentials(source, credentials or {})
     with contextlib.suppress(EngineError):
-        addresses.check(TYPES[source.kind].endpoints(source.settings))
+        addresses.check(own.endpoints(source.settings), on_host=own.on_host)
     if kept and credentials is None and kept.settings == source.settings:
         return False
     source.checked_at, source.check_error = None, ""
-    return not TYPES[source.kind].on_host
+    return not own.on_host
 
 
 def try_source(source: Source, *, now: dt.datetime) -> None:
