@@ -57,6 +57,7 @@ class MariadbServer(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """One server and an account on it. `socket` wins over host and port.
 
     `tls`: empty leaves it to the programs, `require` encrypts, `verify` also checks the server's certificate and name.
+    MariaDB's programs fall back to plain text under `require`, so call `check`, which refuses a server without TLS.
     `programs` is the folder of the client programs, empty for those on PATH.
     """
 
@@ -130,6 +131,12 @@ class MariadbServer(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             return [*modes[self.tls], *options]
         mysql = {"off": "DISABLED", "require": "REQUIRED", "verify": "VERIFY_IDENTITY"}
         return [f"--ssl-mode={mysql[self.tls]}", *options]
+
+    def check(self) -> None:
+        """Raise SourceDenied, SourceUnavailable, ExtraMissing; SourceError when TLS is wanted and not offered."""
+        [[_, *cipher]] = self.ask("SHOW SESSION STATUS LIKE 'Ssl_cipher'")
+        if self.tls in ("require", "verify") and not any(cipher):
+            raise SourceError(f"the server {self.address} offers no TLS: set it up there, or do without (tls)")
 
     def ask(self, sql: str) -> list[list[str]]:
         """Return the rows that one statement or several give, as texts; select HEX(...) of what may hold anything.

@@ -71,6 +71,7 @@ class MariadbSource(BaseSource, frozen=True, tag="mariadb", kw_only=True):
         Raises ExtraMissing, SourceMissing, SourceUnavailable too.
         """
         self.server.program("dump")
+        self.server.check()
         grants = Grants.of(self.server)
         if not self.databases and not grants.has("SELECT", "SHOW DATABASES"):
             raise SourceDenied(
@@ -195,6 +196,7 @@ class MariadbImageSource(BaseSource, frozen=True, tag="mariadb-image", kw_only=T
     def check(self) -> None:
         """Raise what keeps mariabackup from working: SourceError, SourceDenied, ExtraMissing, SourceUnavailable."""
         self.server.program("backup")
+        self.server.check()
         [[version, folder]] = self.server.ask("SELECT VERSION(), HEX(@@datadir)")
         if "mariadb" not in version.lower():
             raise SourceError(f"{self.server.address} is MySQL {version}: mariabackup reads MariaDB's files only")

@@ -61,6 +61,7 @@ class MariadbLogsSource(BaseSource, frozen=True, tag="mariadb-logs", kw_only=Tru
             raise SourceMissing(f"the spool folder {self.spool!r} is not there on {self.host}: make it first")
         if not os.access(self.spool, os.R_OK | os.W_OK | os.X_OK):
             raise SourceDenied(f"the spool folder {self.spool!r} can't be written on {self.host}")
+        self.server.check()
         [[log_bin, encrypted]] = self.server.ask("SELECT @@log_bin, IF(VERSION() LIKE '%MariaDB%', 1, 0)")
         if log_bin != "1":
             raise SourceError(f"{self.server.address} keeps no binary log: set log_bin in its configuration")

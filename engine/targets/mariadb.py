@@ -42,8 +42,11 @@ class MariadbTarget(BaseTarget, frozen=True, tag="mariadb", kw_only=True):
         return f"the server {self.server.address}" + (f", databases with {self.suffix!r}" if self.suffix else "")
 
     def check(self) -> None:
-        """Raise TargetDenied, TargetUnavailable, ExtraMissing."""
-        self.ask("SELECT 1")
+        """Raise TargetDenied, TargetUnavailable, TargetFailed, ExtraMissing."""
+        try:
+            self.server.check()
+        except SourceError as error:
+            raise for_target(error) from error
 
     def ask(self, sql: str) -> list[list[str]]:
         """Ask the server, with the errors of a target."""

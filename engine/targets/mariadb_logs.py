@@ -63,6 +63,10 @@ class MariadbLogsTarget(BaseTarget, frozen=True, tag="mariadb-logs", kw_only=Tru
         """Raise TargetError for a place that is none, TargetDenied, TargetUnavailable, TargetFailed, ExtraMissing."""
         _ = self._start, self._stop
         self.server.program("binlog")
+        try:
+            self.server.check()
+        except SourceError as error:
+            raise for_target(error) from error
         self._refuse_half_played()
 
     def existing(self, path: bytes) -> int | None:
