@@ -98,20 +98,23 @@ def copy_segments(vault: Vault, source: Vault) -> None:
     theirs = {stored.key for stored in source.storage.scan(SEGMENTS)}
     notes = [stored.key for stored in vault.storage.scan(_TAKEN)]
     had: set[str] = set()
-    for note in notes:
+    for key in notes:
         with contextlib.suppress(NotFound, IntegrityError):
-            had |= set(read_note(vault.storage, vault.keys, note, _Taken).segments)
+            had |= set(read_note(vault.storage, vault.keys, key, _Taken).segments)
     if theirs == had:
         return
-    for key in sorted(theirs - had - {stored.key for stored in vault.storage.scan(SEGMENTS)}):
+    here = {stored.key for stored in vault.storage.scan(SEGMENTS)}
+    taken = theirs & (had | here)
+    for key in sorted(theirs - taken):
         with contextlib.suppress(NotFound):  # merged at the source since: the merged one comes next time
             data = source.storage.get(key)
             if digest_name(data) == key.rpartition("/")[2]:
                 put_once(vault.storage, key, data)
-    taken = _Taken(sorted(theirs))
-    own = _TAKEN + digest_name(msgspec.json.encode(taken))
-    put_note(vault.storage, vault.keys, own, taken)
-    vault.storage.delete([note for note in notes if note != own])
+                taken.add(key)
+    note = _Taken(sorted(taken))
+    own = _TAKEN + digest_name(msgspec.json.encode(note))
+    put_note(vault.storage, vault.keys, own, note)
+    vault.storage.delete([key for key in notes if key != own])
 
 
 def prepare(

@@ -20,6 +20,8 @@ from tests.support.vaults import Bench, pruned, verified, write_files
 
 pytestmark = pytest.mark.slow
 
+THOROUGH = 10  # one in so many is verified to the last byte at both ends
+
 
 @pytest.fixture
 def start(tmp_path: Path) -> Replica:
@@ -61,15 +63,17 @@ def attempt(target: Replica, above: Replica, truth: Truth, *, may_fail: bool) ->
         assert everything(target) == truth
 
 
-def recovers(target: Replica, truth: Truth) -> None:
-    """Check that a later replication, and prunes, end what the broken one began."""
+def recovers(target: Replica, truth: Truth, *, thoroughly: bool) -> None:
+    """Check that a later replication, and a prune, end what the broken one began."""
     assert replicated(target).state == "complete"
     assert everything(target) == truth
-    for _ in range(2):
+    pruned(target, lease_s=0)
+    whole(target, truth)
+    if thoroughly:
         pruned(target, lease_s=0)
-        whole(target, truth)
-    assert verified(target, "content").state == "complete"
-    assert everything(target) == truth
+        assert verified(target, "content").state == "complete"
+        assert verified(target.source, "content").state == "complete"
+        assert everything(target) == truth
 
 
 @pytest.mark.invariant(21, 22)
@@ -77,7 +81,12 @@ def recovers(target: Replica, truth: Truth) -> None:
 def test_a_replication_survives_every_fault_of_the_replicas_store(start: Replica, flavour: str):
     truth = everything(start) | everything(start.source)
     wanted, runs = FLAVOURS[flavour], 0
-    for run in broken_runs(start, replicated, wanted):
+
+    def act(target: Bench) -> object:
+        assert isinstance(target, Replica)
+        return replicated(target)
+
+    for run in broken_runs(start, act, wanted):
         runs += 1
         below, above = run.below, run.above
         assert isinstance(below, Replica)
@@ -86,8 +95,7 @@ def test_a_replication_survives_every_fault_of_the_replicas_store(start: Replica
         below.clock = above.clock = below.source.clock
         attempt(below, above, truth, may_fail=not wanted.is_survived or run.mode is Mode.WRONG)
         run.faulty.settle()
-        whole(below, truth)
-        recovers(below, truth)
+        recovers(below, truth, thoroughly=runs % THOROUGH == 0)
     assert runs > 100
 
 
@@ -98,7 +106,7 @@ def test_a_replication_survives_every_fault_of_the_sources_store(start: Replica,
     wanted, runs = FLAVOURS[flavour], 0
 
     def act(source: Bench) -> object:
-        return replicated(start.twin().beside(source))  # type: ignore[attr-defined]  # a replica's twin is one
+        return replicated(start.pair().beside(source))
 
     for run in broken_runs(start.source, act, wanted):
         runs += 1
@@ -108,7 +116,5 @@ def test_a_replication_survives_every_fault_of_the_sources_store(start: Replica,
         above = below.beside(run.above)
         attempt(below, above, truth, may_fail=not wanted.is_survived or run.mode is Mode.WRONG)
         run.faulty.settle()
-        whole(below, truth)
-        recovers(below, truth)
-        assert verified(run.below, "content").state == "complete"
+        recovers(below, truth, thoroughly=runs % THOROUGH == 0)
     assert runs > 40

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from engine.session import Session
-from engine.verbs import arrive, prune, replicate, resolve, sweep
+from engine.verbs import prune, resolve, sweep
 from tests.engine.verbs.test_interleaving import DOOMED, GARBAGE, expire, prune_twice
 from tests.support.interleaving import Actor, as_stored, back_up, interleave, lost
 from tests.support.replication import Replica, replicated
@@ -104,43 +104,44 @@ def test_no_order_of_the_calls_leaves_a_point_at_the_replica_that_is_not_whole(s
         assert play(start, seed) == "", f"seed {seed}"
 
 
-def everything_is_there(*args: Any) -> dict[str, int]:
-    return _Any()
+@pytest.fixture
+def unsparing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let prunes of the replica condemn what only the source needs: then the sessions alone keep points whole."""
+    monkeypatch.setattr(prune, "_spared", lambda vault: set())
 
 
-class _Any(dict[str, int]):
-    """Every pack, at the size that is asked for."""
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return _Equal()
-
-
-class _Equal:
-    __hash__ = None  # type: ignore[assignment]  # it equals everything
-
-    def __eq__(self, other: object) -> bool:
-        return True
-
-    def __ne__(self, other: object) -> bool:
-        return False
+@pytest.mark.invariant(21)
+@pytest.mark.usefixtures("unsparing")
+def test_the_sessions_alone_keep_every_point_whole(start: Start):
+    for seed in range(80):
+        assert "misses" not in play(start, seed), f"seed {seed}"
 
 
-BROKEN: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+SESSIONS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "a replication does not look at what is condemned": (Session, "_read_forbidden", lambda self, **options: None),
     "a replication does not look for a fence": (Session, "check", lambda self, now: None),
     "a prune waits for nobody": (sweep, "_pass_barrier", lambda *args, **options: None),
+}
+
+
+@pytest.mark.invariant(21)
+@pytest.mark.usefixtures("unsparing")
+@pytest.mark.parametrize("name", SESSIONS)
+def test_without_a_step_of_the_sessions_some_order_loses_data(start: Start, monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.setattr(*SESSIONS[name])
+    assert any("misses" in play(start, seed) for seed in range(1000))
+
+
+BROKEN: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "a prune spares nothing that the source has": (prune, "_spared", lambda vault: set()),
-    "a point is shown before its packs were listed": (arrive, "whole_packs", everything_is_there),
     "a prune takes what is brought in for a dead backup": (resolve, "bringing", lambda storage: {}),
 }
 
 
 @pytest.mark.invariant(21)
 @pytest.mark.parametrize("name", BROKEN)
-def test_without_a_step_of_the_protocol_some_order_loses_data(start: Start, monkeypatch: pytest.MonkeyPatch, name: str):
+def test_without_a_step_of_the_replication_some_order_loses_data(
+    start: Start, monkeypatch: pytest.MonkeyPatch, name: str
+):
     monkeypatch.setattr(*BROKEN[name])
-    assert any(play(start, seed) for seed in range(1500))
-
-
-def test_the_steps_that_are_taken_away_are_those_that_replication_uses():
-    assert replicate.arrive is arrive
+    assert any(play(start, seed) for seed in range(240, 1240))
