@@ -1,4 +1,7 @@
-"""PostgreSQL servers, read by the client programs of a host."""
+"""PostgreSQL servers, read by the client programs of a host.
+
+No addresses are checked: the host reaches the server, and may reach what it may reach.
+"""
 
 import datetime as dt
 import os
@@ -98,10 +101,6 @@ class PostgresCredentials(serializers.Serializer[Any]):
     )
 
 
-def _endpoints(settings: dict[str, Any]) -> list[tuple[str, int]]:
-    return [] if settings["server"].startswith("/") else [(settings["server"], settings["port"])]
-
-
 def _source(reading: Reading) -> AnySource:
     wanted = reading.settings
     return PostgresSource(
@@ -164,7 +163,6 @@ TYPE = SourceType(
     "directory of the host, such as /srv/restored, or /srv/restored until 2031-05-06T07:08:09+00:00",
     credentials=PostgresCredentials,
     on_host=True,
-    endpoints=_endpoints,
     check_to=_check_to,
     about="Databases as dumps, or the whole server as base backups and its log, for recovery to any moment",
     preflight="The host runs a worker with its queue and PostgreSQL's programs of the server's version. Dumps go into "
