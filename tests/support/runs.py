@@ -16,7 +16,7 @@ from engine.progress import Progress, Silent
 from engine.session import Session
 from engine.sources.files import FilesSource, files_source
 from engine.targets.files import files_target
-from engine.targets.kinds import AnyTarget
+from engine.targets.port import Target
 from engine.vault import PointName, Vault
 from engine.verbs import backup, restore
 from tests.support.vaults import Bench, entries, travelled
@@ -71,7 +71,7 @@ def backed_up(bench: Bench, *folders: Path, series: str = "home", **options: Any
 
 def restored(
     bench: Bench,
-    target: Path | AnyTarget,
+    target: Path | Target,
     *,
     point: str = "latest",
     progress: Progress | None = None,
@@ -82,7 +82,8 @@ def restored(
     name = planner.find(point)
     job = restore.RestoreJob(
         session=new_ulid(bench.clock()), series=name.series, point=name.point, started_at=bench.clock(),
-        target=files_target(target) if isinstance(target, Path) else target, **options,
+        target=files_target(target) if isinstance(target, Path) else target,  # type: ignore[arg-type] # a test's own
+        **options,
     )  # fmt: skip
     results = (
         travelled(restore.work(worker, job, travelled(unit), silent))
