@@ -3,6 +3,7 @@
 Unlike engine.storage it takes every key that a server takes, and what it meets belongs to somebody else.
 """
 
+import base64
 import contextlib
 import datetime as dt
 import email.utils
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
+from xml.sax.saxutils import escape
 
 import urllib3
 from minio.error import S3Error
@@ -200,6 +202,14 @@ class BucketClient:
         """Return what the object carries beside its bytes; tags cost one more request where there are any."""
         count = head.headers.get("x-amz-tagging-count") or head.headers.get("x-oss-tagging-count") or "0"
         return attributes(head.headers, self.tags(key) if count != "0" else {})
+
+    def put_tags(self, key: str, tags: Mapping[str, str]) -> None:
+        """Give an object these tags."""
+        pairs = "".join(f"<Tag><Key>{escape(key)}</Key><Value>{escape(tags[key])}</Value></Tag>" for key in tags)
+        body = f"<Tagging><TagSet>{pairs}</TagSet></Tagging>".encode()
+        digest = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+        headers = {"Content-Type": "application/xml", "Content-MD5": digest}
+        self._answer("PUT", "PUT", key, body=body, headers=headers, query_params={"tagging": ""})
 
     def put(self, key: str, data: bytes, headers: Mapping[str, str]) -> None:
         """Store a whole object."""

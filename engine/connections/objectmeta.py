@@ -9,7 +9,7 @@ The names begin with "user." so that a restore into a folder can set them. ACLs 
 """
 
 from collections.abc import Mapping
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote
 
 _SPACE = b"user.s3."
 _META = _SPACE + b"meta."
@@ -46,7 +46,7 @@ def attributes(headers: Mapping[str, str], tags: Mapping[str, str]) -> dict[byte
 
 
 def upload_headers(xattrs: Mapping[bytes, bytes]) -> dict[str, str]:
-    """Return the headers that give an object what `attributes` kept of it."""
+    """Return the headers that give an object what `attributes` kept of it, but its tags."""
     headers = {"Content-Type": DEFAULT_TYPE}
     for name in _PLAIN:
         if value := xattrs.get(_SPACE + name.lower().encode()):
@@ -54,6 +54,9 @@ def upload_headers(xattrs: Mapping[bytes, bytes]) -> dict[str, str]:
     for key, value in xattrs.items():
         if key.startswith(_META):
             headers[f"x-amz-meta-{key.removeprefix(_META).decode('latin-1')}"] = value.decode("latin-1")
-    if tags := xattrs.get(_TAGS):
-        headers["x-amz-tagging"] = tags.decode("latin-1")
     return headers
+
+
+def tags_of(xattrs: Mapping[bytes, bytes]) -> dict[str, str]:
+    """Return the tags that `attributes` kept."""
+    return dict(parse_qsl(xattrs.get(_TAGS, b"").decode("latin-1"), keep_blank_values=True))

@@ -7,6 +7,7 @@
 Nothing of a file is used before its digest was compared.
 """
 
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -118,16 +119,17 @@ class Inventory:
         """Return a data file, checked, in a file without a name."""
         digest = hashlib.md5(usedforsecurity=False)
         head = self._client.head(file.key)
-        data = tempfile.TemporaryFile()  # noqa: SIM115  # the caller closes it
-        for start in range(0, head.size, _PIECE_BYTES):
-            length = min(_PIECE_BYTES, head.size - start)
-            _, piece = self._client.get(file.key, start=start, length=length, etag=head.etag)
-            digest.update(piece)
-            data.write(piece)
-        if not _same(digest, file.md5):
-            data.close()
-            raise SourceIncomplete(f"the inventory's file {file.key} is not what the manifest's checksum says")
-        data.seek(0)
+        with contextlib.ExitStack() as stack:
+            data = stack.enter_context(tempfile.TemporaryFile())
+            for start in range(0, head.size, _PIECE_BYTES):
+                length = min(_PIECE_BYTES, head.size - start)
+                _, piece = self._client.get(file.key, start=start, length=length, etag=head.etag)
+                digest.update(piece)
+                data.write(piece)
+            if not _same(digest, file.md5):
+                raise SourceIncomplete(f"the inventory's file {file.key} is not what the manifest's checksum says")
+            data.seek(0)
+            stack.pop_all()  # it is the caller's now
         return data
 
 

@@ -4,12 +4,13 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlencode
 
 from engine.connections.keypaths import key_of, path_of
-from engine.connections.objectmeta import upload_headers
+from engine.connections.objectmeta import tags_of, upload_headers
 from engine.connections.sorting import Row, Sorter
 from engine.entries import Entry, Kind, Problem, sort_key
 from engine.errors import Forbidden, NotFound, StorageError, TargetError
@@ -19,12 +20,10 @@ from engine.targets.port import BaseTarget
 if TYPE_CHECKING:
     from engine.connections.bucket import BucketClient
 
-T = TypeVar("T")
 PART_BYTES = 16 << 20
 _PARTS = 9_000  # an object has at most 10,000
 _LOOKS = 200  # so many single look-ups cost as much as listing some thousand keys
 _LISTERS = 4
-_TAGGING = "x-amz-tagging"
 
 
 class BucketTarget(BaseTarget, frozen=True, tag="bucket", kw_only=True):
@@ -119,7 +118,6 @@ class BucketWriter:
         self._buffer = bytearray()
         self._upload = ""
         self._etags: list[str] = []
-        self._problems: list[Problem] = []
 
     def write(self, data: memoryview | bytes, offset: int) -> None:
         """Take the next bytes; send a part when there is one. Raises OSError for this object, TargetError."""
@@ -140,7 +138,7 @@ class BucketWriter:
         except BaseException:
             self.abort()
             raise
-        return self._problems
+        return _tag(self._client, self._key, self._entry)  # some servers ignore the tags of an upload in parts
 
     def abort(self) -> None:
         """Delete the parts that were sent."""
@@ -153,9 +151,7 @@ class BucketWriter:
         part = bytes(self._buffer[: self._part_bytes])
         with _object_errors():
             if not self._upload:
-                self._problems, self._upload = _with_headers(
-                    self._entry, lambda headers: self._client.begin_upload(self._key, headers)
-                )
+                self._upload = self._client.begin_upload(self._key, upload_headers(self._entry.xattrs))
             self._etags.append(self._client.put_part(self._key, self._upload, len(self._etags) + 1, part))
         del self._buffer[: self._part_bytes]
 
@@ -211,21 +207,28 @@ class _Standing:
 
 
 def _put(client: "BucketClient", key: str, entry: Entry, data: bytes) -> list[Problem]:
+    headers, tags = upload_headers(entry.xattrs), tags_of(entry.xattrs)
     with _object_errors():
-        problems, _ = _with_headers(entry, lambda headers: client.put(key, data, headers))
-    return problems
+        if tags:
+            try:
+                client.put(key, data, {**headers, "x-amz-tagging": urlencode(tags, quote_via=quote)})
+                return []
+            except StorageError as error:
+                if error.transient:
+                    raise
+        client.put(key, data, headers)
+    return _tag(client, key, entry)
 
 
-def _with_headers(entry: Entry, act: Callable[[dict[str, str]], T]) -> tuple[list[Problem], T]:
-    """Do it with what the object carries; without its tags where the server or the account can't have them."""
-    headers = upload_headers(entry.xattrs)
+def _tag(client: "BucketClient", key: str, entry: Entry) -> list[Problem]:
+    """Give a stored object its tags; what the server or the account can't have is no reason to lose the object."""
+    tags = tags_of(entry.xattrs)
     try:
-        return [], act(headers)
+        if tags:
+            client.put_tags(key, tags)
     except StorageError as error:
-        if error.transient or headers.pop(_TAGGING, None) is None:
-            raise
-        done = act(headers)
-        return [Problem(entry.path, "attributes", f"the tags were not set: {error.args[0]}", lost=False)], done
+        return [Problem(entry.path, "attributes", f"the tags were not set: {error.args[0]}", lost=False)]
+    return []
 
 
 @contextlib.contextmanager
