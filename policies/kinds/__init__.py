@@ -1,11 +1,12 @@
 """The kinds of sources, by name. A new kind is a module here and a line in TYPES."""
 
-from policies.kinds import backint, command, files, postgres
+from policies.kinds import backint, bucket, command, files, postgres
 from policies.kinds.port import SourceType
 
 TYPES: dict[str, SourceType] = {
     "files": files.TYPE,
     "command": command.TYPE,
+    "bucket": bucket.TYPE,
     "backint": backint.TYPE,
     "postgres": postgres.TYPE,
 }
