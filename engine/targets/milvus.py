@@ -8,7 +8,7 @@ from typing import Any
 from engine.connections.milvus import TARGET, TIMEOUT_S, Client, Endpoint, Refused
 from engine.connections.milvus_documents import CLUSTER, DATABASE, FINISH, RBAC, ROWS_FILE, SCHEMA, Document, meaning
 from engine.connections.milvus_rows import Batches
-from engine.entries import Entry, Problem
+from engine.entries import Entry, Kind, Problem
 from engine.errors import EngineError, TargetNotEmpty, UnsafePath
 from engine.targets.milvus_collection import SCALING, Filling
 from engine.targets.milvus_rights import restore_rights
@@ -65,11 +65,14 @@ class MilvusTarget(BaseTarget, frozen=True, tag="milvus", kw_only=True):
         return client
 
     def existing(self, path: bytes) -> int | None:
-        """Raise TargetNotEmpty for a collection whose name is taken: parts of two can't be mixed."""
+        """Raise TargetNotEmpty for a collection whose name is taken: parts of two can't be mixed.
+
+        Folders stand always, so that every file is asked for.
+        """
         try:
             file = meaning(path)
         except UnsafePath:
-            return None
+            return Kind.DIRECTORY
         if file.kind == SCHEMA and self._client.exists(file.database, file.collection + self.suffix):
             raise TargetNotEmpty(
                 f"the collection {file.collection + self.suffix} of the database {file.database} is there already:"

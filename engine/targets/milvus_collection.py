@@ -171,6 +171,8 @@ class Filling:
                 "RenameCollection", db_name=self.database, oldName=self._aside, newName=self._final, retry=False
             )
             self._done = True
+            if document["loaded"] and not problems and not self._client.loaded(self.database, self._final):
+                self._client.load(self.database, self._final)  # Lite forgets that it was when the name changes
         return problems + list(self._aliases(path, document["aliases"]))
 
     def _flush(self) -> None:
