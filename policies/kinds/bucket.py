@@ -16,7 +16,7 @@ from policies import addresses
 from policies.kinds.port import Reading, SourceType, TextList
 from policies.models import SourceKind
 
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_BUCKET = re.compile(r"\A[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]\Z")
 _SCHEME = "s3://"
 
 
