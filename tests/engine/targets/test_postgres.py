@@ -170,8 +170,8 @@ def packed(*members: tuple[str, bytes], kind: bytes = tarfile.REGTYPE) -> bytes:
     return archive.getvalue()
 
 
-def data_target(folder: Path, **options: Any) -> PostgresDataTarget:
-    return PostgresDataTarget(**{"folder": str(folder / "data"), "verify": False, **options})
+def data_target(place: Path, **options: Any) -> PostgresDataTarget:
+    return PostgresDataTarget(**{"folder": str(place / "data"), "verify": False, **options})
 
 
 def test_a_base_backup_is_unpacked_for_the_account_of_the_server(folder: Path) -> None:
