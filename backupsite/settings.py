@@ -276,6 +276,8 @@ MAINTENANCE_EVERY_S = {
     "verify": env.int("BACKUPSITE_VERIFY_EVERY_S", default=24 * 3600),
     "audit": env.int("BACKUPSITE_AUDIT_EVERY_S", default=24 * 3600),
     "disaster": env.int("BACKUPSITE_DISASTER_EVERY_S", default=7 * 24 * 3600),
+    # Also at once after each backup; this catches up with what was missed while a region was away.
+    "replicate": env.int("BACKUPSITE_REPLICATE_EVERY_S", default=900),
 }
 # After how many seconds a prune that waits for running sessions goes on.
 MAINTENANCE_AGAIN_S = env.int("BACKUPSITE_MAINTENANCE_AGAIN_S", default=300)

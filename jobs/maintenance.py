@@ -16,11 +16,11 @@ from accounts.refusals import Refused
 from accounts.services import Actor, record
 from jobs import services
 from jobs.models import Duty, Job
-from jobs.states import RECURRING, JobState, Kind, Trigger
+from jobs.states import CONTINUOUS, RECURRING, JobState, Kind, Trigger
 from policies import schedule
 from policies.models import Plan, Source
 from policies.services import end_keep_one, next_drill_at
-from vaults.models import RecoveryPoint, Vault, VaultState
+from vaults.models import LinkState, RecoveryPoint, ReplicationLink, Vault, VaultState, VaultType
 
 SOON = dt.timedelta(seconds=60)
 EVERY_S_MIN, EVERY_S_MAX = 60, 366 * 24 * 3600
@@ -59,7 +59,9 @@ def next_due(vault: Vault, kind: str, *, after: dt.datetime) -> dt.datetime | No
 def complete_duties(vaults: Any, *, now: dt.datetime) -> None:
     """Give each of these vaults the duties that it lacks. Safe to call twice, and at once."""
     rows = [
-        Duty(vault=vault, kind=kind, due_at=next_due(vault, kind, after=now)) for vault in vaults for kind in RECURRING
+        Duty(vault=vault, kind=kind, due_at=next_due(vault, kind, after=now))
+        for vault in vaults
+        for kind in (*RECURRING, *(CONTINUOUS if vault.type == VaultType.REPLICATION_TARGET else ()))
     ]
     Duty.objects.bulk_create(rows, ignore_conflicts=True, batch_size=500)
 
@@ -85,7 +87,7 @@ def request_due(duty: Duty, *, now: dt.datetime) -> Job | None:
     """
     following = next_due(duty.vault, duty.kind, after=now)
     mine = Duty.objects.filter(pk=duty.pk, due_at=duty.due_at)
-    if duty.kind == Kind.AUDIT and not duty.vault.immutable_since:
+    if not _is_needed(duty):
         mine.update(due_at=following)
         return None
     try:
@@ -98,6 +100,27 @@ def request_due(duty: Duty, *, now: dt.datetime) -> Job | None:
     except IntegrityError:
         mine.update(due_at=now + SOON if duty.kind == Kind.EXPIRE else following)
         return None
+
+
+def _is_needed(duty: Duty) -> bool:
+    """Say whether there is anything to do: locks to audit, a vault to follow; and a replica is not compacted."""
+    if duty.kind == Kind.AUDIT:
+        return duty.vault.immutable_since is not None
+    if duty.kind in (Kind.REPLICATE, Kind.COMPACT):
+        return is_followed(duty.vault) == (duty.kind == Kind.REPLICATE)
+    return True
+
+
+def is_followed(vault: Vault) -> bool:
+    """Say whether the vault is a replica into which replication goes on."""
+    return ReplicationLink.objects.filter(target=vault, state=LinkState.ACTIVE).exists()
+
+
+def follow(vault: Vault, *, now: dt.datetime) -> None:
+    """Let the vault's replica follow at once: a point was committed, or went."""
+    hasten(
+        ReplicationLink.objects.filter(source=vault, state=LinkState.ACTIVE).values("target"), Kind.REPLICATE, now=now
+    )
 
 
 def request_due_drill(plan: Plan, *, now: dt.datetime) -> Job | None:
@@ -182,7 +205,7 @@ def forget_old(*, now: dt.datetime, rows_max: int) -> int:
     before = now - dt.timedelta(days=settings.ROUTINE_KEPT_DAYS)
     routine = Job.objects.filter(state=JobState.COMPLETE, trigger=Trigger.SCHEDULED, plan=None, ended_at__lt=before)
     last = Duty.objects.filter(last_job=models.OuterRef("pk"))
-    old = routine.filter(~models.Exists(last), kind__in=RECURRING, cleaned=True).order_by("ended_at")
+    old = routine.filter(~models.Exists(last), kind__in=(*RECURRING, *CONTINUOUS), cleaned=True).order_by("ended_at")
     return Job.objects.filter(pk__in=list(old.values_list("pk", flat=True)[:rows_max])).delete()[1].get("jobs.Job", 0)
 
 

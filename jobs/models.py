@@ -8,7 +8,7 @@ from django.conf import settings
 from django.db import models
 
 from accounts.models import Account
-from jobs.states import ACTIVE, MAINTENANCE, RECURRING_CHOICES, STEP_OPEN, JobState, Kind, Stage, StepState, Trigger
+from jobs.states import ACTIVE, DUTY_CHOICES, MAINTENANCE, STEP_OPEN, JobState, Kind, Stage, StepState, Trigger
 from policies.models import Plan, Source
 from vaults.models import RecoveryPoint, Vault, VaultState
 
@@ -130,7 +130,7 @@ class Duty(models.Model):
     """
 
     vault = models.ForeignKey(Vault, on_delete=models.CASCADE, related_name="duties")
-    kind = models.CharField(max_length=12, choices=RECURRING_CHOICES)
+    kind = models.CharField(max_length=12, choices=DUTY_CHOICES)
     due_at = models.DateTimeField(null=True, db_index=True)
     last_job = models.ForeignKey(Job, null=True, on_delete=models.SET_NULL, related_name="+")
     waiting = models.JSONField(default=list)

@@ -17,13 +17,25 @@ class Kind(TextChoices):
     DRILL = "drill", "Restore drill"
     DISASTER = "disaster", "Disaster check"
     ERASE = "erase", "Deletion of the vault"
+    REPLICATE = "replicate", "Replication"
 
 
 # Of these a vault does one at a time each.
-MAINTENANCE = (Kind.EXPIRE, Kind.PRUNE, Kind.COMPACT, Kind.AUDIT, Kind.REBUILD, Kind.DISASTER, Kind.ERASE)
+MAINTENANCE = (
+    Kind.EXPIRE,
+    Kind.PRUNE,
+    Kind.COMPACT,
+    Kind.AUDIT,
+    Kind.REBUILD,
+    Kind.DISASTER,
+    Kind.ERASE,
+    Kind.REPLICATE,
+)
 # These come due again and again in every vault.
 RECURRING = (Kind.EXPIRE, Kind.PRUNE, Kind.COMPACT, Kind.VERIFY, Kind.AUDIT, Kind.DISASTER)
-RECURRING_CHOICES = [(kind.value, kind.label) for kind in RECURRING]
+# This goes on by itself in every replication target; nobody sets its interval (E48).
+CONTINUOUS = (Kind.REPLICATE,)
+DUTY_CHOICES = [(kind.value, kind.label) for kind in (*RECURRING, *CONTINUOUS)]
 
 
 class JobState(TextChoices):

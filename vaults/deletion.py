@@ -3,19 +3,26 @@
 import datetime as dt
 
 from django.db import transaction
+from django.db.models import Q
 
 from accounts.refusals import Refused
 from accounts.services import SERVICE, Actor, record
 from engine.errors import NotFound
 from engine.vault import INFO_KEY
 from vaults import repositories
-from vaults.models import Vault, VaultState
+from vaults.models import LinkState, ReplicationLink, Vault, VaultState
 
 
 class VaultInUse(Refused):
     """Plans still send backups to the vault."""
 
     code = "vault_in_use"
+
+
+class VaultLinked(Refused):
+    """Replication from or to the vault goes on (E22)."""
+
+    code = "vault_replicated"
 
 
 class PointsHeld(Refused):
@@ -27,8 +34,8 @@ class PointsHeld(Refused):
 def request(vault: Vault, *, confirmation: str, actor: Actor, now: dt.datetime) -> Vault:
     """Stop all future work of the vault at once and let it be deleted; `deletable_at` tells when its last lock ends.
 
-    A sweep deletes what no lock protects. Safe to call twice. Raises ConfirmationWrong, VaultInUse, PointsHeld, and
-    what the store raises when it can't tell its locks: nothing has changed then.
+    A sweep deletes what no lock protects. Safe to call twice. Raises ConfirmationWrong, VaultInUse, VaultLinked,
+    PointsHeld, and what the store raises when it can't tell its locks: nothing has changed then.
     """
     vault.confirm(confirmation)
     if vault.state in (VaultState.DELETING, VaultState.DELETED):
@@ -36,6 +43,8 @@ def request(vault: Vault, *, confirmation: str, actor: Actor, now: dt.datetime) 
     plans = [str(plan) for plan in vault.plans.select_related("source", "policy", "vault")]
     if plans:
         raise VaultInUse(f"{len(plans)} plans use {vault}. Delete them first: {'; '.join(plans)}.", plans=plans)
+    if link := ReplicationLink.objects.filter(Q(source=vault) | Q(target=vault), state=LinkState.ACTIVE).first():
+        raise VaultLinked(f"Replication goes on: {link}. Stop it first; the target stays (E22).", link=str(link.pk))
     if held := vault.points.filter(held_at__isnull=False).count():
         raise PointsHeld(f"{held} points of {vault} are held. Release them first.", held=held)
     until = locked_until(vault, now=now)

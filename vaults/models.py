@@ -99,8 +99,11 @@ class VaultType(models.TextChoices):
 
 
 class VaultState(models.TextChoices):
-    """`deleting` takes no new work and waits for the last lock; `deleted` is what is left for the jobs' history."""
+    """`empty` is a replication target that no vault replicates to yet: nothing is stored of it. `deleting` takes no new
+    work and waits for the last lock; `deleted` is what is left for the jobs' history.
+    """
 
+    EMPTY = "empty", "Waiting for its source"
     READY = "ready", "Ready"
     ERROR = "error", "Error"
     DELETING = "deleting", "Being deleted"
@@ -217,6 +220,47 @@ def keep_vault(sender: Any, instance: Vault, **_: Any) -> None:
     """Let no row go whose vault is still there, whoever deletes it: the row goes after the contents."""
     if instance.state != VaultState.DELETED:
         raise VaultKept(f"{instance} holds data. Delete the vault itself: its row goes with it.")
+
+
+class LinkState(models.TextChoices):
+    """Replication goes on, or was ended for good (E38)."""
+
+    ACTIVE = "active", "Replicating"
+    STOPPED = "stopped", "Stopped"
+
+
+class ReplicationLink(models.Model):
+    """That one vault is replicated to another (E1). Changed by vaults.replication and the jobs that replicate.
+
+    `points_behind` is what the target lacked when a job looked last, at `checked_at`; `latest_at` is when the newest
+    point that is there was completed. `historical_total` is how many points there were at the
+    beginning, `historical_done` how many of them have come (E35).
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="links")
+    source = models.ForeignKey(Vault, on_delete=models.CASCADE, related_name="links_out")
+    target = models.OneToOneField(Vault, on_delete=models.CASCADE, related_name="link")
+    state = models.CharField(max_length=8, choices=LinkState.choices, default=LinkState.ACTIVE)
+    points_behind = models.PositiveIntegerField(default=0)
+    historical_total = models.PositiveIntegerField(default=0)
+    historical_done = models.PositiveIntegerField(default=0)
+    bytes_replicated = models.PositiveBigIntegerField(default=0)
+    latest_at = models.DateTimeField(null=True)
+    checked_at = models.DateTimeField(null=True)
+    created_at = models.DateTimeField()
+    stopped_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering: ClassVar = ["-created_at"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["source"], condition=models.Q(state=LinkState.ACTIVE), name="one_target_per_vault"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.source} → {self.target}"
 
 
 class PointState(models.TextChoices):

@@ -8,6 +8,7 @@ from typing import Any
 from django.conf import settings
 
 from accounts import secrets
+from engine import replica
 from engine.errors import BadKeyFile
 from engine.keyproviders.keyring import Keyring, RecoveryKey
 from engine.keyproviders.port import KeyProvider as Provider
@@ -16,7 +17,7 @@ from engine.storage.location import Location, open_storage
 from engine.storage.port import Storage
 from engine.storage.retry import Retrying
 from engine.vault import Vault as EngineVault
-from vaults.models import KeyProvider, Region, Vault
+from vaults.models import KeyProvider, LinkState, Region, ReplicationLink, Vault
 
 CREDENTIALS = ("access_key", "secret_key")
 
@@ -94,14 +95,30 @@ def create(vault: Vault, *, now: dt.datetime) -> str:
     return recovery_key
 
 
+def create_replica(source: Vault, target: Vault, *, now: dt.datetime) -> None:
+    """Make the target in its region, an empty replica of the source. Raises VaultExists, and what opening raises."""
+    opened, store = open_vault(source), storage(target, create=True)
+    name = f"{source.name} ({source.region.name})"
+    target.stored_id = replica.link(opened, store, providers=[provider(target)], name=name, now=now).info.vault_id
+
+
+def followed(vault: Vault) -> Vault | None:
+    """Return the vault that this one is a replica of, as long as replication goes on."""
+    link = ReplicationLink.objects.filter(target=vault, state=LinkState.ACTIVE).select_related("source__region").first()
+    return link.source if link else None
+
+
 def open_vault(vault: Vault, *, clock: Callable[[], dt.datetime] | None = None) -> EngineVault:
     """Return the vault opened with its key. Raises WrongKey, VaultMissing, Unreachable, KeyUnavailable.
 
-    What deletes passes a `clock`: without one a folder never forgets a lock.
+    What deletes passes a `clock`: without one a folder never forgets a lock. A replica knows the store of the vault
+    that it follows.
     """
     cache = Path(settings.CACHE_DIR) / str(vault.pk)
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     opened = EngineVault.open(storage(vault, clock=clock), provider=provider(vault), cache=cache)
+    if source := followed(vault):
+        opened.other = storage(source)
     if not vault.stored_id:  # a row that was made from what the bucket holds
         vault.stored_id = opened.info.vault_id
         Vault.objects.filter(pk=vault.pk, stored_id="").update(stored_id=vault.stored_id)

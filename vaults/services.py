@@ -14,7 +14,7 @@ from engine.errors import EngineError, KeyError_, LockCannotLoosen, LockUnsuppor
 from engine.keyproviders.spec import open_provider, round_trip
 from engine.storage.probe import APPLICATION_LEVEL, probe
 from vaults import repositories
-from vaults.models import ImmutabilityFixed, KeyProvider, Region, Vault, VaultState
+from vaults.models import ImmutabilityFixed, KeyProvider, Region, Vault, VaultState, VaultType
 from vaults.recovery import check_shares
 
 
@@ -150,11 +150,14 @@ def _check_key(vault: Vault, secret: str) -> None:
         raise KeyUnusable(f"The key cannot be used: {error}") from error
 
 
-def create_vault(vault: Vault, *, key_secret: str = "", actor: Actor, now: dt.datetime) -> str:
+def create_vault(
+    vault: Vault, *, key_secret: str = "", actor: Actor, now: dt.datetime, source: Vault | None = None
+) -> str:
     """Make a vault in its region and return its recovery key, which is shown once and kept nowhere.
 
-    `key_secret` is what reaching the key at `vault.key_url` needs. Raises VaultTaken, ValidationError, KeyUnusable,
-    RegionUnusable. Crash: leaves an empty vault in the store that no row names.
+    A replication target has none of its own, and nothing is stored of it before it has its `source`. `key_secret` is
+    what reaching the key at `vault.key_url` needs. Raises VaultTaken, ValidationError, KeyUnusable, RegionUnusable.
+    Crash: leaves an empty vault in the store that no row names.
     """
     vault.prefix = f"vaults/{vault.pk}"
     vault.created_at = now
@@ -163,8 +166,14 @@ def create_vault(vault: Vault, *, key_secret: str = "", actor: Actor, now: dt.da
     if Vault.objects.present().filter(account=vault.account, name=vault.name).exists():
         raise VaultTaken(f"There is a vault {vault.name!r} already. Choose another name.")
     _check_key(vault, key_secret)
+    recovery_key = ""
     try:
-        recovery_key = repositories.create(vault, now=now)
+        if source is not None:
+            repositories.create_replica(source, vault, now=now)
+        elif vault.type == VaultType.REPLICATION_TARGET:
+            vault.state = VaultState.EMPTY
+        else:
+            recovery_key = repositories.create(vault, now=now)
     except (EngineError, OSError) as error:
         raise RegionUnusable(f"The vault could not be made: {error}") from error
     try:

@@ -17,6 +17,7 @@ from jobs.executors import (
     expire,
     prune,
     rebuild,
+    replicate,
     restore,
     stages,
     staging,
@@ -45,6 +46,7 @@ EXECUTORS: dict[str, Executor[Any, Any, Any, Any]] = {
     Kind.REBUILD: rebuild.EXECUTOR,
     Kind.DISASTER: disaster.EXECUTOR,
     Kind.DRILL: drill.EXECUTOR,
+    Kind.REPLICATE: replicate.EXECUTOR,
 }
 
 
@@ -82,3 +84,5 @@ def _close_sessions(executor: Executor[Any, Any, Any, Any], job: Job, vault: Vau
             continue  # the planner of this round never got so far
         if name := executor.session(order):
             Session(vault.storage, vault.keys, name).close("aborted", clock())
+            if vault.other is not None:
+                Session(vault.other, vault.keys, name).close("aborted", clock())

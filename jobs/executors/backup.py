@@ -11,6 +11,7 @@ from engine.progress import Progress
 from engine.vault import PointName, Vault
 from engine.verbs import backup
 from engine.verbs.backup import BackupJob, Outcome, Result, Unit
+from jobs import maintenance
 from jobs.executors.port import Clock, Executor, shown
 from jobs.models import Job
 from policies.reading import engine_source
@@ -42,6 +43,7 @@ def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dic
     """Put the committed point into the catalogue."""
     body = vault.root(PointName(outcome.series, outcome.point)).body
     point = catalogue.register(job.vault, body, now=now)
+    maintenance.follow(job.vault, now=now)
     return {
         "state": outcome.state,
         "point": point,

@@ -17,7 +17,7 @@ from jobs.executors.port import PROBLEMS_SHOWN, Clock, Executor
 from jobs.models import Job
 from jobs.states import Kind
 from policies import retention
-from vaults import catalogue
+from vaults import catalogue, repositories
 from vaults.models import RecoveryPoint
 from vaults.models import Vault as VaultRow
 
@@ -71,11 +71,13 @@ def _rules(vault: VaultRow, now: dt.datetime) -> tuple[dict[str, Rules], tuple[s
 
 
 def _in_use(vault: VaultRow) -> tuple[str, ...]:
-    """Return the points that a person holds, and those that a job which waits for its turn is going to read."""
+    """Return the points that a person holds, that a job which waits is going to read, and that a source still shows."""
     held = vault.points.filter(held_at__isnull=False).values_list("series", "point_id")
     wanted = Job.objects.active().filter(vault=vault, kind__in=(Kind.RESTORE, Kind.DRILL), point__isnull=False)
     waiting = wanted.values_list("point__series", "point__point_id")
-    return tuple(sorted({f"{series}/{point}" for series, point in (*held, *waiting)}))
+    source = repositories.followed(vault)  # what a replica's source still shows stays: the lifecycle is the source's
+    mirrored = source.points.values_list("series", "point_id") if source else ()
+    return tuple(sorted({f"{series}/{point}" for series, point in (*held, *waiting, *mirrored)}))
 
 
 def _is_current(job: Job, order: ExpireJob, now: dt.datetime) -> bool:

@@ -157,12 +157,13 @@ def _finish(executor: AnyExecutor, step: Step, progress: StepProgress, clock: Cl
 
 def _keep_session(executor: AnyExecutor, vault: Vault, order: Any, progress: StepProgress) -> None:
     if name := executor.session(order):
-        session = Session(vault.storage, vault.keys, name)
-        progress.keep_alive(partial(_beat, session))
+        progress.keep_alive(partial(_beat, vault, name))
 
 
-def _beat(session: Session, now: Any) -> None:
-    session.beat(now)
+def _beat(vault: Vault, name: str, now: Any) -> None:
+    Session(vault.storage, vault.keys, name).beat(now)
+    if vault.other is not None:
+        Session(vault.other, vault.keys, name).beat(now)
 
 
 def _ring(step: Step | None, clock: Clock) -> None:

@@ -1,0 +1,131 @@
+"""Replicating a vault to another region: who may, how it begins, how it ends (rules E1-E42)."""
+
+import datetime as dt
+
+from django.db import IntegrityError, transaction
+
+from accounts.refusals import Refused
+from accounts.services import Actor, record
+from engine import links
+from engine.errors import EngineError
+from vaults import repositories, services
+from vaults.models import KeyProvider, LinkState, Region, ReplicationLink, Vault, VaultState, VaultType
+
+TARGETS_MAX = 5  # for one account in one region (E11)
+
+
+class NotReplicable(Refused):
+    """The vault can't be the source of a replication (E10, E23)."""
+
+    code = "not_replicable"
+
+
+class TargetUnfit(Refused):
+    """The vault, or its region, can't be the target of this replication (E11, E16, E24, E29)."""
+
+    code = "target_unfit"
+
+
+class Replicated(Refused):
+    """A vault has one replication target (E12), and is not deleted while it has it (E22)."""
+
+    code = "vault_replicated"
+
+
+class NotReplicated(Refused):
+    """Nothing is replicated from this vault."""
+
+    code = "not_replicated"
+
+
+def start(source: Vault, target: Vault, *, key_secret: str = "", actor: Actor, now: dt.datetime) -> ReplicationLink:
+    """Replicate `source` to `target`: one that waits for its source, or a new row, which is made in the same step.
+
+    `key_secret` is what reaching a new target's key needs. Raises the refusals above, and what making a vault raises.
+    Crash: leaves at most an empty replica in the store; asking again goes on with it.
+    """
+    _check_source(source)
+    _check_target(source, target)
+    new = target._state.adding
+    try:
+        if new:
+            services.create_vault(target, key_secret=key_secret, actor=actor, now=now, source=source)
+        else:
+            repositories.create_replica(source, target, now=now)
+    except (EngineError, OSError) as error:
+        raise services.RegionUnusable(f"The replica could not be made: {error}") from error
+    try:
+        with transaction.atomic():
+            Vault.objects.filter(pk=target.pk).update(state=VaultState.READY, stored_id=target.stored_id)
+            link = ReplicationLink.objects.create(
+                account=source.account, source=source, target=target, created_at=now,
+                historical_total=source.points.count(), points_behind=source.points.count(),
+            )  # fmt: skip
+            record(
+                actor, "vault.replicate", source, account=source.account, now=now,
+                target=str(target.pk), region=target.region.name,
+            )  # fmt: skip
+    except IntegrityError as error:
+        raise Replicated(f"{source} has a replication target already: a vault has one.") from error
+    target.refresh_from_db()
+    return link
+
+
+def _check_source(source: Vault) -> None:
+    if source.type != VaultType.GENERAL:
+        raise NotReplicable(f"{source} is a replication target itself: replicas are not replicated on.")
+    if source.state != VaultState.READY:
+        raise NotReplicable(f"{source} is {source.get_state_display().lower()}: mend it first.")
+    if source.links_out.filter(state=LinkState.ACTIVE).exists():
+        raise Replicated(f"{source} has a replication target already: a vault has one.")
+    _check_region(source.region)
+
+
+def _check_region(region: Region) -> None:
+    if not region.supports_replication:
+        able = ", ".join(Region.objects.filter(supports_replication=True).values_list("name", flat=True)) or "none"
+        raise NotReplicable(f"The region {region} is not set up for replication. Regions that are: {able}.")
+
+
+def _check_target(source: Vault, target: Vault) -> None:
+    if target.account_id != source.account_id:
+        raise TargetUnfit("Source and target must belong to one account.")
+    if target.region_id == source.region_id:
+        raise TargetUnfit(f"{source} is in {source.region} as well: choose another region.", code="same_region")
+    _check_region(target.region)
+    if target.type != VaultType.REPLICATION_TARGET:
+        raise TargetUnfit(f"{target} is a general vault: choose or make a replication target.")
+    if not target._state.adding and target.state != VaultState.EMPTY:
+        raise TargetUnfit(f"{target} has had a source already: a replication that ended is never resumed (E38).")
+    held_by = target.key_url.partition(":")[0] or KeyProvider.KEYRING
+    if held_by != source.key_provider:
+        raise TargetUnfit(
+            f"{source} is encrypted with the {source.get_key_provider_display().lower()}: the target must use the same "
+            "method, with a key of its own.",
+            code="other_encryption",
+        )
+    taken = Vault.objects.present().filter(
+        account=source.account, region=target.region, type=VaultType.REPLICATION_TARGET
+    )
+    if taken.exclude(pk=target.pk).count() >= TARGETS_MAX:
+        raise TargetUnfit(
+            f"There are {TARGETS_MAX} replication targets in {target.region} already: an account has no more there."
+        )
+
+
+def stop(source: Vault, *, confirmation: str, actor: Actor, now: dt.datetime) -> ReplicationLink:
+    """End the vault's replication for good (E38-E40): its target stays, and lives by itself from now on (E6).
+
+    Works when the source's region is lost. Raises ConfirmationWrong, NotReplicated, and the target's storage errors.
+    """
+    source.confirm(confirmation)
+    link = source.links_out.filter(state=LinkState.ACTIVE).select_related("target__region").first()
+    if link is None:
+        raise NotReplicated(f"{source} is not replicated.")
+    opened = repositories.open_vault(link.target)
+    links.stop(opened.storage, opened.keys, now=now)
+    with transaction.atomic():
+        link.state, link.stopped_at = LinkState.STOPPED, now
+        link.save(update_fields=["state", "stopped_at"])
+        record(actor, "vault.stop_replication", source, account=source.account, now=now, target=str(link.target_id))
+    return link
