@@ -250,6 +250,13 @@ class Installation:
         source = self.api.post("sources/", wanted | {"host": host, "settings": settings}, expect=201)
         return self.bind(name, source["id"], vault["vault"]["id"], vault["recovery_key"], policy=policy)
 
+    def source(
+        self, name: str, kind: str, settings: dict[str, Any], *, host: str = "", expect: int = 201, **more: Any
+    ) -> Any:
+        """Make a source of any kind in the region main; `credentials` and `skip_check` among `more`."""
+        wanted = {"account": self.account, "region": "main", "name": name, "kind": kind, "host": host}
+        return self.api.post("sources/", wanted | {"settings": settings} | more, expect=expect)
+
     def bind(
         self, name: str, source: str, vault: str, recovery_key: str = "", *, policy: dict[str, Any] | None = None
     ) -> Protected:
@@ -356,8 +363,11 @@ def own_redis_number(service: Redis) -> Iterator[str]:
 
 
 @contextmanager
-def full_set(folder: Path, *, database: Postgres, broker: str, beats: int = 1) -> Iterator[Installation]:
-    """Have an installation with a fresh database and the given broker, served, inside the block."""
+def full_set(folder: Path, *, database: Postgres, broker: str, beats: int = 1, **more: str) -> Iterator[Installation]:
+    """Have an installation with a fresh database and the given broker, served, inside the block.
+
+    `more` are further variables of its environment.
+    """
     with fresh_database(database) as database_url:
         environment = {
             "DATABASE_URL": database_url,
@@ -366,6 +376,7 @@ def full_set(folder: Path, *, database: Postgres, broker: str, beats: int = 1) -
             "BACKUPSITE_FIELD_KEYS": "5c" * 32,
             "BACKUPSITE_KEY_FILE": str(folder / "service.key"),
             "ALLOWED_HOSTS": "127.0.0.1",
+            **more,
         }
         installation = Installation(folder, environment)
         try:
