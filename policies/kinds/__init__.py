@@ -1,6 +1,6 @@
 """The kinds of sources, by name. A new kind is a module here and a line in TYPES."""
 
-from policies.kinds import backint, bucket, command, files, postgres
+from policies.kinds import backint, bucket, command, files, milvus, postgres, smb
 from policies.kinds.port import SourceType
 
 TYPES: dict[str, SourceType] = {
@@ -9,4 +9,6 @@ TYPES: dict[str, SourceType] = {
     "bucket": bucket.TYPE,
     "backint": backint.TYPE,
     "postgres": postgres.TYPE,
+    "milvus": milvus.TYPE,
+    "smb": smb.TYPE,
 }
