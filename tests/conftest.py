@@ -24,6 +24,7 @@ from tests import services
 from tests.services import S3, Dynamo, Mariadb, Milvus, Postgres, Redis, Samba
 
 if TYPE_CHECKING:
+    from tests.support.mariadb import OwnServer
     from tests.support.tokens import SoftToken
 
 # Read once, before the environment is wiped for each test.
@@ -134,6 +135,19 @@ def postgres_service() -> Postgres:
 @pytest.fixture(scope="session")
 def mariadb_service() -> Mariadb:
     return services.mariadb(_entry("mariadb"))
+
+
+@pytest.fixture(scope="session")
+def own_mariadb(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[OwnServer]":
+    """Give a MariaDB that this test process has for itself: nobody else purges its logs or makes databases in it."""
+    # Most test processes never come to MariaDB.
+    from tests.support.mariadb import OwnServer, is_installed
+
+    if not is_installed():
+        request.getfixturevalue("mariadb_service")  # skips or fails
+    own = OwnServer(tmp_path_factory.mktemp("mariadb"))
+    yield own
+    own.end()
 
 
 @pytest.fixture(scope="session")

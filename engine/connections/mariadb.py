@@ -44,7 +44,7 @@ _NAMES = {
 LOADING = ("--batch", "--binary-mode", "--max-allowed-packet=1G", "--loose-skip-print-query-on-error")
 _PACKAGES = {"backup": "mariadb-backup", "unpack": "mariadb-backup"}
 _CODE = re.compile(r"error:? (\d{4})\b|\((\d{4})\)$", re.IGNORECASE)
-_DENIED = {1044, 1045, 1130, 1142, 1143, 1227, 1370, 1698, 1820, 1862, 3118, 4151}
+_DENIED = {1044, 1045, 1130, 1142, 1143, 1227, 1370, 1419, 1698, 1820, 1862, 3118, 4151}
 _AWAY = {1040, 1053, 1129, 1203, 1317, 1927, 2002, 2003, 2005, 2006, 2013}
 _DENIED_TEXT = ("access denied", "access is denied")
 _AWAY_TEXT = ("can't connect to", "lost connection", "server has gone away", "unknown server host")

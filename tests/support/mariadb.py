@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,11 +26,11 @@ class OwnServer:
     With `data` it runs on files that are there already.
     """
 
-    def __init__(self, folder: Path, *, data: Path | None = None, password: str = "own", **options: str) -> None:
-        self.folder, self.password, self.user = folder, password, "own"
+    def __init__(self, folder: Path, *, data: Path | None = None, options: dict[str, str] | None = None) -> None:
+        self.folder, self.user, self.password = folder, "own", "its-password"
         self.data = data or folder / "data"
         self.log = folder / "log"
-        self._options = options
+        self._options = options or {}
         self._process: subprocess.Popen[bytes] | None = None
         with socket.socket() as one:
             one.bind(("127.0.0.1", 0))
@@ -85,11 +86,27 @@ class OwnServer:
         with connected(self.server, database) as connection:
             return _run(connection, *statements)
 
+    def current_log(self) -> str:
+        """Return the name of the binary log that is written now."""
+        return str(self.sql("SHOW MASTER STATUS")[0][0])
+
+    def purge(self, log: str) -> None:
+        """Remove the binary logs before this one; who has just read one of them may hold it for a moment."""
+        deadline = time.monotonic() + START_S
+        while self.sql("SHOW BINARY LOGS")[0][0] != log:
+            assert time.monotonic() < deadline
+            self.sql(f"PURGE BINARY LOGS TO '{log}'")
+
     def _install(self) -> None:
         command = ["mariadb-install-db", "--no-defaults", f"--datadir={self.data}", *SMALL, *_account()]
         more = ["--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"]
         done = subprocess.run([*command, *more], capture_output=True, text=True, check=False, env=_env())
         assert done.returncode == 0, done.stderr + done.stdout
+
+
+def is_installed() -> bool:
+    """Say whether the server's programs are there."""
+    return shutil.which("mariadbd", path=_env()["PATH"]) is not None
 
 
 def reached(service: Mariadb) -> MariadbServer:

@@ -29,16 +29,15 @@ from engine.errors import (
 )
 from engine.sources.kinds import AnySource
 from engine.sources.mariadb import MariadbImageSource, MariadbSource
-from tests.services import Mariadb
-from tests.support.mariadb import OwnServer, connected, reached
+from tests.support.mariadb import OwnServer, connected
 
 NAMES = ("src_a", "src_a-b", "src % é", "src.")
 
 
 @pytest.fixture(scope="module")
-def server(mariadb_service: Mariadb) -> Iterator[MariadbServer]:
-    """The shared server with a few small databases, which go away."""
-    reach = reached(mariadb_service)
+def server(own_mariadb: OwnServer) -> Iterator[MariadbServer]:
+    """A server with a few small databases, which go away."""
+    reach = own_mariadb.server
     with connected(reach) as connection, connection.cursor() as cursor:
         for name in NAMES:
             cursor.execute(f"CREATE DATABASE `{name}` CHARACTER SET latin1 COLLATE latin1_bin")
@@ -323,7 +322,7 @@ def test_a_server_that_cannot_be_reached_is_told_as_what_it_is(
 
 def test_a_server_with_a_certificate_is_known_by_it_and_no_other(server: MariadbServer, tmp_path: Path) -> None:
     ours, foreign = certificate(tmp_path, "ours"), certificate(tmp_path, "foreign")
-    own = OwnServer(tmp_path / "own", **{"ssl-cert": str(ours), "ssl-key": str(ours)})
+    own = OwnServer(tmp_path / "own", options={"ssl-cert": str(ours), "ssl-key": str(ours)})
     try:
         own.sql("CREATE DATABASE src_a")
         reach = msgspec.structs.replace(own.server, tls="verify", tls_ca=str(ours))
