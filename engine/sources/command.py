@@ -1,6 +1,5 @@
 """A program's output as a source: any dump program that writes to its standard output."""
 
-import os
 import shutil
 from collections.abc import Iterator
 
@@ -44,7 +43,7 @@ class CommandSource(BaseSource, frozen=True, tag="command", kw_only=True):
             raise SourceError("no command was given: name the program and its arguments")
         if self.name in ("", ".", "..") or "/" in self.name or "\0" in self.name:
             raise SourceError(f"the output can't be kept as {self.name!r}: give it the name of a file, without '/'")
-        if shutil.which(self.argv[0], path=self.env.get("PATH", os.environ.get("PATH"))) is None:
+        if shutil.which(self.argv[0], path=self.env.get("PATH")) is None:
             raise ExtraMissing(
                 f"the program {self.argv[0]!r} is not there on {self.host}: install it, or give its whole path"
             )

@@ -34,7 +34,7 @@ class CommandTarget(BaseTarget, frozen=True, tag="command", kw_only=True):
         """Raise TargetError without a command, ExtraMissing for a program that is not there."""
         if not self.argv or not self.argv[0]:
             raise TargetError("no command was given: name the program that takes what is restored")
-        if shutil.which(self.argv[0], path=self.env.get("PATH", os.environ.get("PATH"))) is None:
+        if shutil.which(self.argv[0], path=self.env.get("PATH")) is None:
             raise ExtraMissing(
                 f"the program {self.argv[0]!r} is not there on {self.host}: install it, or give its whole path"
             )

@@ -28,8 +28,16 @@ CLOCKS = {
     "time.gmtime",
 }
 ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.putenv"}
-# The settings, and the entry points, which only name the settings module or the number of threads.
-ENVIRONMENT_READERS = {"backupsite/settings.py", "backupsite/celery.py", "backupsite/wsgi.py", "engine/__main__.py"}
+# The settings, the entry points, which only name the settings module or the number of threads, and what hands a minimal
+# environment on to programs.
+ENVIRONMENT_READERS = {
+    "backupsite/settings.py",
+    "backupsite/celery.py",
+    "backupsite/wsgi.py",
+    "engine/__main__.py",
+    "engine/backint/__main__.py",
+    "engine/connections/process.py",
+}
 # Spelled in two parts, so that these lines don't find themselves.
 MACHINE_PATHS = re.compile(r"(?<![\w./-])/(?:wor" r"k|tmp/bash_" r"jobs)(?![\w-])")
 BARE_IGNORE = re.compile(r"#\s*type:\s*ignore(?!\[[\w, -]+\]\s+#\s*\S)")
@@ -131,7 +139,7 @@ def _full_name(node: ast.expr, imported: dict[str, str]) -> str | None:
 
 
 def _is_cli(path: Path) -> bool:
-    return path.parts[0] == "engine" and Path(path.parts[1]).stem == "cli"
+    return path.parts[0] == "engine" and Path(path.parts[1]).stem in ("cli", "backint")
 
 
 def _may_read_clock(path: Path) -> bool:
