@@ -14,7 +14,8 @@ from engine.pack import DATA, META, PackWriter
 from engine.point import Body, PackRef, Stats, encode_root
 from engine.progress import Progress, Silent
 from engine.session import Session
-from engine.sources.files import FilesSource, files_source
+from engine.sources.files import files_source
+from engine.sources.kinds import AnySource
 from engine.targets.files import files_target
 from engine.targets.port import Target
 from engine.vault import PointName, Vault
@@ -36,7 +37,7 @@ class Stopping(Silent):
         super().check()
 
 
-def backup_job(bench: Bench, source: FilesSource, *, series: str = "home", deep: bool = False) -> backup.BackupJob:
+def backup_job(bench: Bench, source: AnySource, *, series: str = "home", deep: bool = False) -> backup.BackupJob:
     """Return an order for one more point, with a fresh session."""
     return backup.BackupJob(
         session=new_ulid(bench.clock()), series=series, source=source, started_at=bench.clock(), deep=deep
