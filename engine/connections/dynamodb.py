@@ -25,7 +25,6 @@ from engine.errors import ExtraMissing
 PACKAGE = "boto3==1.44.5"
 BATCH_ITEMS, BATCH_BYTES = 25, 8 << 20
 RANGE_MIB = 256
-_TRIES = 6
 _WRITE_TRIES = 9
 _WAITS = 120
 _CONNECTIONS = 16
@@ -45,7 +44,10 @@ _LATER = frozenset(
 
 
 class DynamoDb(msgspec.Struct, frozen=True, kw_only=True):
-    """How to reach the service: a region, its address unless it is AWS, and keys that never show."""
+    """How to reach the service: a region, its address unless it is AWS, and keys that never show.
+
+    What fails for a moment or is throttled is asked `tries` times, with pauses that grow to 20 s.
+    """
 
     region: str
     access_key: str
@@ -53,6 +55,7 @@ class DynamoDb(msgspec.Struct, frozen=True, kw_only=True):
     token: str = ""
     endpoint: str = ""
     timeout_s: float = 60
+    tries: int = 6
 
     def __repr__(self) -> str:
         return f"DynamoDb({self.region!r} at {self.endpoint or 'AWS'!r})"
@@ -114,7 +117,7 @@ class DynamoDbService:
     def _tags(self, table: str, found: dict[str, Any]) -> dict[str, Any]:
         with self._translated():
             pages = self._client.get_paginator("list_tags_of_resource").paginate(ResourceArn=found["TableArn"])
-            tags = [tag for page in pages for tag in page.get("Tags", []) if not tag["Key"].startswith("aws:")]
+            tags = [tag for page in pages for tag in page["Tags"] if not tag["Key"].startswith("aws:")]
         return {"Tags": sorted(tags, key=lambda tag: str(tag["Key"]))} if tags else {}
 
     def ranges(self, table: str, schema: Schema) -> list[Range]:
@@ -134,10 +137,11 @@ class DynamoDbService:
         while following is not None:
             with self._translated():
                 answer = self._client.scan(**wanted, ReturnConsumedCapacity="TOTAL", **following)
+                items = answer["Items"]
             last = answer.get("LastEvaluatedKey")
             following = {"ExclusiveStartKey": last} if last else None
             units = answer.get("ConsumedCapacity", {}).get("CapacityUnits", 0)
-            yield Page([encode_item(item) for item in answer["Items"]], units)
+            yield Page([encode_item(item) for item in items], units)
 
     def holds_rows(self, table: str) -> bool:
         try:
@@ -186,8 +190,8 @@ class DynamoDbService:
         def write() -> bool:
             nonlocal left
             with self._translated():
-                answer = self._client.batch_write_item(RequestItems={table: left})
-            left = answer.get("UnprocessedItems", {}).get(table, [])
+                unprocessed = self._client.batch_write_item(RequestItems={table: left})["UnprocessedItems"]
+            left = unprocessed.get(table, [])
             return not left
 
         if not patiently(write, tries=_WRITE_TRIES, first_s=0.1, most_s=15):
@@ -236,6 +240,9 @@ class DynamoDbService:
             yield
         except ClientError as error:
             raise _fault(error.response) from error
+        except KeyError as error:
+            # An answer without a body counts as success to boto3.
+            raise Silent(f"{self._where} left {error} out of its answer: it went away, or is no DynamoDB") from error
         except (BotoCoreError, OSError) as error:
             raise Silent(f"{self._where} does not answer: {_short(str(error))}") from error
 
@@ -313,7 +320,7 @@ def _connect(place: DynamoDb) -> Any:
     config = Config(
         connect_timeout=min(place.timeout_s, 10),
         read_timeout=place.timeout_s,
-        retries={"mode": "standard", "total_max_attempts": _TRIES},
+        retries={"mode": "standard", "total_max_attempts": place.tries},
         max_pool_connections=_CONNECTIONS,
     )
     session = boto3.session.Session(

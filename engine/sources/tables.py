@@ -1,6 +1,7 @@
 """What the sources of wide-column services share: which tables, the walk, rows as streams, what changed meanwhile."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from fnmatch import fnmatchcase
@@ -53,9 +54,17 @@ class TablesSource(BaseSource, frozen=True, kw_only=True):
         raise NotImplementedError
 
     @cached_property
+    def _services(self) -> dict[int, Service]:
+        return {}
+
+    @property
     def _service(self) -> Service:
-        with _told():
-            return self.connect()
+        """Return this process's own connection: one that was open before a fork is the parent's."""
+        process = os.getpid()
+        if process not in self._services:
+            with _told():
+                self._services[process] = self.connect()
+        return self._services[process]
 
     def options(self) -> dict[str, list[str]]:
         return {"tables": list(self.tables), "exclude": list(self.exclude)}
@@ -155,14 +164,14 @@ class _Rows:
         self.ended = False
 
     def readinto(self, view: memoryview) -> int:
-        done = 0
-        while done < len(view) and (self._left or self._fill()):
-            count = min(len(self._left), len(view) - done)
-            view[done : done + count] = self._left[:count]
-            self._left = self._left[count:]
-            done += count
-        self._pace(done)
-        return done
+        """Give what is left of a page, or of the next one."""
+        if not self._left and not self._fill():
+            return 0
+        count = min(len(self._left), len(view))
+        view[:count] = self._left[:count]
+        self._left = self._left[count:]
+        self._pace(count)
+        return count
 
     def _fill(self) -> bool:
         """Fetch the next rows, or at their end what they add up to; say whether there is anything."""

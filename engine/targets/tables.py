@@ -1,5 +1,6 @@
 """What targets of wide-column services share: tables made from descriptions, rows in batches, a proof at the end."""
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -61,9 +62,17 @@ class TablesTarget(BaseTarget, frozen=True, kw_only=True):
         return True
 
     @cached_property
+    def _services(self) -> dict[int, Service]:
+        return {}
+
+    @property
     def _service(self) -> Service:
-        with _told():
-            return self.connect()
+        """Return this process's own connection: one that was open before a fork is the parent's."""
+        process = os.getpid()
+        if process not in self._services:
+            with _told():
+                self._services[process] = self.connect()
+        return self._services[process]
 
     @cached_property
     def _held(self) -> dict[str, bool]:

@@ -28,6 +28,9 @@ with warnings.catch_warnings():
 __all__ = ["KINDS", "DynamoLab", "Lab", "Meddled", "TablestoreLab", "labs", "ts"]
 
 
+Text = str | Callable[[int], str]
+
+
 class Lab(Protocol):
     """A service with tables `<name>`: rows are told apart by a number and hold a text."""
 
@@ -37,9 +40,9 @@ class Lab(Protocol):
 
     def target(self, *, door: str = "", **options: Any) -> TablestoreTarget | DynamoDbTarget: ...
 
-    def make(self, table: str, rows: int = 0, *, text: str = "") -> None: ...
+    def make(self, table: str, rows: int = 0, *, text: Text = "") -> None: ...
 
-    def put(self, table: str, numbers: range, *, text: str) -> None: ...
+    def put(self, table: str, numbers: range, *, text: Text) -> None: ...
 
     def delete(self, table: str, numbers: range) -> None: ...
 
@@ -84,20 +87,20 @@ class TablestoreLab:
     def target(self, *, door: str = "", secret_key: str = "", **options: Any) -> TablestoreTarget:
         return TablestoreTarget(place=self.place(door=door, secret_key=secret_key), **options)
 
-    def make(self, table: str, rows: int = 0, *, text: str = "a text") -> None:
+    def make(self, table: str, rows: int = 0, *, text: Text = "a text") -> None:
         meta = ts.TableMeta(table, [("part", "STRING"), ("number", "INTEGER")], [("text", "STRING")])
         options = ts.TableOptions(-1, 3, 10**8, True)
         self.client.create_table(meta, options, ts.ReservedThroughput(ts.CapacityUnit(0, 0)))
         self.put(table, range(rows), text=text)
 
-    def put(self, table: str, numbers: range, *, text: str) -> None:
+    def put(self, table: str, numbers: range, *, text: Text) -> None:
         """Put rows with two versions of a column, and cells of every type."""
         now_ms = int(time.time() * 1000)
         for at in range(0, len(numbers), 200):
             items = []
             for number in numbers[at : at + 200]:
                 cells = [
-                    ("text", f"{text} {number}", now_ms),
+                    ("text", _text(text, number), now_ms),
                     ("text", f"older {number}", now_ms - 7),
                     ("raw", bytearray(b"\0\xff\n"), now_ms - 1),
                     ("ratio", -0.0, now_ms),
@@ -168,6 +171,7 @@ class DynamoLab:
             secret_key=self.service.secret_key,
             endpoint=f"http://{door}" if door else self.service.url,
             timeout_s=5,
+            tries=2,
         )
 
     def source(self, *, door: str = "", **options: Any) -> DynamoDbSource:
@@ -176,7 +180,7 @@ class DynamoLab:
     def target(self, *, door: str = "", **options: Any) -> DynamoDbTarget:
         return DynamoDbTarget(place=self.place(door=door), **options)
 
-    def make(self, table: str, rows: int = 0, *, text: str = "a text") -> None:
+    def make(self, table: str, rows: int = 0, *, text: Text = "a text") -> None:
         def key(*names: str) -> list[dict[str, str]]:
             return [
                 {"AttributeName": name, "KeyType": kind} for name, kind in zip(names, ("HASH", "RANGE"), strict=False)
@@ -199,14 +203,14 @@ class DynamoLab:
         self.client.tag_resource(ResourceArn=arn, Tags=[{"Key": "cost", "Value": "centre 5"}])
         self.put(table, range(rows), text=text)
 
-    def put(self, table: str, numbers: range, *, text: str) -> None:
+    def put(self, table: str, numbers: range, *, text: Text) -> None:
         """Put items with values of every type."""
         for at in range(0, len(numbers), 25):
             requests = []
             for number in numbers[at : at + 25]:
                 item = {
                     **self._key(number),
-                    "text": {"S": f"{text} {number}"},
+                    "text": {"S": _text(text, number)},
                     "raw": {"B": b"\0\xff\n"},
                     "exact": {"N": "12345678901234567890.123456789012345678"},
                     "names": {"SS": ["b", "a"]},
@@ -292,6 +296,10 @@ def labs(request: pytest.FixtureRequest) -> Iterator[Lab]:
     for table in lab.tables():
         lab.drop(table)
     yield lab
+
+
+def _text(text: Text, number: int) -> str:
+    return f"{text} {number}" if isinstance(text, str) else text(number)
 
 
 def _unordered(value: Any) -> Any:

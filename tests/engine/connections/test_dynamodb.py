@@ -117,6 +117,27 @@ def test_what_a_batch_leaves_unprocessed_is_sent_again_until_patience_ends(stage
         stage.service().put("users", {}, lines)
 
 
+@pytest.mark.parametrize(
+    "call", ["DescribeTable", "DescribeTimeToLive", "ListTagsOfResource", "Scan", "BatchWriteItem"]
+)
+def test_an_answer_without_content_is_no_success(stage: Stage, call: str) -> None:
+    """Such an answer must not end a table, nor count rows as written."""
+    stage.says[call] = lambda asked: (200, {})
+    service = stage.service()
+
+    def ask() -> None:
+        match call:
+            case "Scan":
+                list(service.pages("users", {}, Range()))
+            case "BatchWriteItem":
+                service.put("users", {}, [encode_item({"id": {"S": "1"}})])
+            case _:
+                service.describe("users")
+
+    with pytest.raises(Silent, match="out of its answer"):
+        ask()
+
+
 def test_a_table_of_given_throughput_is_described_without_what_changes_by_itself(stage: Stage) -> None:
     described = stage.service().describe("users")
     assert described.schema["create"]["ProvisionedThroughput"] == {"ReadCapacityUnits": 5, "WriteCapacityUnits": 6}

@@ -1,6 +1,8 @@
 """Both services of tables as sources: what a walk yields, what reading gives, and what is told of a changing source."""
 
+import hashlib
 import json
+import multiprocessing
 import pickle
 import time
 from collections.abc import Iterator
@@ -191,3 +193,25 @@ def test_reads_are_held_to_the_asked_pace(bench: Bench) -> None:
     took_s = time.monotonic() - began
     server.stop()
     assert 0.2 <= took_s < 2
+
+
+def test_a_process_that_was_forked_speaks_over_a_connection_of_its_own(lab: Lab) -> None:
+    """The runner forks its workers after the walk: two processes on one connection would read each other's answers."""
+    lab.make("users", 200)
+    source = lab.source()
+    [rows] = rows_of(source, "users")
+    whole = content(source, rows)
+    fork = multiprocessing.get_context("fork")
+    told = fork.SimpleQueue()
+
+    def read_again() -> None:
+        told.put([hashlib.sha256(content(source, rows)).hexdigest() for _ in range(5)])
+
+    children = [fork.Process(target=read_again) for _ in range(2)]
+    for child in children:
+        child.start()
+    read_again()
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0, 0]
+    assert [told.get() for _ in range(3)] == [[hashlib.sha256(whole).hexdigest()] * 5] * 3
