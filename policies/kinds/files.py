@@ -1,16 +1,34 @@
 """Files of a host."""
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 from django.core.exceptions import ValidationError
 from rest_framework import serializers
 
-from engine.sources.files import files_source
+from engine.sources.files import WALKERS_MAX, files_source
 from engine.sources.kinds import AnySource
 from engine.targets.files import FilesTarget
 from engine.targets.kinds import AnyTarget
 from policies.kinds.port import Reading, SourceType, TextList
+
+
+class Profile(NamedTuple):
+    """How a kind of file system is read: threads that list ahead, and which of its numbers are not believed."""
+
+    walkers: int
+    ignore_inode: bool
+    ignore_ctime: bool
+
+
+PROFILES = {
+    "local": Profile(walkers=1, ignore_inode=False, ignore_ctime=False),
+    # Few walkers spare a filer; its mounts may number files anew, and count a change of rights as a change.
+    "nas": Profile(walkers=4, ignore_inode=True, ignore_ctime=True),
+    "parallel": Profile(walkers=16, ignore_inode=False, ignore_ctime=False),
+}
+_SHOWN = (("local", "Local disk"), ("nas", "NAS (NFS, SMB)"), ("parallel", "Parallel (CPFS, Lustre, GPFS)"))
 
 
 class FilesSettings(serializers.Serializer[Any]):
@@ -21,6 +39,29 @@ class FilesSettings(serializers.Serializer[Any]):
     exclude = TextList(default=list, help_text="Never what matches these patterns")
     one_file_system = serializers.BooleanField(default=False, help_text="Leave out other file systems mounted inside")
 
+    profile = serializers.ChoiceField(
+        default="local", choices=_SHOWN, label="File system", help_text="How what is mounted there is read best"
+    )
+    walkers = serializers.IntegerField(
+        default=0,
+        min_value=0,
+        max_value=WALKERS_MAX,
+        help_text="Threads that list folders ahead; 0 is what fits the file system: 1, 4 or 16",
+    )
+    ignore_inode = serializers.BooleanField(
+        default=False,
+        label="Ignore inode numbers",
+        help_text="For mounts that number files anew; hard links become files of their own; always on for a NAS",
+    )
+    ignore_ctime = serializers.BooleanField(
+        default=False,
+        label="Ignore change times",
+        help_text="A change that keeps a file's size and time of modification is missed then; always on for a NAS",
+    )
+    must_be_mounted = serializers.BooleanField(
+        default=False, help_text="Refuse to back up a folder at which nothing is mounted: it would look empty"
+    )
+
     def validate_roots(self, roots: list[str]) -> list[str]:
         for root in roots:
             if not root.startswith("/") or "\0" in root or ".." in root.split("/"):
@@ -30,12 +71,20 @@ class FilesSettings(serializers.Serializer[Any]):
 
 def _source(reading: Reading) -> AnySource:
     wanted = reading.settings
-    return files_source(
+    profile = PROFILES[wanted["profile"]]
+    source = files_source(
         wanted["roots"],
         host=reading.host,
         include=wanted["include"],
         exclude=wanted["exclude"],
         one_file_system=wanted["one_file_system"],
+    )
+    return msgspec.structs.replace(
+        source,
+        walkers=wanted["walkers"] or profile.walkers,
+        ignore_inode=wanted["ignore_inode"] or profile.ignore_inode,
+        ignore_ctime=wanted["ignore_ctime"] or profile.ignore_ctime,
+        must_be_mounted=wanted["must_be_mounted"],
     )
 
 
@@ -55,6 +104,6 @@ TYPE = SourceType(
     to="An existing folder of the host; empty is the original path",
     check_to=_check_to,
     on_host=True,
-    about="Folders and files of a machine that runs a worker, also what it has mounted",
+    about="Folders and files of a machine that runs a worker, also a NAS or CPFS that it has mounted",
     preflight="The host runs a worker with its queue; the folder to restore into exists and has the room.",
 )
