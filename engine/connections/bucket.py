@@ -7,6 +7,7 @@ import base64
 import contextlib
 import datetime as dt
 import email.utils
+import functools
 import hashlib
 import threading
 import time
@@ -328,7 +329,9 @@ def nanoseconds(text: str) -> int:
     if text[13:14] == "-":
         text = text[:10] + text[10:].replace("-", ":")
     moment = dt.datetime.fromisoformat(text)
-    return (moment.replace(tzinfo=moment.tzinfo or dt.UTC) - _EPOCH) // _MICROSECOND * 1000
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=dt.UTC)
+    return (moment - _EPOCH) // _MICROSECOND * 1000
 
 
 def _meaning(
@@ -363,7 +366,12 @@ def _head(response: Any) -> Head:
 
 
 def _name(element: ElementTree.Element) -> str:
-    return element.tag.rpartition("}")[2]
+    return _local(element.tag)
+
+
+@functools.lru_cache(256)
+def _local(tag: str) -> str:
+    return tag.rpartition("}")[2]
 
 
 def _text(element: ElementTree.Element, name: str) -> str:
@@ -378,7 +386,7 @@ def _parsed(root: ElementTree.Element, parameters: Mapping[str, str]) -> Page:
     for child in root:
         name = _name(child)
         if name in ("Contents", "Version"):
-            objects.append({_name(field): field.text or "" for field in child})
+            objects.append({_local(field.tag): field.text or "" for field in child})
         elif name == "CommonPrefixes":
             prefixes.append(_text(child, "Prefix"))
         else:
@@ -386,17 +394,20 @@ def _parsed(root: ElementTree.Element, parameters: Mapping[str, str]) -> Page:
     if _name(root) not in ("ListBucketResult", "ListVersionsResult"):
         raise ElementTree.ParseError(f"a {_name(root)} instead of a listing")
     decoded = unquote_plus if said.get("EncodingType") == "url" else str
+    current = [one for one in objects if one.get("IsLatest", "true") == "true"]
+    keys = decoded("\n".join([one["Key"] for one in current])).split("\n")  # a page at once is much faster
+    if len(keys) != len(current):
+        keys = [decoded(one["Key"]) for one in current]  # there is a line feed in one of them
     found = [
         Listed(
-            decoded(one["Key"]),
+            key,
             int(one["Size"]),
             nanoseconds(one["LastModified"]),
             one["ETag"].strip('"'),
             one.get("StorageClass", ""),
             one.get("VersionId", "").removeprefix("null"),
         )
-        for one in objects
-        if one.get("IsLatest", "true") == "true"
+        for key, one in zip(keys, current, strict=True)
     ]
     return Page(found, [decoded(prefix) for prefix in prefixes], _following(said, parameters, decoded))
 

@@ -375,7 +375,7 @@ def test_only_current_versions_are_backed_up_and_what_was_deleted_is_absent(s3_s
 
 
 def test_keys_that_are_no_paths_are_read_as_well_as_others(radosgw_service: S3, s3_bucket: Any) -> None:
-    keys = ["a", "a/b", "a//b", "/lead", "tail/", "d/./x", "d/../y", "..", "é/ü ü+%", "a!"]
+    keys = ["a", "a/b", "line\nfeed", "a//b", "/lead", "tail/", "d/./x", "d/../y", "..", "é/ü ü+%", "a!"]
     with peer(radosgw_service, s3_bucket(radosgw_service)) as bucket:
         for key in keys:
             bucket.put(key, key.encode())
