@@ -21,6 +21,7 @@ from engine.errors import SourceError, SourceIncomplete, TargetError, TargetFail
 from engine.targets.port import BaseTarget
 
 GUARD = "backupsite_replay"
+FIRST = "first"
 _READ_BYTES = 1 << 20
 _POSITION = re.compile(r"(?P<name>[^:/\s]+\.\d{6,}):(?P<position>\d+)")
 
@@ -35,8 +36,8 @@ class Position(NamedTuple):
 class MariadbLogsTarget(BaseTarget, frozen=True, tag="mariadb-logs", kw_only=True):
     """Plays the logs of a point from `start` up to `stop` into the server.
 
-    `start`: NAME:POSITION as the base backup tells it, empty for the first log there is. `stop`: NAME:POSITION, a time
-    (ISO 8601, of UTC unless it says otherwise; events of that second and later are left out), or empty for all.
+    `start`: NAME:POSITION as the base backup tells it, or `first` for the first log there is. `stop`: NAME:POSITION, a
+    time (ISO 8601, of UTC unless it says otherwise; events of that second and later are left out), or empty for all.
     All databases are played: a log doesn't tell reliably which of them a statement is about. The logs lie in a
     temporary folder below `scratch` until the last is there; then they are played at once. While they are played the
     server has a database `backupsite_replay`: when it is there before, an earlier replay did not come to its end, and
@@ -44,7 +45,7 @@ class MariadbLogsTarget(BaseTarget, frozen=True, tag="mariadb-logs", kw_only=Tru
     """
 
     server: MariadbServer
-    start: str = ""
+    start: str
     stop: str = ""
     scratch: str = ""
 
@@ -125,7 +126,7 @@ class MariadbLogsTarget(BaseTarget, frozen=True, tag="mariadb-logs", kw_only=Tru
 
     @property
     def _start(self) -> Position | None:
-        return _position(self.start) if self.start else None
+        return None if self.start == FIRST else _position(self.start)
 
     @property
     def _stop(self) -> Position | dt.datetime | None:
@@ -219,5 +220,7 @@ class LogWriter:
 def _position(text: str) -> Position:
     found = _POSITION.fullmatch(text)
     if found is None:
-        raise TargetError(f"{text!r} is no position in the binary logs: give it as NAME:POSITION")
+        raise TargetError(
+            f"{text!r} is no position in the binary logs: give it as NAME:POSITION, as a base backup does"
+        )
     return Position(found["name"], int(found["position"]))

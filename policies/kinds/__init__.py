@@ -1,6 +1,6 @@
 """The kinds of sources, by name. A new kind is a module here and a line in TYPES."""
 
-from policies.kinds import backint, bucket, command, files, milvus, postgres, smb
+from policies.kinds import backint, bucket, command, files, mariadb, milvus, postgres, smb
 from policies.kinds.port import SourceType
 
 TYPES: dict[str, SourceType] = {
@@ -11,4 +11,5 @@ TYPES: dict[str, SourceType] = {
     "postgres": postgres.TYPE,
     "milvus": milvus.TYPE,
     "smb": smb.TYPE,
+    "mariadb": mariadb.TYPE,
 }

@@ -152,7 +152,7 @@ def test_a_target_that_cannot_be_reached_is_told_before_anything_is_written(
     server: MariadbServer, change: dict[str, str], kind: type[TargetError], tmp_path: Path
 ) -> None:
     wrong = msgspec.structs.replace(server, **change)
-    for target in (MariadbTarget(server=wrong), MariadbLogsTarget(server=wrong)):
+    for target in (MariadbTarget(server=wrong), MariadbLogsTarget(server=wrong, start="first")):
         with pytest.raises(kind):
             target.check()
         assert server.password not in repr(target) + target.where()
@@ -164,7 +164,7 @@ def test_each_target_refuses_what_another_mode_made(server: MariadbServer, tmp_p
     with pytest.raises(TargetError, match="is no physical backup"):
         restored(dump, MariadbImageTarget(folder=str(folder)))
     with pytest.raises(TargetError, match="is no binary log"):
-        restored(dump, MariadbLogsTarget(server=server))
+        restored(dump, MariadbLogsTarget(server=server, start="first"))
     image = backed_up(MariadbImageSource(server=server, host="here"))
     with pytest.raises(TargetError, match="is no dump of a database"):
         restored(image, MariadbTarget(server=server))

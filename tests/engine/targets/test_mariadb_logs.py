@@ -48,7 +48,7 @@ class Past:
 
     def play(self, **options: str) -> list[int]:
         """Play the logs and return the rows that are there then."""
-        restored(self.bench, MariadbLogsTarget(server=self.own.server, **options))
+        restored(self.bench, MariadbLogsTarget(server=self.own.server, **{"start": "first", **options}))
         return self.rows()
 
     def rows(self) -> list[int]:
@@ -104,7 +104,7 @@ def test_nobody_plays_across_logs_that_are_missing(past: Past) -> None:
 def test_half_of_a_points_logs_are_not_played(past: Past) -> None:
     name = past.places[2].partition(":")[0]
     with pytest.raises(TargetFailed, match=f"the log {name} is not there whole"):
-        restored(past.bench, MariadbLogsTarget(server=past.own.server), exclude=(f"/binlog/{name}",))
+        restored(past.bench, MariadbLogsTarget(server=past.own.server, start="first"), exclude=(f"/binlog/{name}",))
     assert past.rows() == [0]
 
 
@@ -115,9 +115,9 @@ def test_the_copies_of_logs_go_when_the_replay_is_over(past: Past, tmp_path: Pat
     assert list(scratch.iterdir()) == []
 
 
-@pytest.mark.parametrize("options", [{"start": "log:4"}, {"start": "log.000001"}, {"stop": "yesterday"}])
+@pytest.mark.parametrize("options", [{"start": ""}, {"start": "log:4"}, {"start": "log.000001"}, {"stop": "yesterday"}])
 def test_a_place_that_is_none_is_told_before_anything_is_played(
     own_mariadb: OwnServer, options: dict[str, str]
 ) -> None:
     with pytest.raises(TargetError, match="position"):
-        MariadbLogsTarget(server=own_mariadb.server, **options).check()
+        MariadbLogsTarget(server=own_mariadb.server, **{"start": "first", **options}).check()
