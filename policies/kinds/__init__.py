@@ -1,6 +1,6 @@
 """The kinds of sources, by name. A new kind is a module here and a line in TYPES."""
 
-from policies.kinds import backint, bucket, command, files, mariadb, milvus, postgres, smb
+from policies.kinds import backint, bucket, command, dynamodb, files, mariadb, milvus, postgres, smb, tablestore
 from policies.kinds.port import SourceType
 
 TYPES: dict[str, SourceType] = {
@@ -12,4 +12,6 @@ TYPES: dict[str, SourceType] = {
     "milvus": milvus.TYPE,
     "smb": smb.TYPE,
     "mariadb": mariadb.TYPE,
+    "dynamodb": dynamodb.TYPE,
+    "tablestore": tablestore.TYPE,
 }
