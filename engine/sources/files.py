@@ -13,6 +13,7 @@ from engine.patterns import Selection
 from engine.sources.attributes import Attributes, LooseAttributes, extended
 from engine.sources.mounts import mounts_inside
 from engine.sources.port import BaseSource, Identity
+from engine.sources.prefetch import Prefetch
 from engine.sources.reading import FileReader, Folders, has_holes, open_file
 from engine.sources.roots import GONE, require_mounted, require_standing
 from engine.sources.walk import Walk, WalkOptions, problem_of
@@ -20,6 +21,7 @@ from engine.sources.walkers import WideWalk
 
 PARTS_ABOVE = 256 << 20  # larger files are read in parts by several workers (engine.chunker.PART_BYTES)
 WALKERS_MAX = 64
+_AHEAD_BYTES = 128 << 10  # larger files are worth their latency
 _REPLACED = "something else stands at this path than when it was listed"
 
 
@@ -40,9 +42,10 @@ class FilesSource(BaseSource, frozen=True, tag="files", kw_only=True, dict=True)
     With `one_file_system` a mount point inside a root is kept as an empty folder, and reported, unless it is a
     root itself. Names of users and groups are remembered for the life of this object.
 
-    For mounted shares and parallel file systems: `walkers` threads list ahead of the walk. `ignore_inode` and
-    `ignore_ctime` are for mounts whose numbers lie: what is unchanged is then told by size and time of modification
-    alone, and hard links are files of their own. With `must_be_mounted` a root that is no mount point is refused.
+    For mounted shares and parallel file systems: `walkers` threads list folders and read small files ahead.
+    `ignore_inode` and `ignore_ctime` are for mounts whose numbers lie: what is unchanged is then told by size and time
+    of modification alone, and hard links are files of their own. With `must_be_mounted` a root that is no mount point
+    is refused.
     """
 
     roots: tuple[bytes, ...]
@@ -91,6 +94,15 @@ class FilesSource(BaseSource, frozen=True, tag="files", kw_only=True, dict=True)
         except AttributeError:
             self._local.folders = Folders(self._top)
             return self._folders
+
+    @property
+    def _prefetch(self) -> Prefetch[tuple[Entry, bytes] | Problem | None]:
+        """What this thread reads ahead."""
+        try:
+            return self._local.prefetch  # type: ignore[no-any-return] # set below
+        except AttributeError:
+            self._local.prefetch = Prefetch(self._read_whole, threads=self.walkers)
+            return self._prefetch
 
     def identity(self) -> Identity:
         """Return where entries come from; bytes of a root that are not UTF-8 are written as \\xNN."""
@@ -150,6 +162,11 @@ class FilesSource(BaseSource, frozen=True, tag="files", kw_only=True, dict=True)
             return WideWalk(self._top, self._attributes, options, named=self._named).walking(self.walkers)
         return Walk(self._top, self._attributes, options, named=self._named).run()
 
+    def expect(self, entries: Sequence[Entry]) -> None:
+        """Begin to read small files ahead where each costs the latency of a network."""
+        if self.walkers > 1:
+            self._prefetch.expect(entry for entry in entries if entry.kind == Kind.FILE and entry.size <= _AHEAD_BYTES)
+
     def fill(self, entry: Entry) -> Entry | Problem:
         """Return a non-file entry again with fresh attributes, target and xattrs."""
         parent, name = split(entry.path)
@@ -181,6 +198,8 @@ class FilesSource(BaseSource, frozen=True, tag="files", kw_only=True, dict=True)
 
     def open(self, entry: Entry) -> FileReader | Problem:
         """Open a file for reading if it is still the one that was walked; links on the way are not followed."""
+        if self.walkers > 1:
+            self._prefetch.take(entry)
         try:
             fd, status = self._open(entry)
         except OSError as error:
@@ -197,6 +216,13 @@ class FilesSource(BaseSource, frozen=True, tag="files", kw_only=True, dict=True)
 
         That is: it is larger, has holes, or was changing.
         """
+        if self.walkers > 1 and (future := self._prefetch.take(entry)) is not None:
+            found = future.result()
+            if not isinstance(found, tuple) or len(found[1]) <= limit:
+                return found
+        return self._read_whole(entry, limit)
+
+    def _read_whole(self, entry: Entry, limit: int = _AHEAD_BYTES) -> tuple[Entry, bytes] | Problem | None:
         try:
             fd, status = self._open(entry)
         except OSError as error:

@@ -85,21 +85,43 @@ def test_a_walk_that_is_given_up_leaves_no_thread(tmp_path: Path) -> None:
     assert set(threading.enumerate()) == before
 
 
-def test_latency_is_hidden_by_walkers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("walkers", "at_once"), [(2, range(2, 4)), (16, range(6, 18))])
+def test_calls_that_take_long_are_under_way_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, walkers: int, at_once: range
+) -> None:
     write_files(tmp_path, {f"d{n:02}/f{m}": b"" for n in range(40) for m in range(4)})
-    status = walkers_module._status
+    status, lock = walkers_module._status, threading.Lock()
+    under_way, most = 0, 0
 
     def slow(folder: int, name: bytes) -> os.stat_result | OSError:
-        time.sleep(0.002)
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.005)
+        with lock:
+            under_way -= 1
         return status(folder, name)
 
     monkeypatch.setattr(walkers_module, "_status", slow)
-    taken = []
-    for walkers in (2, 16):
-        start = time.monotonic()
-        assert len(listing(on_share(tmp_path, walkers=walkers))) == 201
-        taken.append(time.monotonic() - start)
-    assert taken[1] < taken[0] / 2
+    assert len(listing(on_share(tmp_path, walkers=walkers))) == 201
+    assert most in at_once
+
+
+def test_small_files_are_read_ahead_and_read_the_same(tmp_path: Path) -> None:
+    write_files(tmp_path, {f"f{n}": os.urandom(n * 3000) for n in range(60)})
+    source = on_share(tmp_path, walkers=4)
+    entries = [entry for entry in source.walk() if isinstance(entry, Entry) and entry.kind == Kind.FILE]
+    source.expect(entries)
+    for entry in entries:
+        found = source.read_small(entry, 1 << 19)
+        assert isinstance(found, tuple)
+        assert found[1] == Path("/", os.fsdecode(entry.path)).read_bytes()
+    source.expect(entries)
+    assert source.read_small(entries[1], 100) is None
+    opened = source.open(entries[1])
+    assert not isinstance(opened, Problem)
+    opened.__exit__(None, None, None)
 
 
 def test_what_waits_for_the_walk_is_bounded_and_never_stops_it() -> None:
