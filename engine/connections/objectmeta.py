@@ -8,6 +8,8 @@
 The names begin with "user." so that a restore into a folder can set them. ACLs are not kept (A5).
 """
 
+import base64
+import re
 from collections.abc import Mapping
 from urllib.parse import parse_qsl, quote
 
@@ -17,6 +19,8 @@ _TAGS = _SPACE + b"tags"
 _CLASS = _SPACE + b"storage-class"
 _PLAIN = ("Content-Type", "Content-Encoding", "Content-Language", "Content-Disposition", "Cache-Control", "Expires")
 _VENDORS = ("x-amz-", "x-oss-")
+_PRINTABLE = re.compile(rb"[ -~]*")
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 DEFAULT_TYPE = "application/octet-stream"
 
 
@@ -46,15 +50,26 @@ def attributes(headers: Mapping[str, str], tags: Mapping[str, str]) -> dict[byte
 
 
 def upload_headers(xattrs: Mapping[bytes, bytes]) -> dict[str, str]:
-    """Return the headers that give an object what `attributes` kept of it, but its tags."""
+    """Return the headers that give an object what `attributes` kept of it, but its tags.
+
+    A value beyond printable ASCII is encoded as RFC 2047 says, as S3 does. A name that no header can have is left out:
+    it came from no bucket.
+    """
     headers = {"Content-Type": DEFAULT_TYPE}
     for name in _PLAIN:
         if value := xattrs.get(_SPACE + name.lower().encode()):
-            headers[name] = value.decode("latin-1")
+            headers[name] = _header_text(value)
     for key, value in xattrs.items():
-        if key.startswith(_META):
-            headers[f"x-amz-meta-{key.removeprefix(_META).decode('latin-1')}"] = value.decode("latin-1")
+        name = key.removeprefix(_META).decode("latin-1")
+        if key.startswith(_META) and _TOKEN.fullmatch(name):
+            headers[f"x-amz-meta-{name}"] = _header_text(value)
     return headers
+
+
+def _header_text(value: bytes) -> str:
+    if _PRINTABLE.fullmatch(value):
+        return value.decode("ascii")
+    return f"=?UTF-8?B?{base64.b64encode(value).decode()}?="
 
 
 def tags_of(xattrs: Mapping[bytes, bytes]) -> dict[str, str]:

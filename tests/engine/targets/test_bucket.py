@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from email.header import decode_header, make_header
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,13 @@ def test_an_object_that_can_not_be_put_together_leaves_nothing(bucket: Peer, tar
         writer.commit()
     assert uploads(bucket) == []
     assert bucket.keys() == []
+
+
+def test_metadata_that_no_header_can_hold_as_it_is_is_encoded(bucket: Peer, target: BucketTarget) -> None:
+    odd = entry("a", 1, **{"meta.raw": "über".encode(), "meta.lines": b"a\r\nb: c", "meta.bad name": b"x"})
+    assert target.write_small(odd, b"a") == []
+    found = {name: make_header(decode_header(text)) for name, text in bucket.seen("to/")["a"].metadata.items()}
+    assert {name: str(text) for name, text in found.items()} == {"raw": "über", "lines": "a\r\nb: c"}
 
 
 def test_tags_that_the_server_refuses_are_reported_and_the_object_is_there(bucket: Peer, target: BucketTarget) -> None:
