@@ -43,7 +43,8 @@ def check(source: Source) -> str:
         hidden = reading.secret_texts(source)
     except (SecretUnreadable, EngineError) as error:
         return str(error)
-    if not _trials.acquire(blocking=False):
+    trials = _trials
+    if not trials.acquire(blocking=False):
         raise TooManyTrials(f"{AT_ONCE} sources are being tried already. Try again in a minute.")
     found: list[Exception] = []
     done = threading.Event()
@@ -54,7 +55,7 @@ def check(source: Source) -> str:
         except Exception as error:
             found.append(error)
         finally:
-            _trials.release()
+            trials.release()
             done.set()
 
     threading.Thread(target=attempt, name="trial", daemon=True).start()

@@ -70,10 +70,10 @@ class SourceForm(forms.ModelForm[Source]):
         new = self.instance._state.adding
         for name, value in ({} if new else self.instance.settings).items():
             self.initial.setdefault(f"{SETTINGS}_{name}", value)
-        self.stored = {} if new else reading.stored_credentials(self.instance)
+        stored = {} if new else reading.stored_credentials(self.instance)
         for name in self.shapes[CREDENTIALS]:
             field = self.fields[f"{CREDENTIALS}_{name}"]
-            if name in self.stored:
+            if name in stored:
                 field.required, field.help_text = False, f"{KEPT}. {field.help_text}".rstrip(". ")
 
     def clean(self) -> dict[str, Any]:
@@ -82,7 +82,8 @@ class SourceForm(forms.ModelForm[Source]):
             self.instance.host = values.get("host", "")
             self.instance.settings = self._typed(SETTINGS)
             try:
-                to_try = services.check_source(self.instance, credentials=self.credentials())
+                over = not values.get("forget_credentials")
+                to_try = services.check_source(self.instance, credentials=self._new_credentials(), over=over)
                 if to_try and not values.get("skip_check"):
                     # The console's pages are transactions: SOURCE_CHECK_S is short enough for whoever waits to write.
                     services.try_source(self.instance, now=timezone.now())
@@ -92,11 +93,10 @@ class SourceForm(forms.ModelForm[Source]):
                 self.add_error(None, str(refusal))
         return values
 
-    def credentials(self) -> dict[str, str] | None:
-        """Return what is to be stored: what was typed, over what is there; None when nothing changes."""
+    def _new_credentials(self) -> dict[str, str] | None:
+        """Return what was typed; None when nothing changes."""
         typed = {name: value for name, value in self._typed(CREDENTIALS).items() if value}
-        forget = self.cleaned_data.get("forget_credentials")
-        return ({} if forget else self.stored) | typed if typed or forget else None
+        return typed if typed or self.cleaned_data.get("forget_credentials") else None
 
     def _typed(self, part: str) -> dict[str, Any]:
         """Return the typed values of the kind's fields; what was left empty is left to its default."""

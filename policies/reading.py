@@ -90,9 +90,14 @@ def reading(source: Source) -> Reading:
     kind = TYPES[source.kind]
     return Reading(
         source.host,
-        _defaults(kind.settings) | source.settings,
+        completed(source),
         _defaults(kind.credentials) | secrets.unseal(source.credentials, context=_context(source)),
     )
+
+
+def completed(source: Source) -> dict[str, Any]:
+    """Return a source's settings, with the defaults of what its row does not tell."""
+    return _defaults(TYPES[source.kind].settings) | source.settings
 
 
 def _defaults(shape: Shape) -> dict[str, Any]:

@@ -94,11 +94,12 @@ def _warnings(source: Source) -> list[str]:
     ]
 
 
-def check_source(source: Source, *, credentials: dict[str, str] | None = None) -> bool:
+def check_source(source: Source, *, credentials: dict[str, str] | None = None, over: bool = False) -> bool:
     """Check and complete a source, new or changed; say whether its connection should be tried before it is stored.
 
-    `credentials` None leaves the stored ones. Raises ValidationError by field, AddressRefused. A name that can't be
-    looked up from here is no reason to refuse: the worker that reads the source looks it up again.
+    `credentials` None leaves the stored ones; others take their place, or go `over` them one by one. What is stored is
+    never shown to another server than it was given for. A name that can't be looked up from here is no reason to
+    refuse: the worker that reads the source looks it up again. Raises ValidationError by field, AddressRefused.
     """
     kept = None if source._state.adding else Source.objects.get(pk=source.pk)
     if kept and kept.kind != source.kind:
@@ -107,14 +108,23 @@ def check_source(source: Source, *, credentials: dict[str, str] | None = None) -
     source.settings = reading.check_settings(source.kind, source.settings)
     if own.on_host != bool(source.host):
         raise ValidationError({"host": _HOST_WRONG[bool(source.host)]})
+    moved = kept is not None and _servers(kept) != _servers(source)
     if credentials is not None or kept is None:
-        reading.seal_credentials(source, credentials or {})
+        stored = reading.stored_credentials(source) if over and not moved else {}
+        reading.seal_credentials(source, stored | (credentials or {}))
+    elif source.credentials and moved:
+        raise ValidationError({"credentials": "They belong to the former server: give those of the new one."})
     with contextlib.suppress(EngineError):
         addresses.check(own.endpoints(source.settings), on_host=own.on_host)
     if kept and credentials is None and kept.settings == source.settings:
         return False
     source.checked_at, source.check_error = None, ""
     return not own.on_host
+
+
+def _servers(source: Source) -> list[Any]:
+    """Return to whom a source's credentials are shown."""
+    return [source.host, *TYPES[source.kind].endpoints(reading.completed(source))]
 
 
 def try_source(source: Source, *, now: dt.datetime) -> None:

@@ -45,8 +45,9 @@ def site(
     """An installation whose operator allows sources on loopback; its vaults lie in a folder."""
     folder = tmp_path_factory.mktemp("sources")
     with own_redis_number(redis_service) as broker:
-        allowed = {"BACKUPSITE_SOURCE_NETWORKS": LOOPBACK}
-        with full_set(folder, database=postgres_service, broker=broker, **allowed) as installation:
+        with full_set(
+            folder, database=postgres_service, broker=broker, BACKUPSITE_SOURCE_NETWORKS=LOOPBACK
+        ) as installation:
             installation.region("main", folder / "store")
             yield installation
 
