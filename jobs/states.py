@@ -35,6 +35,8 @@ MAINTENANCE = (
 RECURRING = (Kind.EXPIRE, Kind.PRUNE, Kind.COMPACT, Kind.VERIFY, Kind.AUDIT, Kind.DISASTER)
 # This goes on by itself in every replication target; nobody sets its interval (E48).
 CONTINUOUS = (Kind.REPLICATE,)
+# In a replica these need the vault that it follows.
+ACROSS = (Kind.REPLICATE, Kind.PRUNE)
 DUTY_CHOICES = [(kind.value, kind.label) for kind in (*RECURRING, *CONTINUOUS)]
 
 

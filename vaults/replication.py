@@ -3,13 +3,14 @@
 import datetime as dt
 
 from django.db import IntegrityError, transaction
+from django.db.models import Exists, OuterRef
 
 from accounts.refusals import Refused
 from accounts.services import Actor, record
 from engine import links
 from engine.errors import EngineError
 from vaults import repositories, services
-from vaults.models import KeyProvider, LinkState, Region, ReplicationLink, Vault, VaultState, VaultType
+from vaults.models import KeyProvider, LinkState, RecoveryPoint, Region, ReplicationLink, Vault, VaultState, VaultType
 
 TARGETS_MAX = 5  # for one account in one region (E11)
 
@@ -111,6 +112,13 @@ def _check_target(source: Vault, target: Vault) -> None:
         raise TargetUnfit(
             f"There are {TARGETS_MAX} replication targets in {target.region} already: an account has no more there."
         )
+
+
+def lag_s(link: ReplicationLink, *, now: dt.datetime) -> int:
+    """Return for how many seconds the oldest point that is still to come has been waiting, 0 when none is (E4)."""
+    here = RecoveryPoint.objects.filter(vault=link.target_id, series=OuterRef("series"), point_id=OuterRef("point_id"))
+    waiting = link.source.points.filter(~Exists(here)).order_by("completed_at").first()
+    return max(int((now - waiting.completed_at).total_seconds()), 0) if waiting else 0
 
 
 def stop(source: Vault, *, confirmation: str, actor: Actor, now: dt.datetime) -> ReplicationLink:

@@ -108,16 +108,16 @@ def followed(vault: Vault) -> Vault | None:
     return link.source if link else None
 
 
-def open_vault(vault: Vault, *, clock: Callable[[], dt.datetime] | None = None) -> EngineVault:
+def open_vault(vault: Vault, *, clock: Callable[[], dt.datetime] | None = None, across: bool = False) -> EngineVault:
     """Return the vault opened with its key. Raises WrongKey, VaultMissing, Unreachable, KeyUnavailable.
 
-    What deletes passes a `clock`: without one a folder never forgets a lock. A replica knows the store of the vault
-    that it follows.
+    What deletes passes a `clock`: without one a folder never forgets a lock. A replica that is opened
+    `across` knows the store of the vault that it follows; else it is opened without it, because that may be lost.
     """
     cache = Path(settings.CACHE_DIR) / str(vault.pk)
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     opened = EngineVault.open(storage(vault, clock=clock), provider=provider(vault), cache=cache)
-    if source := followed(vault):
+    if across and (source := followed(vault)):
         opened.other = storage(source)
     if not vault.stored_id:  # a row that was made from what the bucket holds
         vault.stored_id = opened.info.vault_id

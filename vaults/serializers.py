@@ -7,7 +7,8 @@ from rest_framework import serializers
 from accounts.models import Account
 from accounts.serializers import OwnField
 from engine.entries import Kind
-from vaults.models import RecoveryPoint, Region, Vault, VaultType
+from vaults import replication
+from vaults.models import RecoveryPoint, Region, ReplicationLink, Vault, VaultType
 
 ENTRY_KINDS = [kind.name.lower() for kind in Kind]
 REGION_FIELDS = [
@@ -176,6 +177,59 @@ class ImmutabilityRequestSerializer(ConfirmationSerializer):
     """Asks for what can't be undone."""
 
     days = serializers.IntegerField(help_text="Every point is locked for at least so many days from its completion")
+
+
+class ReplicationLinkSerializer(serializers.ModelSerializer[ReplicationLink]):
+    """How far a replica has come. Historical are the points of before the link, the others are new (E35)."""
+
+    lag_s = serializers.SerializerMethodField(
+        help_text="Seconds from the oldest point that is still to come, 0 when none is"
+    )
+
+    class Meta:
+        model = ReplicationLink
+        fields = [
+            "id",
+            "source",
+            "target",
+            "state",
+            "points_behind",
+            "lag_s",
+            "historical_total",
+            "historical_done",
+            "bytes_replicated",
+            "latest_at",
+            "checked_at",
+            "created_at",
+            "stopped_at",
+        ]
+
+    def get_lag_s(self, link: ReplicationLink) -> int:
+        return replication.lag_s(link, now=self.context["now"])
+
+
+class NewTargetSerializer(serializers.Serializer[Vault]):
+    """A replication target that is made in the same step (E28-E31)."""
+
+    region = serializers.SlugRelatedField(slug_field="name", queryset=Region.objects.all())
+    name = serializers.CharField(min_length=1, max_length=64)
+    description = serializers.CharField(max_length=255, default="", allow_blank=True)
+    key_url = serializers.CharField(
+        max_length=500, default="", allow_blank=True, help_text="As of a vault: the same method as the source's (E16)"
+    )
+    key_secret = serializers.CharField(max_length=4096, write_only=True, default="", allow_blank=True)
+
+
+class ReplicationRequestSerializer(serializers.Serializer[Any]):
+    """Where to replicate to: a target that waits for its source, or a new one."""
+
+    target = OwnField(queryset=Vault.objects.select_related("region", "account"), required=False)
+    new_target = NewTargetSerializer(required=False)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if ("target" in attrs) == ("new_target" in attrs):
+            raise serializers.ValidationError("Give target or new_target.")
+        return attrs
 
 
 class RecoveryProofSerializer(serializers.Serializer[Any]):

@@ -5,7 +5,7 @@ import binascii
 from typing import Any, ClassVar
 from urllib.parse import quote
 
-from django.db.models import Count, QuerySet, Sum
+from django.db.models import Count, Q, QuerySet, Sum
 from django.db.models.functions import Coalesce
 from django.http import StreamingHttpResponse
 from django.utils import timezone
@@ -20,8 +20,8 @@ from rest_framework.response import Response
 
 from accounts.permissions import INSTALL, MANAGE, OPERATE, OWN
 from accounts.views import AccountViewSet, AnyRenderer, Pages, actor_of
-from vaults import browsing, condition, deletion, recovery, services
-from vaults.models import RecoveryPoint, Region, Vault, VaultState
+from vaults import browsing, condition, deletion, recovery, replication, services
+from vaults.models import RecoveryPoint, Region, ReplicationLink, Vault, VaultState, VaultType
 from vaults.serializers import (
     ConditionSerializer,
     ConfirmationSerializer,
@@ -34,6 +34,8 @@ from vaults.serializers import (
     RecoveryProofSerializer,
     RegionRequestSerializer,
     RegionSerializer,
+    ReplicationLinkSerializer,
+    ReplicationRequestSerializer,
     RotatedSerializer,
     VaultChangeSerializer,
     VaultRequestSerializer,
@@ -111,6 +113,8 @@ class VaultView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet
         "request_deletion": OWN,
         "replace_recovery_key": OWN,
         "rotate_keys": OWN,
+        "replicate": MANAGE,
+        "stop_replication": OWN,
     }
 
     def get_queryset(self) -> QuerySet[Vault]:
@@ -162,6 +166,42 @@ class VaultView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet
         wanted = self.checked(ImmutabilityRequestSerializer)
         services.make_immutable(vault, actor=actor_of(request), now=timezone.now(), **wanted)
         return self._shown(vault)
+
+    @extend_schema(responses={200: ReplicationLinkSerializer})
+    @action(detail=True)
+    def replication(self, request: Request, pk: str) -> Response:
+        """Tell how far the replication from or to this vault has come (E35). 404 where there is none."""
+        vault = self.get_object()
+        link = ReplicationLink.objects.filter(Q(source=vault) | Q(target=vault)).select_related("source").first()
+        if link is None:
+            raise exceptions.NotFound
+        return self._linked(link)
+
+    @extend_schema(request=ReplicationRequestSerializer, responses={201: ReplicationLinkSerializer})
+    @action(detail=True, methods=["post"])
+    def replicate(self, request: Request, pk: str) -> Response:
+        """Replicate this vault to a target in another region: all points that it has, and each new one (E27)."""
+        source = self.get_object()
+        wanted = self.checked(ReplicationRequestSerializer)
+        target, secret = wanted.get("target"), ""
+        if target is None:
+            values = dict(wanted["new_target"])
+            secret = values.pop("key_secret")
+            target = Vault(account=source.account, type=VaultType.REPLICATION_TARGET, **values)
+        self.need(MANAGE, target)
+        link = replication.start(source, target, key_secret=secret, actor=actor_of(request), now=timezone.now())
+        return self._linked(link, status_code=status.HTTP_201_CREATED)
+
+    @extend_schema(request=ConfirmationSerializer, responses={200: ReplicationLinkSerializer})
+    @action(detail=True, methods=["post"], url_path="stop-replication")
+    def stop_replication(self, request: Request, pk: str) -> Response:
+        """End the replication from this vault for good (E38). Its target stays, and lives by itself."""
+        wanted = self.checked(ConfirmationSerializer)
+        return self._linked(replication.stop(self.get_object(), actor=actor_of(request), now=timezone.now(), **wanted))
+
+    def _linked(self, link: ReplicationLink, *, status_code: int = status.HTTP_200_OK) -> Response:
+        shown = ReplicationLinkSerializer(link, context={"now": timezone.now()})
+        return Response(shown.data, status=status_code)
 
     @extend_schema(request=ConfirmationSerializer, responses={202: VaultSerializer})
     @action(detail=True, methods=["post"], url_path="delete")

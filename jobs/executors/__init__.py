@@ -26,7 +26,7 @@ from jobs.executors import (
 from jobs.executors.port import Clock, Executor
 from jobs.executors.stages import worker_name
 from jobs.models import Job, Step
-from jobs.states import Kind, Stage
+from jobs.states import ACROSS, Kind, Stage
 from vaults import repositories
 from vaults.models import VaultState
 
@@ -65,7 +65,7 @@ def clean(job: Job, *, clock: Clock) -> bool:
     try:
         if job.vault.state == VaultState.DELETED:
             return bool(Job.objects.filter(pk=job.pk).update(cleaned=True))
-        vault = repositories.open_vault(job.vault)
+        vault = repositories.open_vault(job.vault, across=job.kind in ACROSS)
         if job.stage != Stage.FINISH:
             _close_sessions(executor, job, vault, clock)
         staging.remove(vault, job.pk)

@@ -20,7 +20,7 @@ from jobs.executors.port import Clock, Executor
 from jobs.executors.staging import Staging
 from jobs.models import Step
 from jobs.progress import StepProgress
-from jobs.states import Stage
+from jobs.states import ACROSS, Stage
 from vaults import repositories
 
 log = structlog.get_logger(__name__)
@@ -49,7 +49,8 @@ def open_vault(step: Step, clock: Clock) -> Vault:
     """Return the job's vault, open. An open one is used again only inside the same round of the same job."""
     key = (step.job.vault_id, step.job_id, step.round)
     if _opened.key != key or _opened.vault is None:
-        _opened.vault = repositories.open_vault(step.job.vault, clock=clock)
+        across = step.job.kind in ACROSS
+        _opened.vault = repositories.open_vault(step.job.vault, clock=clock, across=across)
         _opened.key = key
     return _opened.vault
 
