@@ -5,32 +5,72 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('accounts', '0002_chain'),
-        ('jobs', '0005_routine'),
-        ('policies', '0004_source_checks'),
-        ('vaults', '0004_replication'),
+        ("accounts", "0002_chain"),
+        ("jobs", "0005_routine"),
+        ("policies", "0004_source_checks"),
+        ("vaults", "0004_replication"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
     operations = [
         migrations.RemoveConstraint(
-            model_name='job',
-            name='one_active_maintenance_per_kind',
+            model_name="job",
+            name="one_active_maintenance_per_kind",
         ),
         migrations.AlterField(
-            model_name='duty',
-            name='kind',
-            field=models.CharField(choices=[('expire', 'Expiry'), ('prune', 'Prune'), ('compact', 'Compaction'), ('verify', 'Verify'), ('audit', 'Lock audit'), ('disaster', 'Disaster check'), ('replicate', 'Replication')], max_length=12),
+            model_name="duty",
+            name="kind",
+            field=models.CharField(
+                choices=[
+                    ("expire", "Expiry"),
+                    ("prune", "Prune"),
+                    ("compact", "Compaction"),
+                    ("verify", "Verify"),
+                    ("audit", "Lock audit"),
+                    ("disaster", "Disaster check"),
+                    ("replicate", "Replication"),
+                ],
+                max_length=12,
+            ),
         ),
         migrations.AlterField(
-            model_name='job',
-            name='kind',
-            field=models.CharField(choices=[('backup', 'Backup'), ('restore', 'Restore'), ('verify', 'Verify'), ('expire', 'Expiry'), ('prune', 'Prune'), ('compact', 'Compaction'), ('audit', 'Lock audit'), ('rebuild', 'Rebuild'), ('drill', 'Restore drill'), ('disaster', 'Disaster check'), ('erase', 'Deletion of the vault'), ('replicate', 'Replication')], max_length=12),
+            model_name="job",
+            name="kind",
+            field=models.CharField(
+                choices=[
+                    ("backup", "Backup"),
+                    ("restore", "Restore"),
+                    ("verify", "Verify"),
+                    ("expire", "Expiry"),
+                    ("prune", "Prune"),
+                    ("compact", "Compaction"),
+                    ("audit", "Lock audit"),
+                    ("rebuild", "Rebuild"),
+                    ("drill", "Restore drill"),
+                    ("disaster", "Disaster check"),
+                    ("erase", "Deletion of the vault"),
+                    ("replicate", "Replication"),
+                ],
+                max_length=12,
+            ),
         ),
         migrations.AddConstraint(
-            model_name='job',
-            constraint=models.UniqueConstraint(condition=models.Q(('state__in', ('created', 'queued', 'running', 'canceling')), models.Q(('kind__in', ('expire', 'prune', 'compact', 'audit', 'rebuild', 'disaster', 'erase', 'replicate')), models.Q(('kind', 'verify'), ('trigger', 'scheduled')), _connector='OR')), fields=('vault', 'kind'), name='one_active_maintenance_per_kind'),
+            model_name="job",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(
+                    ("state__in", ("created", "queued", "running", "canceling")),
+                    models.Q(
+                        (
+                            "kind__in",
+                            ("expire", "prune", "compact", "audit", "rebuild", "disaster", "erase", "replicate"),
+                        ),
+                        models.Q(("kind", "verify"), ("trigger", "scheduled")),
+                        _connector="OR",
+                    ),
+                ),
+                fields=("vault", "kind"),
+                name="one_active_maintenance_per_kind",
+            ),
         ),
     ]
