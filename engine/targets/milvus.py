@@ -6,7 +6,17 @@ import os
 from typing import Any
 
 from engine.connections.milvus import TARGET, TIMEOUT_S, Client, Endpoint, Refused
-from engine.connections.milvus_documents import CLUSTER, DATABASE, FINISH, RBAC, ROWS_FILE, SCHEMA, Document, meaning
+from engine.connections.milvus_documents import (
+    CLUSTER,
+    DATABASE,
+    DATABASES,
+    FINISH,
+    RBAC,
+    ROWS_FILE,
+    SCHEMA,
+    Document,
+    meaning,
+)
 from engine.connections.milvus_rows import Batches
 from engine.entries import Entry, Kind, Problem
 from engine.errors import EngineError, TargetNotEmpty, UnsafePath
@@ -72,7 +82,7 @@ class MilvusTarget(BaseTarget, frozen=True, tag="milvus", kw_only=True):
         try:
             file = meaning(path)
         except UnsafePath:
-            return Kind.DIRECTORY
+            return Kind.DIRECTORY if path.split(b"/")[0] == DATABASES else None
         if file.kind == SCHEMA and self._client.exists(file.database, file.collection + self.suffix):
             raise TargetNotEmpty(
                 f"the collection {file.collection + self.suffix} of the database {file.database} is there already:"
@@ -105,6 +115,7 @@ class MilvusTarget(BaseTarget, frozen=True, tag="milvus", kw_only=True):
             if file.kind == DATABASE:
                 return self._make_database(entry.path, file.database, document)
             if file.kind == SCHEMA:
+                self._drop_unfinished()
                 filling = Filling(self._client, file.database, file.collection, self.suffix)
                 self.__dict__["filling"] = filling
                 return filling.begin(entry.path, document, keep_ttl=self.keep_ttl)
@@ -124,6 +135,13 @@ class MilvusTarget(BaseTarget, frozen=True, tag="milvus", kw_only=True):
         if isinstance(filling, Filling) and (filling.database, filling.name) == (database, collection):
             return filling
         raise OSError(f"the schema of {collection} was not restored before: restore the collection's whole folder")
+
+    def _drop_unfinished(self) -> None:
+        """Drop the collection before, when it did not come to its end: something of it was damaged."""
+        filling = self.__dict__.pop("filling", None)
+        if isinstance(filling, Filling):
+            with contextlib.suppress(Refused):  # it is not there any more
+                filling.drop()
 
     def _make_database(self, path: bytes, database: str, document: Document) -> list[Problem]:
         wanted = {key: value for key, value in document["properties"].items() if key not in SCALING}
