@@ -165,12 +165,12 @@ def _is_long(field: Shown) -> bool:
 
 
 def _secret_widget(field: Shown) -> Any:
-    """Return a widget that never shows what is stored; `input_type` "text" lets what is typed be seen."""
+    """Return a widget that never shows what is stored; what its kind calls a password is not shown while typed."""
     if _is_long(field):
         return UnfoldAdminTextareaWidget(attrs=LONG)
-    if field.style.get("input_type") == "text":
-        return UnfoldAdminTextInputWidget(attrs={"autocomplete": "off"})
-    return UnfoldAdminPasswordWidget(attrs={"autocomplete": "new-password"})
+    if field.style.get("input_type") == "password":
+        return UnfoldAdminPasswordWidget(attrs={"autocomplete": "new-password"})
+    return UnfoldAdminTextInputWidget(attrs={"autocomplete": "off"})
 
 
 class PauseForm(BaseDialogForm):

@@ -97,7 +97,8 @@ def reading(source: Source) -> Reading:
 
 def completed(source: Source) -> dict[str, Any]:
     """Return a source's settings, with the defaults of what its row does not tell."""
-    return _defaults(TYPES[source.kind].settings) | source.settings
+    found: dict[str, Any] = _defaults(TYPES[source.kind].settings) | source.settings
+    return found
 
 
 def _defaults(shape: Shape) -> dict[str, Any]:

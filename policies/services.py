@@ -123,8 +123,10 @@ def check_source(source: Source, *, credentials: dict[str, str] | None = None, o
 
 
 def _servers(source: Source) -> list[Any]:
-    """Return to whom a source's credentials are shown."""
-    return [source.host, *TYPES[source.kind].endpoints(reading.completed(source))]
+    """Return to whom a source's credentials are shown, by whichever names its kind tells them."""
+    settings = reading.completed(source)
+    named = [settings.get(name) for name in ("server", "port", "socket")]
+    return [source.host, *named, *TYPES[source.kind].endpoints(settings)]
 
 
 def try_source(source: Source, *, now: dt.datetime) -> None:

@@ -10,8 +10,7 @@ from accounts.models import Event
 from accounts.refusals import Refused
 from accounts.services import SERVICE
 from policies import reading, services
-from policies.kinds import TYPES
-from policies.models import RETENTION_DAYS_MAX, Plan, PlanState, Policy, Source, SourceKind
+from policies.models import RETENTION_DAYS_MAX, Plan, PlanState, Policy, Source
 from tests.support.people import T0, make_account, make_policy, make_region, make_source, make_vault, whole_plan
 from vaults.models import VaultType
 
@@ -114,14 +113,6 @@ def test_settings_that_a_kind_learned_later_have_their_defaults(account, region)
     found = reading.reading(source)
     assert (found.settings["roots"], found.settings["exclude"]) == (["/srv"], [])
     assert reading.engine_source(source).options()["exclude"] == []
-
-
-def test_every_kind_that_a_source_may_have_is_described():
-    assert set(TYPES) == set(SourceKind.values)
-    for name, kind in TYPES.items():
-        assert kind.about, name
-        assert kind.preflight, name
-        assert kind.to, name
 
 
 @pytest.mark.parametrize(
