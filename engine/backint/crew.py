@@ -11,11 +11,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -69,30 +69,27 @@ class Crew:
     def __init__(self, opener: VaultOpener, act: Act, failed: Callable[[int, str], Done]) -> None:
         self._opener, self._act, self._failed = opener, act, failed
 
-    def run(self, lanes: Sequence[Lane], *, processes: int, check: Callable[[], None]) -> "Results":
-        """Start all lanes, top to bottom, and return their results as they come."""
-        count = max(min(processes, len(lanes)), 1)
-        return Results(self._start([lanes[number::count] for number in range(count)]), self._failed, check)
+    def run(self, lanes: Sequence[Lane], *, processes: int, check: Callable[[], None]) -> Iterator[Done]:
+        """Start all lanes, top to bottom, and yield how their objects end, each once.
 
-    def _start(self, shares: list[Sequence[Lane]]) -> "_Started":
-        # Nothing here runs threads when a call begins: they all live in the processes.
-        context = get_context("fork")
-        wake, alive = os.pipe()
-        members: dict[Connection[Done, Done], _Member] = {}
-        for share in shares:
-            mine, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=self._work, args=(share, theirs, wake, alive), daemon=True)
-            process.start()
-            theirs.close()
-            members[mine] = _Member(process, {number for lane in share for number in lane.numbers})
-        os.close(wake)
-        return _Started(members, alive)
+        When `check` raises Canceled all is asked to stop, and the rest of the answers comes. No process outlives the
+        iterator.
+        """
+        count = max(min(processes, len(lanes)), 1)
+        team = _Team(self._failed)
+        try:
+            for number in range(count):
+                team.start(self._work, lanes[number::count])
+            yield from team.results(check)
+        finally:
+            team.end()
 
     def _work(
         self, share: Sequence[Lane], results: "Connection[tuple[int, Done], None]", wake: int, alive: int
     ) -> None:
         """Be one process: a thread for each lane."""
         os.close(alive)
+        signal.set_wakeup_fd(-1)
         # The terminal and HANA signal the whole group; only the agent may decide what that means.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -128,61 +125,75 @@ class _Member(NamedTuple):
     open: set[int]
 
 
-class _Started(NamedTuple):
-    """The processes by the pipes of their results; closing `alive` asks them to stop."""
+class _Team:
+    """Processes by the pipes of their results. Closing `alive`, which only the agent holds, asks them to stop."""
 
-    members: "dict[Connection[Done, Done], _Member]"
-    alive: int
+    def __init__(self, failed: Callable[[int, str], Done]) -> None:
+        # Nothing runs threads here when they start: threads all live in the processes.
+        self._context = get_context("fork")
+        self._failed = failed
+        self._wake, self._alive = os.pipe()
+        self._members: dict[Connection[Any, Any], _Member] = {}
+        self._kill_at_s = 0.0
+        # A signal is heard at once: what HANA cuts off after it must not be taken for a pipe's end.
+        self._heard, self._signal = os.pipe()
+        os.set_blocking(self._signal, False)
+        self._before = signal.set_wakeup_fd(self._signal, warn_on_full_buffer=False)
 
+    def start(self, work: Callable[..., None], share: Sequence[Lane]) -> None:
+        mine, theirs = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=work, args=(share, theirs, self._wake, self._alive), daemon=True)
+        process.start()
+        theirs.close()
+        self._members[mine] = _Member(process, {number for lane in share for number in lane.numbers})
 
-class Results:
-    """Iterate to get (number, Done) in the order in which objects end; every object is answered for once."""
-
-    def __init__(self, started: _Started, failed: Callable[[int, str], Done], check: Callable[[], None]) -> None:
-        self._members, self._alive = started
-        self._failed, self._check = failed, check
-        self._stop_at_s = 0.0
-
-    def __iter__(self) -> "Results":
-        self._ready: list[tuple[int, Done]] = []
-        return self
-
-    def __next__(self) -> tuple[int, Done]:
-        while not self._ready:
-            if not self._members:
-                self._ask_to_stop()
-                raise StopIteration
-            self._look()
-        return self._ready.pop(0)
-
-    def _look(self) -> None:
-        for ready in wait(list(self._members), _LOOK_S):
-            assert isinstance(ready, Connection)
-            member = self._members[ready]
+    def results(self, check: Callable[[], None]) -> Iterator[Done]:
+        while self._members:
+            for ready in wait([self._heard, *self._members], _LOOK_S):
+                if isinstance(ready, Connection):
+                    yield from self._received(ready)
+                else:
+                    os.read(self._heard, 100)
             try:
-                number, done = ready.recv()
-            except (EOFError, OSError):
-                self._end(ready, member)
-                continue
-            member.open.discard(number)
-            self._ready.append((number, done))
-        try:
-            self._check()
-        except Canceled:
-            self._ask_to_stop()
-        if self._stop_at_s and time.monotonic() > self._stop_at_s:
-            for member in self._members.values():
-                member.process.kill()
+                check()
+            except Canceled:
+                self._ask_to_stop()
+            if self._kill_at_s and time.monotonic() > self._kill_at_s:
+                self._kill()
 
-    def _end(self, ended: "Connection[Done, Done]", member: _Member) -> None:
-        del self._members[ended]
-        ended.close()
-        member.process.join(GRACE_S)
-        for number in sorted(member.open):
-            self._ready.append((number, self._failed(number, f"its process ended with code {member.process.exitcode}")))
+    def end(self) -> None:
+        """End what still runs: nobody waits for it any more."""
+        self._ask_to_stop()
+        signal.set_wakeup_fd(self._before)
+        for fd in (self._wake, self._heard, self._signal):
+            os.close(fd)
+        deadline_s = time.monotonic() + GRACE_S
+        for pipe, member in self._members.items():
+            member.process.join(max(deadline_s - time.monotonic(), 0))
+            pipe.close()
+        self._kill()
+
+    def _received(self, pipe: "Connection[Any, Any]") -> Iterator[Done]:
+        member = self._members[pipe]
+        try:
+            number, done = pipe.recv()
+        except (EOFError, OSError):
+            del self._members[pipe]
+            pipe.close()
+            member.process.join(GRACE_S)
+            for number in sorted(member.open):
+                yield self._failed(number, f"its process ended with code {member.process.exitcode}")
+            return
+        member.open.discard(number)
+        yield done
 
     def _ask_to_stop(self) -> None:
         if self._alive >= 0:
             os.close(self._alive)
             self._alive = -1
-            self._stop_at_s = time.monotonic() + GRACE_S
+            self._kill_at_s = time.monotonic() + GRACE_S
+
+    def _kill(self) -> None:
+        for member in self._members.values():
+            member.process.kill()
+            member.process.join()

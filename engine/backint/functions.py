@@ -12,7 +12,7 @@ from engine.backint.catalogue import Backup, Catalogue
 from engine.backint.crew import Crew, Done, Lane, Waking
 from engine.backint.directives import Directive, line
 from engine.backint.parameters import Parameters, clock, opener, series_of
-from engine.errors import EngineError, IntegrityError, PointMissing
+from engine.errors import EngineError, PointMissing, SourceIncomplete
 from engine.ids import new_ulid
 from engine.progress import Silent
 from engine.runner import VaultOpener, run
@@ -112,7 +112,7 @@ class Agent:
         )  # fmt: skip
         outcome = run(vault, backup, job, workers=1, progress=Waking(wake), clock=clock)
         if outcome.state != "complete":
-            raise IntegrityError(f"point {outcome.point} is not complete: {outcome.problems}")
+            raise SourceIncomplete(f"point {outcome.point} lacks something: {outcome.problems}")
         stats = outcome.stats
         return Done(
             f"{line('SAVED', outcome.point, name)} {stats.bytes}", True,
@@ -171,7 +171,7 @@ class Agent:
         except PointMissing as error:
             return Done(line("NOTFOUND", wanted.name), False, str(error))
         if outcome.state != "complete" or outcome.files != 1:
-            raise IntegrityError("; ".join(one.detail for one in outcome.problems) or "nothing was restored")
+            return _failed([wanted.name], "; ".join(one.detail for one in outcome.problems) or "nothing was restored")
         return Done(line("RESTORED", ebid, wanted.name), True, f"restored {wanted.name}: {outcome.bytes} bytes")
 
     def _inquire(self, lines: list[Directive]) -> Iterator[Done]:
@@ -247,8 +247,7 @@ class Agent:
             return
         # Processes open the vault themselves: nothing that is open here goes over the fork.
         crew = Crew(msgspec.structs.replace(self._opener), act, lambda number, why: _failed(words(number), why))
-        for _, done in crew.run(lanes, processes=self._parameters.processes, check=self._check):
-            yield done
+        yield from crew.run(lanes, processes=self._parameters.processes, check=self._check)
 
 
 def refuse(asked: Asked, lines: list[Directive], why: str) -> Iterator[Done]:

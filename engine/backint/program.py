@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -72,19 +72,24 @@ def _answer(
     for word in strange:
         _log.warning("the argument %r is not known to this agent", word)
     well = True
-    _write(out, line("SOFTWAREID", told[0], TOOL))
-    for done in _answers(asked, lines, wanted, why, stopping):
-        well &= done.is_well
-        if done.note:
-            _log.log(logging.INFO if done.is_well else logging.ERROR, "%s", done.note)
-        _write(out, done.line)
+    try:
+        _write(out, line("SOFTWAREID", told[0], TOOL))
+        with contextlib.closing(_answers(asked, lines, wanted, why, stopping)) as answers:
+            for done in answers:
+                well &= done.is_well
+                if done.note:
+                    _log.log(logging.INFO if done.is_well else logging.ERROR, "%s", done.note)
+                _write(out, done.line)
+    except OSError as error:
+        _log.error("the output can't be written, so everything else was stopped: %s", error.strerror)
+        well = False
     _log.info("%s for %s ends %s", asked.function, asked.database, "well" if well else "with errors")
     return WELL if well else FAILED
 
 
 def _answers(
     asked: Asked, lines: list[Directive], wanted: Parameters | None, why: str, stopping: Stopping
-) -> Iterator[Done]:
+) -> Generator[Done, None, None]:
     """Yield an answer for each directive; malformed ones are answered first, so that they can't be overlooked."""
     needed = FUNCTIONS[asked.function]
     objects = []

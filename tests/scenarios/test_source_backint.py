@@ -20,7 +20,7 @@ from engine.runner import VaultOpener, run
 from engine.verbs import prune, verify
 from tests.scenarios.relay import Door
 from tests.services import S3
-from tests.support.hana import Hana, digest, ended, new_vault, opened, written
+from tests.support.hana import Call, Hana, digest, ended, new_vault, opened, written
 from tests.support.kills import clock
 
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(120)]
@@ -351,3 +351,32 @@ def test_the_version_is_shown_and_a_call_without_a_function_is_wrong_usage(site:
     assert re.fullmatch(r'"backint 1\.50" "backupsite [0-9.]+"\n', shown.stdout)
     wrong = subprocess.run([hana.agent, "-u", "X@Y"], env=environment, capture_output=True, text=True, check=False)
     assert (wrong.returncode, wrong.stdout) == (2, "")
+
+
+def test_an_output_that_cannot_be_written_stops_everything(site: tuple[VaultOpener, Hana]) -> None:
+    vault, hana = site
+    with hana.made(["a", "b"]):
+        (hana.folder / "in").write_text(f'#PIPE "{hana.name("a")}"\n#PIPE "{hana.name("b")}"\n')
+        command: list[str | Path] = [hana.agent, "-u", "X@Y", "-f", "backup", "-i", hana.folder / "in"]
+        command += ["-p", hana.parameters]
+        environment = {**os.environ, "BACKUPSITE_PYTHON": sys.executable}
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"#SOFTWAREID")
+        process.stdout.close()
+        call = Call(process, hana.folder / "none", hana.log)
+        first, second = (opened(hana.name(last), os.O_WRONLY, call) for last in "ab")
+        os.write(first, b"all of it")
+        os.close(first)
+        # Its line can't be written any more: the other pipe is let go.
+        deadline_s = time.monotonic() + 30
+        while written(second, os.urandom(10_000), call):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        os.close(second)
+        process.stdout = None
+        assert call.end().code == 1
+    assert len(points(vault)) <= 1
+    assert "the output can't be written" in hana.log.read_text()
