@@ -16,6 +16,7 @@ from unfold.enums import ActionVariant
 from accounts.console import ReadOnlyAdmin, ServiceAdmin, action, actor_of, display, human_bytes, leave_dialog, lines
 from engine.storage.probe import IMMUTABLE
 from vaults import condition, deletion, recovery, services
+from vaults.console import ReplicationAdmin
 from vaults.forms import (
     DeletionForm,
     ImmutabilityForm,
@@ -94,7 +95,7 @@ class RegionAdmin(ServiceAdmin):
 
 
 @admin.register(Vault)
-class VaultAdmin(ServiceAdmin):
+class VaultAdmin(ReplicationAdmin):
     form = VaultForm
     list_display = ["name", "account", "region", "status", "immutability", "recovery", "points_shown", "stored_shown"]
     list_filter: ClassVar = ["region", "type", "state", "account"]
@@ -102,10 +103,11 @@ class VaultAdmin(ServiceAdmin):
     search_fields = ["name"]
     actions_detail: ClassVar = [
         {"title": "Keys", "icon": "key", "items": ["prove_recovery_key", "replace_recovery_key", "rotate_keys"]},
+        {"title": "Second region", "icon": "cloud_sync", "items": ["replicate", "stop_replication"]},
         {"title": "Lock, delete", "icon": "lock_clock", "items": ["make_immutable", "request_deletion"]},
     ]
     shown: ClassVar = [
-        "status", "locked", "retention", "key", "recovery_told", "points_shown", "stored_shown",
+        "status", "locked", "retention", "key", "recovery_told", "points_shown", "stored_shown", "replicated",
         "coverage", "verified", "damaged", "work", "export", "deletion",
     ]  # fmt: skip
 
@@ -132,6 +134,7 @@ class VaultAdmin(ServiceAdmin):
             ("Immutability", {"fields": ["locked", "retention"]}),
             ("Keys", {"fields": ["key", "recovery_told"]}),
             ("Content", {"fields": ["points_shown", "stored_shown"]}),
+            ("Second region", {"fields": ["replicated"]}),
             ("Proof", {"fields": ["coverage", "verified", "damaged"]}),
             ("Upkeep", {"fields": ["work", "export"]}),
         ]
@@ -149,7 +152,10 @@ class VaultAdmin(ServiceAdmin):
         obj.recovery_key = key  # type: ignore[attr-defined]  # for response_add, this once
 
     def response_add(self, request: HttpRequest, obj: Vault, post_url_continue: str | None = None) -> HttpResponse:
-        return self._handed_out(request, obj, getattr(obj, "recovery_key", ""))
+        key = getattr(obj, "recovery_key", "")
+        if not key:  # a replication target opens with its source's
+            return super().response_add(request, obj, post_url_continue)
+        return self._handed_out(request, obj, key)
 
     def _handed_out(self, request: HttpRequest, vault: Vault, key: str) -> HttpResponse:
         """Show the recovery key, or its shares: in this answer alone, never in a cookie or a session."""

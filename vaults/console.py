@@ -1,0 +1,171 @@
+"""The part of a vault's page that is about its second region."""
+
+from typing import Any
+
+from django import forms
+from django.contrib import messages
+from django.db.models import Q
+from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.html import format_html
+from unfold.forms import BaseDialogForm
+from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
+
+from accounts.console import ConfirmedForm, ServiceAdmin, action, actor_of, display, human_bytes, leave_dialog
+from vaults import replication
+from vaults.models import LinkState, Region, ReplicationLink, Vault, VaultState, VaultType
+
+
+def link_of(vault: Vault) -> ReplicationLink | None:
+    """Return the replication from or to a vault, the one that goes on before those that ended."""
+    links = ReplicationLink.objects.filter(Q(source=vault) | Q(target=vault)).select_related(
+        "source__region", "target__region"
+    )
+    return links.order_by("state", "-created_at").first()
+
+
+class ReplicateForm(BaseDialogForm):
+    """Where to replicate to: a target that waits, or a new one."""
+
+    target = forms.ModelChoiceField(
+        queryset=Vault.objects.none(),
+        required=False,
+        empty_label="A new one, named below",
+        label="Replication target",
+        widget=UnfoldAdminSelectWidget,
+    )
+    region = forms.ModelChoiceField(
+        queryset=Region.objects.none(), required=False, label="Region of a new one", widget=UnfoldAdminSelectWidget
+    )
+    name = forms.CharField(max_length=64, required=False, label="Name of a new one", widget=UnfoldAdminTextInputWidget)
+    key_url = forms.CharField(
+        max_length=500,
+        required=False,
+        label="Address of its key",
+        widget=UnfoldAdminTextInputWidget,
+        help_text="Only where this vault has a key service or token: the target has a key of its own there",
+    )
+    key_secret = forms.CharField(
+        max_length=4096, required=False, label="Secret of its key", widget=UnfoldAdminPasswordWidget
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        source = Vault.objects.get(pk=str(self.object_id))
+        targets, regions = self.fields["target"], self.fields["region"]
+        assert isinstance(targets, forms.ModelChoiceField)
+        assert isinstance(regions, forms.ModelChoiceField)
+        targets.queryset = Vault.objects.filter(
+            account=source.account_id, type=VaultType.REPLICATION_TARGET, state=VaultState.EMPTY
+        ).exclude(region=source.region_id)
+        regions.queryset = Region.objects.exclude(pk=source.region_id)
+        self.source = source
+
+    def clean(self) -> dict[str, Any]:
+        values: dict[str, Any] = super().clean() or {}
+        if not values.get("target") and not (values.get("region") and values.get("name")):
+            self.add_error("region", "Choose a target that waits, or a region and a name for a new one.")
+        return values
+
+    def wanted(self) -> Vault:
+        """Return the target that was chosen, or a new one that is not stored yet."""
+        values = self.cleaned_data
+        chosen: Vault | None = values["target"]
+        return chosen or Vault(
+            account=self.source.account,
+            region=values["region"],
+            name=values["name"],
+            key_url=values["key_url"],
+            type=VaultType.REPLICATION_TARGET,
+        )
+
+
+class StopForm(ConfirmedForm):
+    named = "vault"
+
+    def told(self) -> list[str]:
+        return [
+            "Nothing of this vault reaches its target any more, and that can't be resumed.",
+            "The target stays with all its points. It lives by itself from then on: it expires, and can be deleted.",
+        ]
+
+
+class ReplicationAdmin(ServiceAdmin):
+    """A vault's replication: how far it is, its beginning and its end."""
+
+    @display(description="Replication")
+    def replicated(self, vault: Vault) -> str:
+        link = link_of(vault)
+        if link is None:
+            waits = "It waits until a vault of another region is replicated to it."
+            return waits if vault.state == VaultState.EMPTY else "This vault is in one region only."
+        other = link.target if link.source_id == vault.pk else link.source
+        place = format_html(
+            '{} <a class="font-medium text-primary-600 dark:text-primary-500" href="{}">{}</a> in {}.',
+            "To" if other == link.target else "From",
+            reverse("admin:vaults_vault_change", args=[other.pk]),
+            other,
+            other.region,
+        )
+        if link.state == LinkState.STOPPED:
+            return format_html("{} It ended on {}.", place, f"{link.stopped_at:%Y-%m-%d %H:%M}")
+        return format_html("{} {}", place, self._progress(link))
+
+    def _progress(self, link: ReplicationLink) -> str:
+        lag_s = replication.lag_s(link, now=timezone.now())
+        if not lag_s:
+            told = "Every point is there."
+        else:
+            told = f"{link.points_behind or 'Some'} points are to come, the oldest for {lag_s // 60} minutes."
+        history = f"{link.historical_done} of {link.historical_total} points of before it began."
+        newest = f"The newest there is of {link.latest_at:%Y-%m-%d %H:%M}." if link.latest_at else ""
+        return f"{told} {newest} {history} {human_bytes(link.bytes_replicated)} copied so far.".replace("  ", " ")
+
+    @action(
+        description="Replicate",
+        icon="cloud_sync",
+        permissions=["change"],
+        dialog={
+            "title": "Replicate this vault to another region",
+            "description": "All points that it has, and each new one. The target opens with a key of its own.",
+            "form_class": ReplicateForm,
+            "form_submit_text": "Replicate",
+        },
+    )
+    def replicate(self, request: HttpRequest, form: ReplicateForm, object_id: str) -> HttpResponse:
+        secret = form.cleaned_data["key_secret"]
+        link = self.tell_refusals(
+            request,
+            lambda: replication.start(
+                form.source, form.wanted(), key_secret=secret, actor=actor_of(request), now=timezone.now()
+            ),
+        )
+        if link:
+            messages.success(request, f"{link.target} in {link.target.region} follows from now on.")
+        return leave_dialog(request, reverse("admin:vaults_vault_change", args=[object_id]))
+
+    @action(
+        description="Stop replication",
+        icon="cloud_off",
+        permissions=["change"],
+        dialog={
+            "title": "Stop the replication of this vault",
+            "description": "",
+            "form_class": StopForm,
+            "form_submit_text": "Stop it for good",
+        },
+    )
+    def stop_replication(self, request: HttpRequest, form: StopForm, object_id: str) -> HttpResponse:
+        vault = Vault.objects.select_related("account", "region").get(pk=object_id)
+        typed = form.cleaned_data["confirmation"]
+        link = self.tell_refusals(
+            request,
+            lambda: replication.stop(vault, confirmation=typed, actor=actor_of(request), now=timezone.now()),
+        )
+        if link:
+            text = (
+                f"Replication ended. {link.target} may be made immutable, or deleted; this vault may be deleted, too."
+            )
+            messages.success(request, text)
+        return leave_dialog(request, reverse("admin:vaults_vault_change", args=[object_id]))
