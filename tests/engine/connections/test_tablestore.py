@@ -1,5 +1,6 @@
 """Tablestore through the vendor's SDK, against the contract test double: ranges, versions, refusals, patience."""
 
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -89,6 +90,31 @@ def test_all_versions_of_a_cell_are_read_and_pages_follow_each_other(
     assert [len(page.lines) for page in pages] == [10, 10, 5]
     _, cells = decode_cells(pages[0].lines[0])
     assert [(name, value) for name, value, _ in cells if name == "text"] == [("text", "a text 0"), ("text", "older 0")]
+
+
+def test_every_value_goes_through_the_sdk_and_back_unchanged(lab: TablestoreLab, service: TablestoreService) -> None:
+    lab.make("users")
+    schema = service.describe("users").schema
+    values: list[Any] = [
+        0,
+        1,
+        -1,
+        (1 << 63) - 1,
+        -(1 << 63),
+        0.0,
+        -0.0,
+        1.0,
+        5e-324,
+        1.7976931348623157e308,
+        math.inf,
+        -math.inf,
+    ]
+    values += [math.nan, True, False, "", "Zoë \U0001f600 \x00", "1", bytearray(), bytearray(range(256))]
+    cells: list[Any] = [(f"c{number:02}", value, 1_700_000_000_000 + number) for number, value in enumerate(values)]
+    line = encode_cells([("part", "é"), ("number", -(1 << 63))], cells)
+    service.create("users", schema)  # cells of any age
+    assert service.put("users", schema, [line]) == []
+    assert [read for page in service.pages("users", schema, Range()) for read in page.lines] == [line]
 
 
 def test_a_wrong_secret_and_an_unknown_key_are_denied(lab: TablestoreLab) -> None:
