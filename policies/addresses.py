@@ -21,16 +21,15 @@ class AddressRefused(Refused):
     code = "address_refused"
 
 
-def check(endpoints: Iterable[tuple[str, int]], *, on_host: bool = False) -> None:
+def check(endpoints: Iterable[tuple[str, int]]) -> None:
     """Look all servers up and refuse those that lie inside. Raises AddressRefused, SourceUnavailable for no such name.
 
-    A path is a Unix socket, so it means the machine that reads the source, as 127.0.0.1 does. What the worker of a
-    named host reads may lie on that host itself. The name is looked up again when a job connects: call this before
-    each job, and let the network refuse what must never be reached.
+    A path is a Unix socket, so it means the machine that reads the source, as 127.0.0.1 does. The name is looked up
+    again when a job connects: call this before each job, and let the network refuse what must never be reached.
     """
     for host, port in endpoints:
         for address in _addresses(host, port):
-            if not (_is_allowed(address) or (on_host and _carried(address).is_loopback)):
+            if not _is_allowed(address):
                 raise AddressRefused(
                     f"{host} is {address}, an internal address. Whoever runs this installation can allow its network "
                     "with BACKUPSITE_SOURCE_NETWORKS.",

@@ -145,7 +145,7 @@ def _field(field: Shown, part: str) -> forms.Field:
         choices = list(field.choices.items())
         return forms.ChoiceField(choices=choices, widget=UnfoldAdminSelectWidget, **options)
     if isinstance(field, serializers.ListField):
-        options["help_text"] = f"{options['help_text']}, one a line".lstrip(", ").capitalize()
+        options["help_text"] = f"{options['help_text']}. One a line".lstrip(". ")
         return LinesField(**options)
     if isinstance(field, serializers.IntegerField | serializers.FloatField):
         return _number(field, options)

@@ -109,7 +109,7 @@ def _defaults(shape: Shape) -> dict[str, Any]:
 def engine_source(source: Source) -> AnySource:
     """Return the engine's view of a source. Raises SecretUnreadable, AddressRefused, SourceUnavailable."""
     kind, found = TYPES[source.kind], reading(source)
-    addresses.check(kind.endpoints(found.settings), on_host=kind.on_host)
+    addresses.check(kind.endpoints(found.settings))
     return kind.source(found)
 
 
@@ -120,7 +120,7 @@ def engine_target(destination: Source, *, kind: str, to: str) -> AnyTarget:
     """
     check_takes(destination, kind=kind)
     own, found = TYPES[destination.kind], reading(destination)
-    addresses.check(own.endpoints(found.settings), on_host=own.on_host)
+    addresses.check(own.endpoints(found.settings))
     return own.target(found, to)
 
 

@@ -115,7 +115,7 @@ def check_source(source: Source, *, credentials: dict[str, str] | None = None, o
     elif source.credentials and moved:
         raise ValidationError({"credentials": "They belong to the former server: give those of the new one."})
     with contextlib.suppress(EngineError):
-        addresses.check(own.endpoints(source.settings), on_host=own.on_host)
+        addresses.check(own.endpoints(source.settings))
     if kept and credentials is None and kept.settings == source.settings:
         return False
     source.checked_at, source.check_error = None, ""

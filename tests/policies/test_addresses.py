@@ -62,16 +62,6 @@ def test_the_operator_can_allow_networks(settings, host):
     addresses.check([(host, 5432)])
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1", "/run/postgresql"])
-def test_what_a_host_reads_may_lie_on_the_host_itself(host):
-    addresses.check([(host, 5432)], on_host=True)
-
-
-def test_the_worker_of_a_host_is_no_way_into_its_network():
-    with pytest.raises(addresses.AddressRefused):
-        addresses.check([("192.168.1.1", 5432)], on_host=True)
-
-
 def test_a_network_that_is_allowed_opens_no_other(settings):
     settings.SOURCE_NETWORKS = [ip_network("10.0.0.0/8")]
     with pytest.raises(addresses.AddressRefused):
