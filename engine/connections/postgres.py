@@ -66,8 +66,10 @@ class Client:
 
     def program(self, name: str) -> str:
         """Return the path of a PostgreSQL program. Raises ExtraMissing."""
-        folders = [self.programs] if self.programs else [os.environ.get("PATH", os.defpath), *_installed()]
-        found = shutil.which(name, path=os.pathsep.join(folders))
+        if self.programs:
+            found = shutil.which(name, path=self.programs)
+        else:
+            found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(_installed()))
         if found is None:
             where = f"in {self.programs!r}" if self.programs else "on this host"
             raise ExtraMissing(

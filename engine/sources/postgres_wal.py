@@ -26,7 +26,7 @@ _DAY_NS = 86_400_000_000_000
 _MARGIN_NS = 3_600_000_000_000  # clocks of the host and of whoever starts jobs may differ by so much
 _STATE = """
 SELECT json_build_object('active', active, 'status', wal_status,
-  'behind', pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn))
+  'behind', coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0))
 FROM pg_replication_slots WHERE slot_name = {slot}
 """
 # Reserved at once: pg_receivewal would make one that keeps nothing before it streams for the first time.
@@ -61,8 +61,9 @@ class Spool:
         """Raise SourceMissing for a folder that is not there, SourceError for one that is another server's."""
         if not self.folder.is_dir():
             raise SourceMissing(f"the folder {str(self.folder)!r} does not exist on this host: make it first")
-        if not self.archive and not os.access(self.folder, os.W_OK | os.X_OK):
-            raise SourceError(f"the folder {str(self.folder)!r} is not writable for this worker")
+        wanted, word = (os.R_OK, "readable") if self.archive else (os.R_OK | os.W_OK, "writable")
+        if not os.access(self.folder, wanted | os.X_OK):
+            raise SourceError(f"the folder {str(self.folder)!r} is not {word} for this worker's account")
         mark = self.folder / _SYSTEM
         if not self.archive and mark.exists() and mark.read_text() != self.client.system():
             raise SourceError(
@@ -111,7 +112,10 @@ class Spool:
         attributes = Attributes()
         segments: dict[str, int] = {}
         for path in self._files():
-            status = path.stat()
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                continue  # whoever cleans an archive up has just removed it
             entry = attributes.entry(WAL + path.name.encode(), status, 0)
             if entry is None:
                 continue
