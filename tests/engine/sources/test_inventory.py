@@ -143,12 +143,15 @@ def test_an_inventory_gives_what_a_listing_gives(double: BucketDouble, at: Locat
 
 def test_old_versions_and_delete_markers_are_left_out(double: BucketDouble, at: Location) -> None:
     rows = [
-        row(double, "a", islatest="false", etag="old", versionid="1"),
+        row(double, "a", islatest="false", etag="old", size=1, versionid="1"),
         row(double, "a", versionid="2"),
         {**row(double, "a"), "key": "gone", "isdeletemarker": "true", "size": "", "etag": ""},
     ]
     deliver(double, [as_csv(rows, AWS)])
-    assert [entry.path for entry in walked(BucketSource(location=at, inventory=WHERE))] == [b"a"]
+    current = len(double.held["a"].body)
+    assert [(entry.path, entry.size) for entry in walked(BucketSource(location=at, inventory=WHERE))] == [
+        (b"a", current)
+    ]
 
 
 def test_the_newest_inventory_that_is_complete_counts(double: BucketDouble, at: Location) -> None:
