@@ -1,13 +1,17 @@
 """Binary logs as what a server is brought forward with: from a position, up to a moment, once."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine.errors import TargetError, TargetFailed
 from engine.ids import new_ulid
+from engine.sources.mariadb import MariadbImageSource
 from engine.sources.mariadb_logs import MariadbLogsSource
+from engine.targets.mariadb_image import MariadbImageTarget
 from engine.targets.mariadb_logs import GUARD, MariadbLogsTarget
 from engine.verbs.backup import BackupJob
 from tests.support.mariadb import OwnServer
@@ -87,6 +91,40 @@ def test_a_replay_that_did_not_end_keeps_the_next_from_doing_things_twice(past: 
     past.own.sql(f"DROP DATABASE {GUARD}")
     past.reset()
     assert past.play(stop=past.places[2]) == [0, 1, 2]
+
+
+def test_data_files_are_brought_forward_from_where_their_backup_ended(
+    own_mariadb: OwnServer, past: Past, tmp_path: Path
+) -> None:
+    image, folder = Bench(), tmp_path / "files"
+    folder.mkdir()
+    source = MariadbImageSource(server=own_mariadb.server, host="here")
+    order = BackupJob(session=new_ulid(image.clock()), series="files", source=source, started_at=image.clock())
+    run_backup(image, order)
+    own_mariadb.sql("INSERT INTO past.t VALUES (7)")
+    stop = past.place()
+    own_mariadb.sql("DROP TABLE past.t")
+    past.back_up()
+    restored(image, MariadbImageTarget(folder=str(folder)))
+    name, position, *_ = (folder / "xtrabackup_binlog_info").read_text().split()
+    revived = OwnServer(tmp_path / "revived", data=folder)
+    try:
+        target = MariadbLogsTarget(server=revived.server, start=f"{name}:{position}", stop=stop)
+        restored(past.bench, target)
+        assert revived.sql("SELECT a FROM past.t ORDER BY a") == [(0,), (7,)]
+    finally:
+        revived.end(signal.SIGKILL)
+
+
+def test_the_right_to_replay_and_those_of_the_data_are_enough(own_mariadb: OwnServer, past: Past) -> None:
+    own_mariadb.sql("CREATE USER player@'%' IDENTIFIED BY 'p'", "GRANT BINLOG REPLAY ON *.* TO player@'%'")
+    own_mariadb.sql("GRANT ALL ON past.* TO player@'%'", f"GRANT ALL ON {GUARD}.* TO player@'%'")
+    try:
+        player = msgspec.structs.replace(own_mariadb.server, user="player", password="p")
+        restored(past.bench, MariadbLogsTarget(server=player, start="first", stop=past.places[2]))
+        assert past.rows() == [0, 1, 2]
+    finally:
+        own_mariadb.sql("DROP USER player@'%'")
 
 
 def test_nobody_plays_across_logs_that_are_missing(past: Past) -> None:
