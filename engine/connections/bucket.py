@@ -202,7 +202,12 @@ class BucketClient:
     def attributes(self, key: str, head: Head) -> dict[bytes, bytes]:
         """Return what the object carries beside its bytes; tags cost one more request where there are any."""
         count = head.headers.get("x-amz-tagging-count") or head.headers.get("x-oss-tagging-count") or "0"
-        return attributes(head.headers, self.tags(key) if count != "0" else {})
+        try:
+            return attributes(head.headers, self.tags(key) if count != "0" else {})
+        except BadCredentials:
+            raise
+        except Forbidden as error:
+            raise Forbidden(f"{error.args[0]} (its tags may not be read: s3:GetObjectTagging is missing)") from error
 
     def put_tags(self, key: str, tags: Mapping[str, str]) -> None:
         """Give an object these tags."""

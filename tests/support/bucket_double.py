@@ -1,7 +1,7 @@
 """A server on loopback that answers like a bucket: for what real servers at hand can't be made to do or hold.
 
 It knows storage classes, versions that change between two requests, and as many keys as a test wants; it checks no
-signature, and stores nothing that is put.
+signature, stores nothing that is put, and lets nobody read tags.
 """
 
 import bisect
@@ -124,6 +124,9 @@ def _handler(double: BucketDouble) -> type[BaseHTTPRequestHandler]:
                 return
             double.asked[self.command] += 1
             double.before(self.command, key)
+            if "tagging" in query:
+                self._error(403, "AccessDenied")
+                return
             self._object(key)
 
         do_HEAD = do_GET

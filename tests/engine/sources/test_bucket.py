@@ -275,6 +275,15 @@ def test_one_object_that_may_not_be_read_is_lost_and_the_others_are_kept(double:
     assert outcome.stats.files == 2
 
 
+def test_an_object_whose_tags_may_not_be_read_is_lost_and_the_missing_right_is_named(
+    double: BucketDouble, at: Location
+) -> None:
+    double.put("tagged", b"x", x_amz_tagging_count="1")
+    outcome = Bench().back_up_from(BucketSource(location=at))
+    assert [(problem.reason, problem.lost) for problem in outcome.problems] == [("unreadable", True)]
+    assert "s3:GetObjectTagging is missing" in outcome.problems[0].detail
+
+
 @pytest.mark.rule("A30")
 def test_a_bucket_whose_objects_may_not_be_read_is_refused_before_the_backup(
     double: BucketDouble, at: Location
