@@ -276,5 +276,6 @@ STARTERS: dict[str, Callable[[Server], dict[str, Any]]] = {
     "redis": start_redis,
     "postgres": start_postgres,
     "minio": start_minio,
+    "minio-far": start_minio,
     "radosgw": start_radosgw,
 }

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 KEPT_RUNNING = services.state_folder()
 IN_CI = os.environ.get("CI", "").lower() not in {"", "0", "false"}
 OWN_FOLDER = "DEV_SERVICES_OF_THIS_RUN"
-MISSING = re.compile(r"SERVICE MISSING: (\w+): (.*)", re.DOTALL)
+MISSING = re.compile(r"SERVICE MISSING: ([\w-]+): (.*)", re.DOTALL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -53,7 +53,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    names = {"s3_service", *(f"{name}_service" for name in services.NAMES)}
+    names = {"s3_service", *(f"{name.replace('-', '_')}_service" for name in services.NAMES)}
     for item in items:
         if names & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.services)
@@ -153,6 +153,12 @@ def own_mariadb(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 @pytest.fixture(scope="session")
 def minio_service() -> S3:
     return services.s3("minio", _entry("minio"))
+
+
+@pytest.fixture(scope="session")
+def minio_far_service() -> S3:
+    """Return a second MinIO: another region."""
+    return services.s3("minio-far", _entry("minio-far"))
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from minio import Minio
 T = TypeVar("T")
 ROOT = Path(__file__).parent.parent
 PROGRAM = ROOT / "deploy" / "dev-services"
-NAMES = ("redis", "postgres", "minio", "radosgw", "mariadb", "dynalite", "milvus", "samba")
+NAMES = ("redis", "postgres", "minio", "minio-far", "radosgw", "mariadb", "dynalite", "milvus", "samba")
 
 
 class ServiceMissing(Exception):
