@@ -54,7 +54,7 @@ class DynamoDb(msgspec.Struct, frozen=True, kw_only=True):
     secret_key: str
     token: str = ""
     endpoint: str = ""
-    timeout_s: float = 60
+    timeout_s: float = 30
     tries: int = 6
 
     def __repr__(self) -> str:

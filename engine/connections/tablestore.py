@@ -57,7 +57,7 @@ class Tablestore(msgspec.Struct, frozen=True, kw_only=True):
     access_key: str
     secret_key: str
     token: str = ""
-    timeout_s: float = 60
+    timeout_s: float = 30
 
     def __repr__(self) -> str:
         return f"Tablestore({self.instance!r} at {self.endpoint!r})"

@@ -61,7 +61,6 @@ def in_the_middle(process: Any) -> None:
 
 
 @pytest.mark.rule("E8")
-@pytest.mark.rule("E37")
 def test_tables_are_backed_up_changed_destroyed_and_restored_to_the_same_and_to_other_names(
     lab: Lab, program: EngineProgram, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -102,7 +102,8 @@ class TablestoreServer:
     """One instance on loopback, served by threads of this process until `stop`.
 
     Tests may set `page_rows`, `busy` (so many of the next requests are throttled), `busy_rows` (rows of the next batch
-    that are), and `before`, which is called with the name of each call before it is answered.
+    that are), `wide` (rows do not fit into an answer), and `before`, which is called with each call's name before its
+    answer.
     """
 
     def __init__(self, *, access_key: str = "AK", secret_key: str = "SK", instance: str = "shop") -> None:
@@ -110,6 +111,7 @@ class TablestoreServer:
         self.tables: dict[str, Table] = {}
         self.page_rows = 1000
         self.busy = self.busy_rows = 0
+        self.wide = False
         self.before: Callable[[str], None] = lambda api: None
         self.calls: list[str] = []
         self._mutex = threading.RLock()
@@ -317,6 +319,8 @@ def get_range(server: TablestoreServer, request: Any) -> Any:
     found = [table.rows[known] for known in table.order[at:until]]
     rows = [(key, visible(table, cells, request.max_versions)) for key, cells in found]
     answer.rows = HEADER + b"".join(write_row(key, cells) for key, cells in rows) if rows else b""
+    if server.wide:
+        answer.next_token = b"more of the last row"
     if until < stop:
         following = table.rows[table.order[until]][0]
         answer.next_start_primary_key = bytes(PlainBufferBuilder.serialize_primary_key(following))

@@ -138,6 +138,14 @@ def test_an_answer_without_content_is_no_success(stage: Stage, call: str) -> Non
         ask()
 
 
+@pytest.mark.usefixtures("impatient")
+def test_a_table_that_never_becomes_active_ends_as_silent(stage: Stage) -> None:
+    stage.says["CreateTable"] = lambda asked: (200, {"TableDescription": TABLE})
+    stage.says["DescribeTable"] = lambda asked: (200, {"Table": TABLE | {"TableStatus": "CREATING"}})
+    with pytest.raises(Silent, match="still not active"):
+        stage.service().create("users", {"create": {key: TABLE[key] for key in ("KeySchema", "AttributeDefinitions")}})
+
+
 def test_a_table_of_given_throughput_is_described_without_what_changes_by_itself(stage: Stage) -> None:
     described = stage.service().describe("users")
     assert described.schema["create"]["ProvisionedThroughput"] == {"ReadCapacityUnits": 5, "WriteCapacityUnits": 6}

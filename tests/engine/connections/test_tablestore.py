@@ -117,6 +117,13 @@ def test_every_value_goes_through_the_sdk_and_back_unchanged(lab: TablestoreLab,
     assert [read for page in service.pages("users", schema, Range()) for read in page.lines] == [line]
 
 
+def test_a_row_that_is_wider_than_an_answer_is_no_half_row(lab: TablestoreLab, service: TablestoreService) -> None:
+    lab.make("users", 3)
+    lab.server.wide = True
+    with pytest.raises(Fault, match="too wide"):
+        list(service.pages("users", service.describe("users").schema, Range()))
+
+
 def test_a_wrong_secret_and_an_unknown_key_are_denied(lab: TablestoreLab) -> None:
     with pytest.raises(Denied, match="Signature mismatch"):
         TablestoreService(lab.place(secret_key="another")).tables()

@@ -4,6 +4,8 @@ import hashlib
 import json
 import multiprocessing
 import pickle
+import socket
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 
 from engine.connections.tables import FINISH, ROWS, SCHEMA, place_of
 from engine.entries import Entry, Problem
-from engine.errors import SourceMissing, SourceUnavailable
+from engine.errors import ExtraMissing, SourceError, SourceIncomplete, SourceMissing, SourceUnavailable
 from engine.sources.kinds import AnySource
 from engine.sources.port import STREAM_BYTES, STREAM_NS, Reader
 from engine.sources.stream import StreamReader
@@ -123,6 +125,39 @@ def test_a_named_table_that_is_not_there_is_missed_before_any_work(lab: Lab) -> 
 def test_a_server_that_is_not_there_is_unavailable(lab: Lab) -> None:
     with pytest.raises(SourceUnavailable, match="does not answer"):
         lab.source(door="127.0.0.1:1").check()
+
+
+def test_a_server_that_takes_connections_and_says_nothing_is_unavailable_when_its_time_is_over(lab: Lab) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        source = lab.source(door=f"127.0.0.1:{mute.getsockname()[1]}")
+        began = time.monotonic()
+        hasty = msgspec.structs.replace(source, place=msgspec.structs.replace(source.place, timeout_s=0.2))
+        with pytest.raises(SourceUnavailable, match="does not answer"):
+            hasty.check()
+    assert time.monotonic() - began < 20
+
+
+def test_a_missing_package_is_named_with_how_to_install_it(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = {"tablestore": "tablestore", "dynamodb": "boto3"}[lab.kind]
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ExtraMissing, match=f"pip install {package}=="):
+        lab.source().check()
+
+
+def test_settings_that_are_none_are_an_error_of_the_source(lab: Lab) -> None:
+    source = lab.source()
+    wrong = msgspec.structs.replace(source, place=msgspec.structs.replace(source.place, endpoint="nowhere"))
+    with pytest.raises(SourceError, match="http"):
+        wrong.check()
+
+
+def test_rows_that_were_not_read_to_their_end_make_no_point(lab: Lab) -> None:
+    lab.make("users", 60)
+    source = lab.source()
+    with opened(source, rows_of(source, "users")[0]) as reader:
+        assert reader.readinto(memoryview(bytearray(100)), 0) == 100
+        with pytest.raises(SourceIncomplete, match="not read to their end"):
+            reader.changed()
 
 
 def test_a_source_survives_being_stored_and_pickled_and_shows_no_secret(lab: Lab) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -230,3 +231,52 @@ def test_refused_rows_are_counted_and_the_first_is_quoted(bench: Bench) -> None:
     server.stop()
     assert outcome.state == "partial_complete"
     assert outcome.problems[0].detail.startswith("users_new refused 5 of 5 rows: OTSParameterInvalid: timestamp")
+
+
+def test_a_table_that_is_dropped_while_it_is_restored_fails_the_restore(bench: Bench) -> None:
+    server = TablestoreServer()
+    lab = TablestoreLab(server)
+    lab.make("users", 5)
+    bench.back_up_from(lab.source())
+
+    def before(api: str) -> None:
+        if api == "GetRange" and "BatchWriteRow" in server.calls[-1:]:  # the comparison begins
+            server.tables.pop("users_new", None)
+
+    server.before = before
+    with pytest.raises(TargetFailed, match="somebody drops tables"):
+        brought_back(bench, lab.target(suffix="_new"))
+    server.stop()
+
+
+def test_a_service_that_takes_no_more_rows_ends_the_restore_as_unavailable(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = TablestoreServer()
+    lab = TablestoreLab(server)
+    lab.make("users", 5)
+    bench.back_up_from(lab.source())
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    server.busy_rows = 10**6
+    with pytest.raises(TargetUnavailable, match="has taken 5 rows in none of 9 tries"):
+        brought_back(bench, lab.target(suffix="_new"))
+    server.stop()
+
+
+def test_a_description_is_not_gathered_without_end(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.targets.tables._TEXT_BYTES", 10)
+    entry = Entry(path_of("users", SCHEMA), Kind.FILE)
+    with pytest.raises(OSError, match="too large"):
+        lab.target().write_small(entry, b"{" + b" " * 10)
+
+
+def test_rows_are_written_at_the_asked_pace(bench: Bench) -> None:
+    server = TablestoreServer()
+    lab = TablestoreLab(server)
+    lab.make("users", 401)
+    bench.back_up_from(lab.source())
+    began = time.monotonic()
+    brought_back(bench, lab.target(suffix="_new", rows_per_s=1000))
+    took_s = time.monotonic() - began
+    server.stop()
+    assert took_s >= 0.4
