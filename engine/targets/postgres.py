@@ -9,7 +9,15 @@ from engine.connections.pgnames import CLUSTER, database_of
 from engine.connections.postgres import Client, identifier, literal, target_error
 from engine.connections.process import IDLE_S, Input
 from engine.entries import Entry, Kind, Problem
-from engine.errors import ExtraMissing, SourceError, TargetDenied, TargetError, TargetFailed, TargetNotEmpty
+from engine.errors import (
+    ExtraMissing,
+    SourceError,
+    TargetDenied,
+    TargetError,
+    TargetFailed,
+    TargetNotEmpty,
+    TargetUnavailable,
+)
 from engine.targets.port import BaseTarget, Writer
 
 _SHOWN = 5
@@ -20,6 +28,10 @@ _ANYTHING = """
 SELECT to_json(EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
   WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')))
+"""
+_WORKS = """
+SELECT to_json(EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'backupsite' AND usename = current_user
+  AND state = 'active' AND wait_event_type IS DISTINCT FROM 'Lock' AND pid <> pg_backend_pid()))
 """
 _THERE = "SELECT to_json(EXISTS (SELECT FROM pg_database WHERE datname = {name}))"
 
@@ -103,7 +115,9 @@ class PostgresTarget(BaseTarget, frozen=True, tag="postgres", kw_only=True, dict
             )
         self.existing(entry.path)
         is_there = self._is_there(name)
-        return DumpWriter(entry.path, lambda archive: self._restore(name, archive, is_there=is_there))
+        return DumpWriter(
+            entry.path, lambda archive: self._restore(name, archive, is_there=is_there), works=self._works
+        )
 
     def write_small(self, entry: Entry, data: bytes | memoryview) -> list[Problem]:
         writer = self.create(entry)
@@ -147,6 +161,9 @@ class PostgresTarget(BaseTarget, frozen=True, tag="postgres", kw_only=True, dict
 
     def _is_there(self, name: str) -> bool:
         return bool(self._ask(_THERE.format(name=literal(name + self.suffix))))
+
+    def _works(self) -> bool:
+        return bool(self._ask(_WORKS))
 
     def _holds_tables(self, name: str) -> bool:
         return bool(self._ask(_ANYTHING, database=name + self.suffix))
@@ -211,13 +228,14 @@ class ClusterWriter:
 
 
 class DumpWriter:
-    """Fills one database (the Writer port). `start` is called once the archive's table of contents is known.
+    """Fills one database (the Writer port). `start` is called once the archive's table of contents is known; `works`
+    says whether the server is busy with it.
 
     What pg_restore refuses is this database's problem alone; a server that is gone ends the restore.
     """
 
-    def __init__(self, path: bytes, start: Callable[[Archive], Input]) -> None:
-        self._path, self._start = path, start
+    def __init__(self, path: bytes, start: Callable[[Archive], Input], *, works: Callable[[], bool]) -> None:
+        self._path, self._start, self._works = path, start, works
         self._wrong = ""
         self._archive: Archive | None = Archive()
         self._held: list[bytes] = []
@@ -250,7 +268,7 @@ class DumpWriter:
         """Wait for pg_restore's end, and report what it refused."""
         try:
             if self._restore is not None and not self._wrong:
-                self._restore.prove()
+                self._await_end(self._restore)
         except TargetFailed as error:
             self._fail(error)
         finally:
@@ -258,6 +276,15 @@ class DumpWriter:
         if self._restore is None and not self._wrong:
             self._wrong = "this is no dump: it ends before its table of contents does"
         return [Problem(self._path, "write-failed", self._wrong)] if self._wrong else []
+
+    def _await_end(self, restore: Input) -> None:
+        """Wait as long as the server works: after the last row come the indexes, which take their time."""
+        while True:
+            try:
+                return restore.prove()
+            except TargetUnavailable:
+                if not self._works():
+                    raise
 
     def _fail(self, error: TargetFailed) -> None:
         means = target_error(error)

@@ -23,6 +23,7 @@ from engine.errors import TargetError, TargetFailed, TargetMissing, TargetNotEmp
 from engine.targets.files import FilesTarget
 from engine.targets.port import BaseTarget, Writer
 
+_SLOWEST_BYTES_PER_S = 5e6
 _LABEL = "backup_label"
 _START = "START WAL LOCATION: "
 _CONFIGURATION = "postgresql.auto.conf"
@@ -100,7 +101,7 @@ class PostgresDataTarget(BaseTarget, frozen=True, tag="postgres-data", kw_only=T
         """Begin to unpack a base backup, or a segment. Raises TargetFailed for another path."""
         if entry.path == BASE:
             self._make(self._data)
-            return Unpacking(self._files, self._owned)
+            return Unpacking(self._files, self._owned, self._verify if self.verify else None)
         if entry.path.startswith(WAL) and entry.kind == Kind.FILE:
             self._make(self._log)
             return self._log_files.create(self._owned(entry, entry.path.removeprefix(WAL)))
@@ -118,7 +119,7 @@ class PostgresDataTarget(BaseTarget, frozen=True, tag="postgres-data", kw_only=T
         return writer.commit()
 
     def flush(self) -> None:
-        """Compare with the manifest, set up recovery when there is a log, make all durable. Raises TargetFailed."""
+        """Set up recovery when there is a log, make all durable. Raises TargetFailed for a log with gaps."""
         if not (self._data / _LABEL).is_file():
             return  # nothing was restored
         recovers = self._log.is_dir() and any(self._log.iterdir())
@@ -126,8 +127,6 @@ class PostgresDataTarget(BaseTarget, frozen=True, tag="postgres-data", kw_only=T
             self._check_log()
             self._set_up()
             self._log_files.flush()
-        elif self.verify:
-            self._verify()
         self._files.flush()
 
     def _until(self) -> dt.datetime | None:
@@ -163,7 +162,9 @@ class PostgresDataTarget(BaseTarget, frozen=True, tag="postgres-data", kw_only=T
         client = Client("", 0, "", "", programs=self.programs)
         # The log inside a base backup is not in its manifest, and has checksums of its own.
         argv = [client.program("pg_verifybackup"), "--no-parse-wal", "--quiet", str(self._data)]
-        output = Output(argv, env={"LC_ALL": "C"}, idle_s=self.idle_s)
+        size = sum(path.lstat().st_size for path in self._data.rglob("*"))
+        patience_s = max(self.idle_s, size / _SLOWEST_BYTES_PER_S)  # it says nothing before its end
+        output = Output(argv, env={"LC_ALL": "C"}, idle_s=patience_s)
         try:
             output.readinto(memoryview(bytearray(1 << 16)))
             if output.code():
@@ -211,8 +212,10 @@ class PostgresDataTarget(BaseTarget, frozen=True, tag="postgres-data", kw_only=T
 class Unpacking:
     """A base backup on its way into a data directory (the Writer port). Nothing leaves that directory."""
 
-    def __init__(self, files: FilesTarget, owned: Callable[[Entry, bytes], Entry]) -> None:
-        self._files, self._owned = files, owned
+    def __init__(
+        self, files: FilesTarget, owned: Callable[[Entry, bytes], Entry], verify: Callable[[], None] | None
+    ) -> None:
+        self._files, self._owned, self._verify = files, owned, verify
         self._tar = TarStream(self)
         self._folders: list[Entry] = []
         self._file: Writer | None = None
@@ -257,13 +260,15 @@ class Unpacking:
             self._problems += file.commit()
 
     def commit(self) -> list[Problem]:
-        """Finish the folders. Raises TargetFailed for an archive without its end."""
+        """Finish the folders and compare. Raises TargetFailed for an archive without its end, or a difference."""
         try:
             self._tar.close()
         except TarBroken as error:
             raise TargetFailed(f"this is no whole base backup: {error}") from error
         for folder in reversed(self._folders):
             self._problems += self._files.finish(folder)
+        if self._verify and not self._problems:
+            self._verify()
         return self._problems
 
     def abort(self) -> None:

@@ -1,7 +1,8 @@
 """Write files front to back, for targets that take streams: programs, buckets, tables (the work of a restore)."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ _GAP_BYTES = 512 << 10
 _READERS = 4
 _WRITERS = 8
 _HOLE_BYTES = 1 << 20
+_ALIVE_S = 2.0
 _EARLIER = "an earlier part of the restore failed, on which it relies"
 
 
@@ -197,9 +199,24 @@ class Pour:
         else:
             if pieces[-1].last:
                 writer, sink.writer = sink.writer, None
-                self._settle(sink, writer.commit)
+                self._settle(sink, partial(self._end, writer) if self._target.one_by_one else writer.commit)
         if sink.failed:
             self._break(sink)
+
+    def _end(self, writer: Writer) -> list[Problem]:
+        """Commit, and show meanwhile that the work lives: a program may build indexes for hours behind its last byte.
+
+        A cancel ends the program.
+        """
+        with ThreadPoolExecutor(1, "end") as executor:
+            future = executor.submit(writer.commit)
+            try:
+                while wait([future], timeout=_ALIVE_S).not_done:
+                    self._progress.check()
+            except BaseException:
+                writer.abort()
+                raise
+        return future.result()
 
     def _settle(self, sink: _Sink, ending: Callable[[], list[Problem]]) -> None:
         entry = sink.entry

@@ -48,9 +48,9 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(made, ignore_errors=True)
 
 
-def dump(source: PostgresSource) -> bytes:
+def dump(source: PostgresSource, path: bytes = b"databases/shop.dump") -> bytes:
     """Return the dump of a database."""
-    opened = source.open(Entry(b"databases/shop.dump", Kind.FILE))
+    opened = source.open(Entry(path, Kind.FILE))
     assert not isinstance(opened, Problem)
     data, view = bytearray(), memoryview(bytearray(1 << 16))
     with opened as reader:
@@ -105,11 +105,7 @@ def test_an_empty_database_of_the_name_is_filled(server: OwnServer) -> None:
 
 def test_a_suffix_makes_a_database_as_the_dumped_one_was(server: OwnServer) -> None:
     server.rows("CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0")
-    opened = server.source().open(Entry(b"databases/latin.dump", Kind.FILE))
-    assert not isinstance(opened, Problem)
-    view = memoryview(bytearray(1 << 20))
-    with opened as reader:
-        data = bytes(view[: reader.readinto(view, 0)])
+    data = dump(server.source(), b"databases/latin.dump")
     odd = """ 'x' dbname="y" \\"""
     assert put(server.target(suffix=odd), b"databases/latin.dump", data) == []
     names = dict(server.rows("SELECT datname, pg_encoding_to_char(encoding) FROM pg_database"))
@@ -125,6 +121,22 @@ def test_a_database_that_fails_is_its_own_problem(server: OwnServer) -> None:
         server.rows("DROP DATABASE IF EXISTS shop_bad")
     assert target.one_by_one
     assert target.chain(b"databases/a.dump") != target.chain(b"databases/b.dump")
+
+
+def test_a_server_that_builds_indexes_is_waited_for_and_one_that_waits_for_a_lock_is_not(server: OwnServer) -> None:
+    server.rows("CREATE DATABASE slow")
+    slow = "SELECT 1 FROM (SELECT pg_sleep(1.5)) s"
+    server.rows(f"CREATE FUNCTION slow(int) RETURNS int IMMUTABLE LANGUAGE sql AS '{slow}'", database="slow")
+    server.rows("CREATE TABLE t AS SELECT g FROM generate_series(1, 2) g", database="slow")
+    server.rows("CREATE INDEX ON t (slow(g))", database="slow")
+    data = dump(server.source(), b"databases/slow.dump")
+    target = server.target(suffix="er", idle_s=1.0)
+    assert put(target, b"databases/slow.dump", data) == []
+    assert server.contents("slower") == {"public.t": [(1,), (2,)]}
+    with server.connect("slower") as other:
+        other.execute("BEGIN; LOCK TABLE t")
+        with pytest.raises(TargetUnavailable, match="within 1 s"):
+            put(server.target(suffix="er", idle_s=1.0, overwrite=True), b"databases/slow.dump", data)
 
 
 @pytest.mark.parametrize(
@@ -208,9 +220,8 @@ def test_a_hostile_or_broken_archive_leaves_nothing_outside(folder: Path, data: 
 def test_a_backup_that_does_not_fit_its_manifest_is_refused(folder: Path) -> None:
     target = data_target(folder, verify=True)
     target.check()
-    put(target, b"base.tar", packed(("backup_label", LABEL.encode()), ("backup_manifest", b"{}")))
     with pytest.raises(TargetFailed, match="does not fit its manifest"):
-        target.flush()
+        put(target, b"base.tar", packed(("backup_label", LABEL.encode()), ("backup_manifest", b"{}")))
 
 
 def test_the_log_sets_up_recovery_to_the_moment(folder: Path) -> None:
