@@ -70,7 +70,8 @@ class Problem(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """One entry that was left out or may be inconsistent, and why.
 
     `reason` is one of: socket, unreadable, vanished, changed, other-file-system, unsafe-path, damaged, write-failed,
-    attributes, exists, lag, archived, link (a share's link to elsewhere). `lost` tells whether the entry's content is
+    attributes, exists, lag, archived, link (a share's link to elsewhere), adjusted (made otherwise than it was),
+    password (a new one, told once), unverified (restored, not compared). `lost` tells whether the entry's content is
     missing from the result (then the job ends partial_complete); a skipped socket or a skipped mount is not a loss but
     is counted. `detail` is for people.
     """

@@ -26,6 +26,7 @@ VARCHAR, ARRAY, JSON, GEOMETRY, TEXT, TIMESTAMPTZ = 21, 22, 23, 24, 25, 26
 BINARY_VECTOR, FLOAT_VECTOR, FLOAT16_VECTOR, BFLOAT16_VECTOR, SPARSE_VECTOR, INT8_VECTOR = range(100, 106)
 DYNAMIC = "$meta"
 _SPARSE = np.dtype([("index", "<u4"), ("value", "<f4")])
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 # Milvus type: slot of the message, numpy type
@@ -235,8 +236,7 @@ def _fitting(column: Column, given: Any, valid: Any) -> Any:
 def canonical(text: bytes) -> str:
     """Return JSON with sorted keys and no spaces; what is no JSON, or would not come back equal, as it is."""
     try:
-        value = json.loads(text)
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return _JSON.encode(json.loads(text))
     except ValueError:
         return text.decode("utf-8", "replace")
 
