@@ -154,7 +154,8 @@ class VaultAdmin(ReplicationAdmin):
     def response_add(self, request: HttpRequest, obj: Vault, post_url_continue: str | None = None) -> HttpResponse:
         key = getattr(obj, "recovery_key", "")
         if not key:  # a replication target opens with its source's
-            return super().response_add(request, obj, post_url_continue)
+            answer: HttpResponse = super().response_add(request, obj, post_url_continue)
+            return answer
         return self._handed_out(request, obj, key)
 
     def _handed_out(self, request: HttpRequest, vault: Vault, key: str) -> HttpResponse:
