@@ -356,7 +356,7 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
         "RebuildKind": ["rebuild"],
         "DrillKind": ["drill"],
         "DisasterKind": ["disaster"],
-        "DutyKind": "jobs.states.RECURRING_CHOICES",
+        "DutyKind": "jobs.states.DUTY_CHOICES",
         "JobKind": "jobs.states.Kind",
         "JobState": "jobs.states.JobState",
         "StepState": "jobs.states.StepState",

@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 from django.contrib import admin, messages
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
@@ -39,6 +40,9 @@ STATE_LABELS = {
     "Canceling": "warning",
     "Missed": "danger",
 }
+
+
+CHANGE_SOURCE = "policies.change_source"
 
 
 class EventInline(ReadOnlyInline):
@@ -242,11 +246,14 @@ class RestorablePointAdmin(PointButtons, RecoveryPointAdmin):
     )
     def restore(self, request: HttpRequest, form: RestoreForm, object_id: str) -> HttpResponse:
         point = RecoveryPoint.objects.select_related("vault__account", "vault__region").get(pk=object_id)
+
+        def ask() -> Job:
+            if services.shows_credentials(point, form.selection()) and not request.user.has_perm(CHANGE_SOURCE):
+                raise ValidationError("Only who may change the destination may show its credentials to another server.")
+            return services.request_restore(point, form.selection(), actor=actor_of(request), now=timezone.now())
+
         with transaction.atomic():
-            job = self.tell_refusals(
-                request,
-                lambda: services.request_restore(point, form.selection(), actor=actor_of(request), now=timezone.now()),
-            )
+            job = self.tell_refusals(request, ask)
             return started(request, job, reverse("admin:vaults_recoverypoint_change", args=[object_id]))
 
 

@@ -15,6 +15,7 @@ from jobs import doorbell, presence, steps
 from jobs.models import Job, Step
 from jobs.states import JobState, Kind, Stage, StepState, Trigger
 from policies import connection, reading
+from policies.kinds import TYPES
 from policies.models import Plan, Source
 from policies.services import next_run_at
 from vaults.models import RecoveryPoint, Vault, VaultState, VaultType
@@ -229,6 +230,12 @@ def destinations(point: RecoveryPoint) -> list[Source]:
 
 def _is_uuid(text: str) -> bool:
     return len(text) == 36 and text.count("-") == 4
+
+
+def shows_credentials(point: RecoveryPoint, selection: Selection) -> bool:
+    """Say whether a restore would show the destination's stored credentials to a server that `to` names."""
+    destination = _destination(point, selection.destination)
+    return TYPES[destination.kind].leaves(selection.to)
 
 
 def request_restore(point: RecoveryPoint, selection: Selection, *, actor: Actor, now: dt.datetime) -> Job:

@@ -77,6 +77,8 @@ class JobView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[J
         subject = values.get("plan") or values.get("point") or values.get("vault")
         self.need(OPERATE, subject)
         if isinstance(wanted, RestoreRequestSerializer):
+            if services.shows_credentials(values["point"], wanted.selection()):
+                self.need(MANAGE, subject)
             job = services.request_restore(values["point"], wanted.selection(), actor=actor, now=now)
         elif values["kind"] == Kind.BACKUP:
             job = services.request_backup(values["plan"], deep=values["deep"], actor=actor, now=now)

@@ -108,6 +108,7 @@ TYPE = SourceType(
     credentials=MilvusCredentials,
     endpoints=lambda settings: [_checked(settings["uri"])],
     check_to=_check_to,
+    leaves=lambda to: to.startswith(_SCHEMES),
     about="A whole Milvus cluster: databases, collections, rows, indexes, aliases, users and roles without passwords",
     preflight="No collection of a restored name exists. The account may create databases and collections, write, "
     "build indexes and load. Users that are made again get new passwords, told once in the restore's report.",

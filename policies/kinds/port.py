@@ -32,6 +32,10 @@ def _any_place(to: str) -> None:
     """Take any text for a place."""
 
 
+def _stays(to: str) -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class SourceType:
     """One kind of source. The serializers are the one declaration of its fields: API, console form and checks use them.
@@ -40,7 +44,8 @@ class SourceType:
     returns (host, port) of every server that settings make the service contact: internal addresses are refused there
     unless the operator allows them. `source` and `target` make the engine's view; `target` takes what a person typed
     as the place, meant as `to` tells, empty for the original place. `check_to` raises ValidationError for a text that
-    is no place of this kind. `takes` are the kinds of points that it can restore beside its own.
+    is no place of this kind; `leaves` says whether one lies on another server than the source's, to which the
+    credentials would be shown. `takes` are the kinds of points that it can restore beside its own.
 
     For people: `about` says in one line what the kind protects, `preflight` what has to be there before a restore
     (E37), `parts` what the units of its backups are, where they are not runs of files.
@@ -55,6 +60,7 @@ class SourceType:
     endpoints: Callable[[dict[str, Any]], list[tuple[str, int]]] = _no_endpoints
     takes: frozenset[str] = field(default_factory=frozenset)
     check_to: Callable[[str], None] = _any_place
+    leaves: Callable[[str], bool] = _stays
     about: str = ""
     preflight: str = ""
     parts: str = UNITS

@@ -159,6 +159,7 @@ TYPE = SourceType(
     endpoints=lambda settings: [(settings["server"].strip("[]"), settings["port"])],
     takes=frozenset(SourceKind.values),
     check_to=_check_to,
+    leaves=lambda to: to.replace("\\", "/").startswith("//"),
     about="Folders and files of a share (Windows, Samba, a NAS), without an agent there",
     preflight="The share and the folder to restore into exist, and the account may write there.",
 )

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from django.contrib.auth.models import Permission
 from django.test import Client
 
 from accounts.models import Event, User
@@ -14,6 +15,8 @@ from policies.models import Source
 from tests.support.console import page, press
 from tests.support.control import Clock, Site, make_site
 from tests.support.people import T0, make_point, make_source, online
+from tests.support.sources import source_of
+from vaults.models import RecoveryPoint
 
 pytestmark = pytest.mark.django_db
 SECRET = "hunter2hunter2"
@@ -180,6 +183,24 @@ class TestDestinations:
         press(console, "vaults_recoverypoint", "restore", point.pk, **fields)
         job = other.jobs.get()
         assert (job.kind, job.queue_work, job.settings["to"]) == ("restore", "host.other-host", str(tmp_path))
+
+    def test_who_may_only_look_shows_no_credentials_to_another_server(self, site, settings):
+        settings.WORKER_SEEN_S = 10**9
+        source = source_of("milvus", site.account, site.region)
+        source.save()
+        online(site.region.queue)
+        point = make_point(site.vault, source)
+        RecoveryPoint.objects.filter(pk=point.pk).update(source_kind="milvus")
+        looker = User.objects.create_user("looker", is_staff=True)
+        looker.user_permissions.set(Permission.objects.filter(codename__in=["view_recoverypoint", "view_job"]))
+        client = Client()
+        client.force_login(looker)
+        fields = {"to": "https://203.0.113.9", "mode": "all", "same_name": "skip"}
+        answer = press(client, "vaults_recoverypoint", "restore", point.pk, **fields)
+        assert "Only who may change the destination" in answer.content.decode()
+        assert not source.jobs.exists()
+        press(client, "vaults_recoverypoint", "restore", point.pk, **fields | {"to": "_restored"})
+        assert source.jobs.get().settings["to"] == "_restored"
 
 
 def press_open(console: Client, point: object) -> str:

@@ -6,15 +6,18 @@ import sys
 import pytest
 from django.core.exceptions import ValidationError
 
-from accounts.models import Event
+from accounts.models import Event, Role
 from accounts.services import SERVICE
 from jobs import local, services
 from jobs.models import Job
 from jobs.states import JobState
 from policies import reading
 from policies.models import Source
+from tests.support.api import client_of
 from tests.support.control import Clock, Site, make_site, read_tree
-from tests.support.people import T0, make_plan, make_point, make_policy, make_source, online
+from tests.support.people import T0, join, make_plan, make_point, make_policy, make_source, online
+from tests.support.sources import source_of
+from vaults.models import RecoveryPoint
 
 pytestmark = pytest.mark.django_db
 DUMP = "import os; print('-- rows of', os.environ.get('SHOP', 'nobody')); print('-- the end')"
@@ -142,3 +145,37 @@ def test_a_region_without_a_worker_is_told_as_such(site):
     missed = services.request_scheduled(plan, now=T0 + dt.timedelta(minutes=10))
     assert missed is not None
     assert (missed.state, missed.error) == (JobState.MISSED, f"No worker was running for the region {site.region}")
+
+
+class TestApi:
+    @pytest.mark.parametrize(("role", "status"), [(Role.VIEWER, 403), (Role.OPERATOR, 202)])
+    def test_a_connection_is_tried_by_whoever_may_run_jobs(self, site, settings, role, status):
+        settings.WORKER_SEEN_S = 10**9
+        source = dump_source(site)
+        client = client_of(join(site.account, "somebody", role))
+        assert client.post(f"/api/v1/sources/{source.pk}/test/").status_code == status
+
+    @pytest.mark.parametrize(("role", "status"), [(Role.OPERATOR, 403), (Role.ADMIN, 202)])
+    @pytest.mark.parametrize(
+        ("kind", "to"),
+        [("smb", r"\\203.0.113.9\theirs"), ("smb", "//203.0.113.9/theirs"), ("milvus", "https://203.0.113.9")],
+    )
+    def test_only_who_may_change_a_source_may_show_its_credentials_to_another_server(
+        self, site, settings, role, status, kind, to
+    ):
+        settings.WORKER_SEEN_S = 10**9
+        source = source_of(kind, site.account, site.region)
+        source.save()
+        online(site.region.queue)
+        point = make_point(site.vault, source)
+        RecoveryPoint.objects.filter(pk=point.pk).update(source_kind=kind)
+        client = client_of(join(site.account, "somebody", role))
+        wanted = {"kind": "restore", "point": str(point.pk)}
+        assert client.post("/api/v1/jobs/", wanted | {"to": to}).status_code == status
+        assert client.post("/api/v1/jobs/", wanted | {"to": "restored"}).status_code == 202
+
+    def test_a_place_that_is_none_is_told_by_its_field(self, site, settings):
+        settings.WORKER_SEEN_S = 10**9
+        point = make_point(site.vault, site.source)
+        answer = client_of(site.owner).post("/api/v1/jobs/", {"kind": "restore", "point": str(point.pk), "to": "a"})
+        assert (answer.status_code, answer.json()["errors"][0]["attr"]) == (400, "to")
