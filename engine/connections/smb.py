@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
@@ -124,7 +125,8 @@ class Shares:
         self._idle: list[Share] = []
 
     def __del__(self) -> None:
-        if self._pid == os.getpid():
+        # At the end of the interpreter the threads that receive stand still: closing would wait for them for ever.
+        if self._pid == os.getpid() and not sys.is_finalizing():
             for share in self._idle:
                 share.close()
 

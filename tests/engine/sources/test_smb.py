@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -349,6 +350,19 @@ def test_no_thread_is_left_behind(shared: SharedFolder) -> None:
     while set(threading.enumerate()) != before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert set(threading.enumerate()) == before
+
+
+def test_a_program_that_still_holds_connections_ends(shared: SharedFolder, tmp_path: Path) -> None:
+    write_files(shared.disk, {"d/f": b"x"})
+    described = tmp_path / "source.json"
+    described.write_bytes(msgspec.json.encode(shared.source()))
+    program = (
+        "import msgspec, pathlib, sys; from engine.sources.smb import SmbSource; "
+        "source = msgspec.json.decode(pathlib.Path(sys.argv[1]).read_bytes(), type=SmbSource); "
+        "print(len(list(source.walk())))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, described], capture_output=True, timeout=30, check=True)
+    assert (done.stdout, done.stderr) == (b"3\n", b"")
 
 
 class Lying:
