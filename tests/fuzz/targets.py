@@ -16,6 +16,7 @@ from engine.index import Segment
 from engine.keyproviders.keyring import Keyring, RecoveryKey
 from engine.ledger import Ledger, Reading
 from engine.ledger import Note as LedgerNote
+from engine.links import Link, Stopped, read_link, stopped_at
 from engine.listing import decode
 from engine.locks import Ledger as LockLedger
 from engine.locks import Locked, LockPolicy, generation_of, lock_until, read_policy
@@ -215,6 +216,11 @@ def _locked(samples: Samples, key: str, data: bytes) -> object:
     return LockLedger.load(vault.storage, vault.keys, since=START).covers("a", START)
 
 
+def _link(samples: Samples, key: str, data: bytes) -> object:
+    vault = samples.noted(key, data)
+    return read_link(vault.storage, vault.keys), stopped_at(vault.storage, vault.keys)
+
+
 def _commit_inside(samples: Samples, key: str, data: bytes) -> object:
     vault = samples.noted(samples.commit_key, data)
     return [vault.root(name) for name in vault.points()]
@@ -244,6 +250,8 @@ NOTES = {
     "note-move-commit": Target(_good_move_commit, _move_commit, is_json=True),
     "note-ledger": _note("verify/2031-05/x", LedgerNote([Reading(START, ["a"], ["b"], ["home/x"])]), _ledger),
     "note-expiry": _note("expiry/x", Ran("x", START), _time_guard),
+    "note-link": _note("replica/link", Link("far", START), _link),
+    "note-stopped": _note("replica/stopped", Stopped(START), _link),
     "note-hold": _note("holds/home/x/y", Hold("home", "x", "why", START), lambda s, k, d: list(holds(s.noted(k, d)))),
     "note-lock-policy": _note("locks/policy/x", LockPolicy(30, START), _policy),
     "note-locked": _note(f"locks/{generation_of(START)}/x", Locked(["a"]), _locked),
