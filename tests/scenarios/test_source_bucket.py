@@ -12,6 +12,7 @@ import pytest
 
 from engine.errors import SourceDenied, SourceMissing, SourceUnavailable
 from engine.sources.bucket import BucketSource
+from engine.sources.objects import PARTED_BYTES
 from engine.targets.bucket import BucketTarget
 from tests.scenarios.relay import Door
 from tests.scenarios.test_command_line import CommandLine
@@ -51,8 +52,8 @@ def vault(tmp_path: Path) -> CommandLine:
     return made
 
 
-def back_up(vault: CommandLine, source: str, **options: Any) -> Any:
-    return vault.run("backup", "--source", source, "--series", "bucket", **options)
+def back_up(vault: CommandLine, source: str, *options: str) -> Any:
+    return vault.run("backup", "--source", source, "--series", "bucket", *options)
 
 
 def fill(bucket: Peer) -> None:
@@ -212,6 +213,26 @@ def test_the_command_line_tells_of_a_wrong_secret_without_showing_it(
     assert process.returncode == 1
     assert b"source_denied" in out
     assert b"a-wrong-secret" not in out + err
+
+
+@pytest.mark.slow
+def test_an_object_that_several_workers_read_part_by_part_comes_back_whole(
+    minio_service: S3, s3_bucket: Callable[..., str], vault: CommandLine, tmp_path: Path
+) -> None:
+    body = b"".join(bytes([number]) + LARGE for number in range(14))
+    assert len(body) > PARTED_BYTES
+    with peer(minio_service, s3_bucket(minio_service)) as bucket:
+        bucket.put("huge", body, ContentType="text/huge")
+        at = place(minio_service, bucket.bucket)
+        source = described(BucketSource(location=at), tmp_path / "source.json")
+        done = back_up(vault, source, "--workers", "2")
+        assert (done["state"], done["stats"]["bytes"]) == ("complete", len(body))
+        assert done["stats"]["bytes_stored"] < 3 * len(LARGE), "what repeats is stored once in each part"
+        target = described(BucketTarget(location=at, prefix="copy-of-"), tmp_path / "target.json")
+        vault.run("restore", done["point"], "--target", target)
+        seen = bucket.one("copy-of-huge")
+        assert seen.headers == {"ContentType": "text/huge"}
+        assert seen.body == body
 
 
 @pytest.mark.slow
