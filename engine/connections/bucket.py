@@ -359,15 +359,14 @@ def _meaning(
 def _head(response: Any) -> Head:
     headers = response.headers
     total = headers.get("Content-Range", "").rpartition("/")[2] or headers.get("Content-Length", "0")
-    modified = email.utils.parsedate_to_datetime(headers["Last-Modified"]) if "Last-Modified" in headers else _EPOCH
     version = headers.get("x-amz-version-id") or headers.get("x-oss-version-id") or ""
-    return Head(
-        int(total),
-        (modified - _EPOCH) // _MICROSECOND * 1000,
-        headers.get("ETag", "").strip('"'),
-        "" if version == "null" else version,
-        headers,
-    )
+    try:
+        modified = email.utils.parsedate_to_datetime(headers["Last-Modified"]) if "Last-Modified" in headers else _EPOCH
+        size, modified_ns = int(total), (modified - _EPOCH) // _MICROSECOND * 1000
+    except (TypeError, ValueError) as error:
+        raise StorageError(f"the server tells size or time of an object in a way that is none: {error}") from error
+    etag = headers.get("ETag", "").strip('"')
+    return Head(size, modified_ns, etag, "" if version == "null" else version, headers)
 
 
 def _name(element: ElementTree.Element) -> str:

@@ -149,7 +149,7 @@ class BucketSource(BaseSource, frozen=True, tag="bucket", kw_only=True):
             fresh = self._fresh(entry, head, self._client.attributes(key, head))
             return ObjectReader(self._client, fresh, head, self._overwritten)
         except StorageError as error:
-            return object_problem(entry, error)
+            return self._problem(entry, error)
 
     def read_small(self, entry: Entry, limit: int) -> tuple[Entry, bytes] | Problem | None:
         """Return a whole object, fetched ahead if it was expected."""
@@ -158,7 +158,7 @@ class BucketSource(BaseSource, frozen=True, tag="bucket", kw_only=True):
         try:
             whole = self._fetched(entry)
         except StorageError as error:
-            return object_problem(entry, error)
+            return self._problem(entry, error)
         if whole.head.size > min(limit, len(whole.data)):
             return None  # it has grown since it was listed
         return self._fresh(entry, whole.head, whole.xattrs), whole.data
@@ -278,6 +278,14 @@ class BucketSource(BaseSource, frozen=True, tag="bucket", kw_only=True):
     def _fetched(self, entry: Entry) -> _Fetched:
         ahead = self._prefetch.take(entry)
         return ahead.result() if ahead is not None else self._fetch(entry)
+
+    def _problem(self, entry: Entry, error: StorageError) -> Problem:
+        """Return what a failed request means for the object; when the bucket is away, ask for nothing more."""
+        from engine.connections.bucket import is_whole
+
+        if is_whole(error):
+            self._prefetch.close()
+        return object_problem(entry, error)
 
     def _inode(self, head: "Head") -> int:
         from engine.connections.bucket import identity

@@ -343,6 +343,34 @@ def test_a_server_that_hangs_counts_as_away(
     assert asked
 
 
+def test_when_the_server_hangs_what_was_expected_is_not_asked_for_any_more(
+    double: BucketDouble, at: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.connections.bucket._PAUSES_S", ())
+    for number in range(60):
+        double.put(f"{number:02}", b"x")
+    source = BucketSource(location=at, readers=3, read_s=0.2)
+    found = entries(source)
+    double.before = lambda method, key: time.sleep(0.4)
+    source.expect(found)
+    with pytest.raises(SourceUnavailable, match="timed out"):
+        source.read_small(found[0], 100)
+    time.sleep(0.6)
+    assert double.asked["GET"] <= 6
+
+
+@pytest.mark.parametrize(
+    "header", [{"Last_Modified": "yesterday"}, {"Last_Modified": "Mon, 06 May 2024 07:08:09 -0000"}]
+)
+def test_an_object_with_headers_that_mean_nothing_is_reported(
+    double: BucketDouble, at: Location, header: dict[str, str]
+) -> None:
+    double.put("a", b"x")
+    double.put("b", b"x", **header)
+    outcome = Bench().back_up_from(BucketSource(location=at))
+    assert [(problem.path, problem.reason) for problem in outcome.problems] == [(b"b", "unreadable")]
+
+
 def test_secrets_show_nowhere() -> None:
     at = Location(
         url="s3://b", endpoint="http://h", access_key="A", secret_key="hidden-one", session_token="hidden-two"
