@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,6 @@ _SECOND = 1_000_000_000
 class Generated:
     """`files` small files whose content, different for each `salt`, is one chunk each."""
 
-    roots: tuple[bytes, ...] = ()
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-
     def __init__(self, files: int, salt: int) -> None:
         self._files, self._salt = files, salt
 
@@ -54,6 +50,17 @@ class Generated:
         return Identity("files", "host", ["/"])
 
     def check(self) -> None: ...
+
+    def mounts(self) -> list[str]:
+        return []
+
+    def options(self) -> dict[str, list[str]]:
+        return {}
+
+    def requests(self) -> dict[str, int]:
+        return {}
+
+    def expect(self, entries: Sequence[Entry]) -> None: ...
 
     def walk(self) -> Iterator[Entry | Problem]:
         for number in range(self._files):

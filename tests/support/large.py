@@ -7,7 +7,7 @@ as JSON, by how many bytes the peak memory grew beyond that of a small backup, a
 import json
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from engine.entries import Entry, Kind, Problem
@@ -51,10 +51,6 @@ class SparseReader:
 class Generated:
     """`files` empty files, of which ONE_FOLDER stand in one folder, and a sparse one of `sparse_bytes`."""
 
-    roots: tuple[bytes, ...] = ()
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-
     def __init__(self, files: int, sparse_bytes: int) -> None:
         self._files, self._sparse_bytes = files, sparse_bytes
 
@@ -62,6 +58,17 @@ class Generated:
         return Identity("files", "host", ["/"])
 
     def check(self) -> None: ...
+
+    def mounts(self) -> list[str]:
+        return []
+
+    def options(self) -> dict[str, list[str]]:
+        return {}
+
+    def requests(self) -> dict[str, int]:
+        return {}
+
+    def expect(self, entries: Sequence[Entry]) -> None: ...
 
     def walk(self) -> Iterator[Entry | Problem]:
         for number in range(self._files):
