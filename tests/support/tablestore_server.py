@@ -102,8 +102,8 @@ class TablestoreServer:
     """One instance on loopback, served by threads of this process until `stop`.
 
     Tests may set `page_rows`, `busy` (so many of the next requests are throttled), `busy_rows` (rows of the next batch
-    that are), `wide` (rows do not fit into an answer), and `before`, which is called with each call's name before its
-    answer.
+    that are), `wide` (rows do not fit into an answer), `split_bytes` (the size of splits, whatever is asked for), and
+    `before`, which is called with each call's name before its answer.
     """
 
     def __init__(self, *, access_key: str = "AK", secret_key: str = "SK", instance: str = "shop") -> None:
@@ -112,6 +112,7 @@ class TablestoreServer:
         self.page_rows = 1000
         self.busy = self.busy_rows = 0
         self.wide = False
+        self.split_bytes = 0
         self.before: Callable[[str], None] = lambda api: None
         self.calls: list[str] = []
         self._mutex = threading.RLock()
@@ -344,7 +345,7 @@ def visible(table: Table, cells: list[Any], versions: int) -> list[Any]:
 def split_points(server: TablestoreServer, request: Any) -> Any:
     """Cut by the size of the rows as they travel; a point is the whole primary key of the first row behind it."""
     table = server.table(request.table_name)
-    most = request.split_size * (request.split_size_unit_in_byte or 100 << 20)
+    most = server.split_bytes or request.split_size * (request.split_size_unit_in_byte or 100 << 20)
     answer = pb.ComputeSplitPointsBySizeResponse()
     answer.consumed.capacity_unit.read = 1
     size = 0
