@@ -1,6 +1,7 @@
 """Restores into targets that take streams: each file front to back, in order, whole or told to be wrong."""
 
 import random
+import time
 import tracemalloc
 from collections import defaultdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from engine.damage import damaged_packs
 from engine.entries import Entry, Kind, Problem
 from engine.errors import Canceled, TargetUnavailable, UnsafePath
 from engine.session import open_sessions
+from engine.targets.command import CommandTarget
 from engine.targets.port import BaseTarget
 from engine.verbs import pour
 from tests.support.runs import Stopping, backed_up, inside, reasons, restored
@@ -279,6 +281,23 @@ def test_a_restore_can_be_stopped_in_the_middle_of_a_file(bench: Bench, small_ba
             restored(bench, Recorder(log=log, strict=True), progress=Stopping(at))
         assert all(len(log.ends[name]) == 1 for name in log.begun)
         assert open_sessions(bench.storage) == []
+
+
+def test_a_program_that_works_on_behind_its_last_byte_is_waited_for_and_can_be_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pour, "_ALIVE_S", 0.02)
+    bench = Bench()
+    backed_up(bench, write_files(tmp_path / "tree", {"a": b"x"}))
+    counting = Stopping()
+    target = CommandTarget(argv=("sh", "-c", "cat >/dev/null; sleep 0.5"), host="h")
+    assert restored(bench, target, progress=counting).files == 1
+    assert counting.checks > 5  # each renews the lease of the work
+    began_s = time.monotonic()
+    endless = CommandTarget(argv=("sh", "-c", "cat >/dev/null; sleep 60"), host="h")
+    with pytest.raises(Canceled):
+        restored(bench, endless, progress=Stopping(counting.checks - 1))
+    assert time.monotonic() - began_s < 20
 
 
 def test_memory_holds_two_batches_whatever_the_files_are(tmp_path: Path, small_batches: None) -> None:
