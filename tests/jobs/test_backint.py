@@ -19,7 +19,7 @@ from policies import reading
 from policies import services as policies
 from policies.models import Source
 from tests.support.control import Clock, Site, make_site, read_tree
-from tests.support.people import T0
+from tests.support.people import T0, make_plan
 from vaults import repositories
 
 pytestmark = pytest.mark.django_db
@@ -78,9 +78,13 @@ def test_what_the_agent_saved_is_found_by_a_rebuild_and_comes_back_as_a_file(
         services.request_restore(row, services.Selection(destination=database), actor=SERVICE, now=T0)
 
 
-def test_a_backup_that_the_console_would_start_says_who_starts_it(database: Source) -> None:
+def test_a_backup_that_the_console_would_start_says_who_starts_it(site: Site, database: Source) -> None:
     with pytest.raises(SourceError, match="SAP HANA starts its backups itself"):
         reading.engine_source(database)
+    plan = make_plan(database, site.policy, site.vault)
+    job = local.do(services.request_backup(plan, actor=SERVICE, now=T0), clock=Clock())
+    assert (job.state, job.error_code) == (JobState.FAILED, "source_error")
+    assert "SAP HANA starts its backups itself" in job.error
 
 
 @pytest.mark.parametrize("name", ["", "SYSTEMDB", "systemdb@hdb", "SYSTEMDB@HDBX"])

@@ -283,7 +283,7 @@ def test_a_wrong_key_and_wrong_credentials_are_an_error_for_each_object(
 
 def test_pipes_that_nobody_opens_or_fills_or_that_end_empty_are_errors(site: tuple[VaultOpener, Hana]) -> None:
     vault, hana = site
-    hana.write(hana.parameters.read_text().partition("log_file")[0], open_timeout_s=0.8, idle_timeout_s=0.8)
+    hana.write(hana.parameters.read_text().partition("log_file")[0], open_timeout_s=2.5, idle_timeout_s=0.8)
     lasts = ["never opened", "silent", "empty"]
     with hana.made(lasts):
         call = hana.call("backup", [f'#PIPE "{hana.name(last)}"' for last in [*lasts, "not made"]])
