@@ -24,7 +24,9 @@ class Double(MilvusServicer):
     """What the server does beyond Lite. `page_rows` bounds an answer, `calls` keeps what was asked.
 
     `backwards` turns keys around, `spoil_inserts` changes a value of what is inserted, `has_decimals` describes a field
-    of a type that nobody knows yet.
+    of a type that nobody knows yet. `busy` counts the queries still to be put off, `largest` is the largest page that
+    it sends, `released` are collections that it calls not loaded, and without `loads_without_index` it loads as a real
+    Milvus does.
     """
 
     def __init__(self, database: MilvusLite) -> None:
@@ -37,10 +39,20 @@ class Double(MilvusServicer):
         self.calls: list[tuple[str, Any]] = []
         self.rights = milvus_pb2.RBACMeta()
         self.spoil_inserts = False
+        self.busy = 0
+        self.largest = 1 << 30
+        self.loads_without_index = True
+        self.released: set[str] = set()
 
     def Query(self, request: Any, context: Any) -> Any:
         self.timestamps.append(request.guarantee_timestamp)
+        if self.busy:
+            self.busy -= 1
+            said = "rate limit exceeded[rate=1]"
+            return milvus_pb2.QueryResults(status=common_pb2.Status(code=8, reason=said, retriable=True))
         for pair in request.query_params:
+            if pair.key == "limit" and int(pair.value) > self.largest:
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "grpc: trying to send message larger than max")
             if pair.key == "limit":
                 pair.value = str(min(int(pair.value), self.page_rows))
         answer = super().Query(request, context)
@@ -71,6 +83,18 @@ class Double(MilvusServicer):
         answer.shards_num = self.shards.get(request.collection_name, answer.shards_num)
         if self.has_decimals:
             answer.schema.fields[2].data_type = 30
+        return answer
+
+    def LoadCollection(self, request: Any, context: Any) -> Any:
+        indexes = self.DescribeIndex(milvus_pb2.DescribeIndexRequest(collection_name=request.collection_name), context)
+        if not self.loads_without_index and not indexes.index_descriptions:
+            return common_pb2.Status(error_code=1, code=700, reason="index not found")
+        return super().LoadCollection(request, context)
+
+    def GetLoadState(self, request: Any, context: Any) -> Any:
+        answer = super().GetLoadState(request, context)
+        if request.collection_name in self.released:
+            answer.state = common_pb2.LoadStateNotLoad
         return answer
 
     def BackupRBAC(self, request: Any, context: Any) -> Any:
@@ -115,16 +139,19 @@ class _Gate(grpc.ServerInterceptor):
 
 
 @contextlib.contextmanager
-def double(folder: Path, *, locked: bool = False) -> Iterator[tuple[Double, str]]:
-    """Give a server on loopback and its address; `locked` ones ask for TOKEN."""
+def double(
+    folder: Path, *, locked: bool = False, tls: tuple[bytes, bytes] | None = None
+) -> Iterator[tuple[Double, str]]:
+    """Give a server on loopback and its address; `locked` ones ask for TOKEN, `tls` is a key and its certificate."""
     database = MilvusLite(str(folder))
     server = grpc.server(ThreadPoolExecutor(4), interceptors=[_Gate()] if locked else [])
     servicer = Double(database)
     milvus_pb2_grpc.add_MilvusServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    secured = grpc.ssl_server_credentials([tls]) if tls else grpc.insecure_server_credentials()
+    port = server.add_secure_port("127.0.0.1:0", secured)
     server.start()
     try:
-        yield servicer, f"http://127.0.0.1:{port}"
+        yield servicer, f"https://localhost:{port}" if tls else f"http://127.0.0.1:{port}"
     finally:
         server.stop(grace=None).wait()
         database.close()

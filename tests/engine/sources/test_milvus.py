@@ -1,6 +1,7 @@
 """A Milvus cluster as a source: on Milvus Lite, and on a double for what Lite lacks."""
 
 import contextlib
+import datetime as dt
 import json
 import pickle
 import sys
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from engine.connections.milvus_documents import SCHEMA, collection_path, component, meaning
 from engine.connections.milvus_rows import Batches
@@ -156,6 +160,21 @@ def test_a_row_in_the_middle_changes_one_batch(beyond: tuple[Double, str]) -> No
     assert len(set(after) - set(before)) == 1
 
 
+def test_a_stream_that_is_cut_off_or_changed_is_not_taken_for_whole(beyond: tuple[Double, str]) -> None:
+    data = read(MilvusSource(uri=beyond[1]), ITEMS + b"/rows/_default/rows.arrow")
+    apart = Batches()
+    apart.add(memoryview(data)[: len(data) // 2])
+    with pytest.raises(ValueError, match="ends before its end"):
+        apart.prove()
+    at = data.index(b"item 7")
+    apart = Batches()
+    apart.add(memoryview(data[:at] + b"I" + data[at + 1 :]))
+    with pytest.raises(ValueError, match="is not what its end says"):
+        apart.prove()
+    with pytest.raises(ValueError, match="ends before its end"):
+        Batches().prove()
+
+
 def test_keys_that_are_hard_to_quote_are_all_read(uri: str) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     data = read(MilvusSource(uri=uri), WORDS + b"/rows/_default/rows.arrow")
@@ -234,6 +253,59 @@ def test_a_field_that_cannot_be_kept_loses_the_rows_and_says_so(beyond: tuple[Do
     problems = [found for found in MilvusSource(uri=uri).walk() if isinstance(found, Problem)]
     assert [(problem.path, problem.lost) for problem in problems] == [(ITEMS + b"/rows", True)]
     assert "the field small has the type 30" in problems[0].detail
+
+
+def test_a_busy_server_is_waited_for_and_too_large_a_page_is_asked_for_in_parts(beyond: tuple[Double, str]) -> None:
+    servicer, uri = beyond
+    path = ITEMS + b"/rows/_default/rows.arrow"
+    before = read(MilvusSource(uri=uri), path)
+    source = MilvusSource(uri=uri)
+    entry = entries(source)[path]
+    servicer.busy, servicer.largest = 1, 90
+    with opened(source, entry) as reader:
+        assert content(reader) == before
+    servicer.busy, hasty = 1 << 30, MilvusSource(uri=uri, timeout_s=0.6)
+    with pytest.raises(SourceUnavailable, match="rate limit exceeded"), opened(hasty, entry) as reader:
+        content(reader)
+
+
+def test_a_collection_that_cannot_be_loaded_is_told_as_unreadable(beyond: tuple[Double, str]) -> None:
+    servicer, uri = beyond
+    one = client(uri)
+    make_words(one)
+    one.drop_index("words", "vector")
+    one.close()
+    servicer.released.add("words")  # Lite takes every collection without an index for loaded
+    servicer.loads_without_index = False
+    source = MilvusSource(uri=uri)
+    problem = source.open(entries(source)[b"databases/default/collections/words/rows/_default/rows.arrow"])
+    assert isinstance(problem, Problem)
+    assert (problem.reason, problem.lost) == ("unreadable", True)
+    assert "index not found" in problem.detail
+
+
+def test_an_encrypted_connection_takes_only_a_certificate_that_is_trusted(tmp_path: Path) -> None:
+    key, certificate = self_signed()
+    with double(tmp_path / "double", tls=(key, certificate)) as (_, uri):
+        MilvusSource(uri=uri, ca=certificate.decode()).check()
+        with pytest.raises(SourceUnavailable):
+            MilvusSource(uri=uri, timeout_s=2).check()
+
+
+def self_signed() -> tuple[bytes, bytes]:
+    """Return a key and its certificate for localhost, in PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = dt.datetime.now(dt.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    encoding, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    return key.private_bytes(encoding, pkcs8, serialization.NoEncryption()), made.public_bytes(encoding)
 
 
 @pytest.mark.parametrize("token", ["", "root:wrong"])

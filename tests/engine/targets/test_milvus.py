@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pymilvus import DataType
 
 from engine.errors import TargetDenied, TargetNotEmpty, TargetUnavailable
 from engine.ids import new_ulid
@@ -103,6 +104,64 @@ def test_a_time_to_live_is_left_out_and_told_unless_it_is_asked_for(bench: Bench
     outcome = restored(bench, MilvusTarget(uri=fresh[1], suffix="_ttl", keep_ttl=True), **chosen)
     assert "'collection.ttl.seconds': '864000'" in described(fresh[1], "items_ttl")["described"]["properties"]
     assert outcome.problems == []
+
+
+@pytest.mark.rule("D6")
+def test_scaling_settings_stay_behind_and_that_is_told(tmp_path: Path, fresh: tuple[Double, str]) -> None:
+    bench = Bench()
+    with double(tmp_path / "scaled") as (_, uri):
+        one = client(uri)
+        one.create_collection("small", dimension=4, properties={"collection.replica.number": "3"})
+        one.create_database("wide", properties={"database.replica.number": "2", "database.max.collections": "7"})
+        one.close()
+        bench.back_up_from(MilvusSource(uri=uri))
+    outcome = restored(bench, MilvusTarget(uri=fresh[1]))
+    one = client(fresh[1])
+    assert one.describe_database("wide") == {"name": "wide", "database.max.collections": "7"}
+    one.close()
+    assert described(fresh[1], "small")["described"]["properties"] == "{}"
+    assert "collection.replica.number (3) is left out" in told(outcome)
+    assert "database.replica.number is left out" in told(outcome)
+
+
+def test_rows_whose_partition_a_key_chooses_come_back(tmp_path: Path, fresh: tuple[Double, str]) -> None:
+    bench = Bench()
+    with double(tmp_path / "keyed") as (_, uri):
+        one = client(uri)
+        schema = one.create_schema()
+        schema.add_field("id", DataType.INT64, is_primary=True)
+        schema.add_field("tenant", DataType.VARCHAR, max_length=20, is_partition_key=True)
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=4)
+        one.create_collection("keyed", schema=schema)
+        one.insert("keyed", [{"id": n, "tenant": f"t{n % 9}", "vector": [n] * 4} for n in range(200)])
+        indexes = one.prepare_index_params()
+        indexes.add_index("vector", index_type="FLAT", metric_type="L2")
+        one.create_index("keyed", indexes)
+        one.load_collection("keyed")
+        one.close()
+        bench.back_up_from(MilvusSource(uri=uri))
+        before = described(uri, "keyed")
+    outcome = restored(bench, MilvusTarget(uri=fresh[1]))
+    assert (outcome.state, outcome.problems) == ("complete", [])
+    assert described(fresh[1], "keyed")["rows"] == before["rows"]
+
+
+def test_rows_that_cannot_be_compared_are_restored_and_told_as_unverified(
+    tmp_path: Path, fresh: tuple[Double, str]
+) -> None:
+    bench = Bench()
+    with double(tmp_path / "bare") as (_, uri):
+        one = client(uri)
+        make_words(one)
+        one.drop_index("words", "vector")
+        one.close()
+        bench.back_up_from(MilvusSource(uri=uri))
+    fresh[0].loads_without_index = False
+    outcome = restored(bench, MilvusTarget(uri=fresh[1]))
+    assert outcome.state == "complete"
+    assert {(problem.reason, problem.lost) for problem in outcome.problems} == {("unverified", False)}
+    fresh[0].loads_without_index = True
+    assert len(described(fresh[1], "words")["rows"]["_default"]) == 100
 
 
 @pytest.mark.rule("D7")
