@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from engine.keyproviders.spec import KeySpec
 from engine.progress import Silent
 from engine.runner import VaultOpener, run
 from engine.session import open_sessions
-from engine.sources.port import Identity, Reader
+from engine.sources.port import BaseSource, Identity, Reader
 from engine.storage import Directory
 from engine.storage.location import Location
 from engine.vault import Vault
@@ -40,30 +40,19 @@ CHUNK_BYTES = 300
 _SECOND = 1_000_000_000
 
 
-class Generated:
+class Generated(BaseSource, frozen=True):
     """`files` small files whose content, different for each `salt`, is one chunk each."""
 
-    def __init__(self, files: int, salt: int) -> None:
-        self._files, self._salt = files, salt
+    files: int
+    salt: int
 
     def identity(self) -> Identity:
         return Identity("files", "host", ["/"])
 
     def check(self) -> None: ...
 
-    def mounts(self) -> list[str]:
-        return []
-
-    def options(self) -> dict[str, list[str]]:
-        return {}
-
-    def requests(self) -> dict[str, int]:
-        return {}
-
-    def expect(self, entries: Sequence[Entry]) -> None: ...
-
     def walk(self) -> Iterator[Entry | Problem]:
-        for number in range(self._files):
+        for number in range(self.files):
             if number % 1000 == 0:
                 yield Entry(b"folder%05d" % (number // 1000), Kind.DIRECTORY, 0o755, mtime_ns=_SECOND, inode=number)
             path = b"folder%05d/file %08d" % (number // 1000, number)
@@ -76,7 +65,7 @@ class Generated:
         return Problem(entry.path, "large", "only small files are made here")
 
     def read_small(self, entry: Entry, limit: int) -> tuple[Entry, bytes] | Problem | None:
-        return entry, hashlib.shake_128(b"%d %d" % (self._salt, entry.inode)).digest(CHUNK_BYTES)
+        return entry, hashlib.shake_128(b"%d %d" % (self.salt, entry.inode)).digest(CHUNK_BYTES)
 
 
 def clock() -> dt.datetime:
@@ -90,7 +79,7 @@ def opener(folder: Path) -> VaultOpener:
 
 
 def back_up(folder: Path, *, files: int, salt: int, series: str) -> Any:
-    source = Generated(files, salt)
+    source = Generated(files=files, salt=salt)
     job = backup.BackupJob(session=new_ulid(clock()), series=series, source=source, started_at=clock())  # type: ignore[arg-type] # the verb is written for any source
     return run(opener(folder), backup, job, workers=1, progress=Silent(), clock=clock)
 

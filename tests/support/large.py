@@ -7,11 +7,11 @@ as JSON, by how many bytes the peak memory grew beyond that of a small backup, a
 import json
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from engine.entries import Entry, Kind, Problem
-from engine.sources.port import Identity, Span
+from engine.sources.port import BaseSource, Identity, Span
 from engine.storage import Directory
 from engine.verbs import backup
 from tests.support.runs import backup_job, run_backup
@@ -48,37 +48,26 @@ class SparseReader:
         return False
 
 
-class Generated:
+class Generated(BaseSource, frozen=True):
     """`files` empty files, of which ONE_FOLDER stand in one folder, and a sparse one of `sparse_bytes`."""
 
-    def __init__(self, files: int, sparse_bytes: int) -> None:
-        self._files, self._sparse_bytes = files, sparse_bytes
+    files: int
+    sparse_bytes: int
 
     def identity(self) -> Identity:
         return Identity("files", "host", ["/"])
 
     def check(self) -> None: ...
 
-    def mounts(self) -> list[str]:
-        return []
-
-    def options(self) -> dict[str, list[str]]:
-        return {}
-
-    def requests(self) -> dict[str, int]:
-        return {}
-
-    def expect(self, entries: Sequence[Entry]) -> None: ...
-
     def walk(self) -> Iterator[Entry | Problem]:
-        for number in range(self._files):
+        for number in range(self.files):
             folder = max(number - ONE_FOLDER, -1) // 1000 + 1
             if number == 0 or (number >= ONE_FOLDER and (number - ONE_FOLDER) % 1000 == 0):
                 yield Entry(b"folder%05d" % folder, Kind.DIRECTORY, 0o755, mtime_ns=_SECOND, inode=number)
             path = b"folder%05d/some file with a usual name %08d.txt" % (folder, number)
             yield Entry(path, Kind.FILE, 0o644, 1000, 1000, mtime_ns=_SECOND, ctime_ns=number, inode=number)
-        if self._sparse_bytes:
-            yield Entry(b"sparse", Kind.FILE, 0o644, size=self._sparse_bytes, mtime_ns=_SECOND)
+        if self.sparse_bytes:
+            yield Entry(b"sparse", Kind.FILE, 0o644, size=self.sparse_bytes, mtime_ns=_SECOND)
 
     def fill(self, entry: Entry) -> Entry | Problem:
         return entry
@@ -104,10 +93,10 @@ def main() -> None:
     folder, files, sparse_bytes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     folder.mkdir()
     bench = Bench(Directory(folder))
-    run(bench, Generated(2_000, 3 << 20))
+    run(bench, Generated(files=2_000, sparse_bytes=3 << 20))
     before = peak_bytes()
-    first = run(bench, Generated(files, sparse_bytes))
-    second = run(bench, Generated(files, sparse_bytes))
+    first = run(bench, Generated(files=files, sparse_bytes=sparse_bytes))
+    second = run(bench, Generated(files=files, sparse_bytes=sparse_bytes))
     found = {
         "grown_bytes": peak_bytes() - before,
         "entries": second.stats.entries,
