@@ -4,7 +4,6 @@ No option file is read. The password goes into the programs' environment (MYSQL_
 nothing of it is left on a disk when a worker is killed.
 """
 
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -90,7 +89,7 @@ class MariadbServer(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def program(self, role: str) -> str:
         """Return a program's path. Raises ExtraMissing."""
         for name in _NAMES[role]:
-            if found := shutil.which(name, path=self.programs or os.environ.get("PATH")):
+            if found := shutil.which(name, path=self.programs or None):
                 return found
         where = f"in {self.programs}" if self.programs else "on PATH"
         package = _PACKAGES.get(role, "mariadb-client")
