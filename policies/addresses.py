@@ -30,8 +30,9 @@ def check(endpoints: Iterable[tuple[str, int]]) -> None:
     for host, port in endpoints:
         for address in _addresses(host, port):
             if not _is_allowed(address):
+                leads = f"{host} is" if host == str(address) else f"{host} leads to {address},"
                 raise AddressRefused(
-                    f"{host} is {address}, an internal address. Whoever runs this installation can allow its network "
+                    f"{leads} an internal address. Whoever runs this installation can allow its network "
                     "with BACKUPSITE_SOURCE_NETWORKS.",
                     address=str(address),
                 )

@@ -119,7 +119,7 @@ class SourceAdmin(RemovableAdmin):
         return TemplateResponse(request, "admin/source_kinds.html", context)
 
     def get_form(self, request: HttpRequest, obj: Source | None = None, change: bool = False, **kwargs: Any) -> Any:
-        return super().get_form(request, obj, change, **kwargs | {"form": form_of(_kind_of(request, obj))})
+        return super().get_form(request, obj, change, **kwargs | {"form": form_of(_kind_of(request, obj), request)})
 
     def get_fieldsets(self, request: HttpRequest, obj: Source | None = None) -> Any:
         kind = _kind_of(request, obj)

@@ -42,7 +42,7 @@ def check(source: Source) -> str:
         engine_source = reading.engine_source(source)
         hidden = reading.secret_texts(source)
     except (SecretUnreadable, EngineError) as error:
-        return str(error)
+        return _text(error)
     trials = _trials
     if not trials.acquire(blocking=False):
         raise TooManyTrials(f"{AT_ONCE} sources are being tried already. Try again in a minute.")
@@ -60,7 +60,7 @@ def check(source: Source) -> str:
 
     threading.Thread(target=attempt, name="trial", daemon=True).start()
     if not done.wait(settings.SOURCE_CHECK_S):
-        return str(SourceUnavailable(f"nothing answered within {settings.SOURCE_CHECK_S:g} s"))
+        return f"nothing answered within {settings.SOURCE_CHECK_S:g} s"
     return _told(found[0], hidden) if found else ""
 
 
@@ -68,11 +68,16 @@ def _told(error: Exception, hidden: list[str]) -> str:
     if not isinstance(error, EngineError | OSError):
         log.error("source.check_crashed", error=type(error).__name__, exc_info=error)
         return f"The program failed: {type(error).__name__}. Its log tells more."
-    text = str(error)
+    text = _text(error)
     for secret in hidden:
         if len(secret) >= HIDDEN_FROM:
             text = text.replace(secret, "***")
     return text
+
+
+def _text(error: Exception) -> str:
+    """Return an error's words, without the advice that is meant for whoever runs a job."""
+    return str(error.args[0]) if isinstance(error, SourceUnavailable) and error.args else str(error)
 
 
 def note(source: Source, *, now: dt.datetime) -> None:

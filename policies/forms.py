@@ -18,6 +18,7 @@ from unfold.widgets import (
     UnfoldBooleanSwitchWidget,
 )
 
+from accounts.console import note_refusal
 from accounts.refusals import Refused
 from policies import reading, retention, services
 from policies.kinds import TYPES
@@ -43,8 +44,9 @@ class LinesField(forms.CharField):
 
 
 class SourceForm(forms.ModelForm[Source]):
-    """A source with the fields of its kind; `form_of` makes the form of each kind."""
+    """A source with the fields of its kind; `form_of` makes the form of each kind for the request that it is in."""
 
+    request: ClassVar[HttpRequest]
     kind: ClassVar[str]
     shapes: ClassVar[dict[str, dict[str, Shown]]]
     forget_credentials = forms.BooleanField(
@@ -91,6 +93,7 @@ class SourceForm(forms.ModelForm[Source]):
                 self._tell(error)
             except Refused as refusal:
                 self.add_error(None, str(refusal))
+                note_refusal(self.request, None, code=refusal.code, reason=str(refusal))
         return values
 
     def _new_credentials(self) -> dict[str, str] | None:
@@ -116,11 +119,11 @@ class SourceForm(forms.ModelForm[Source]):
             self.add_error(name if name in self.fields else None, texts)
 
 
-def form_of(kind: str) -> type[SourceForm]:
+def form_of(kind: str, request: HttpRequest) -> type[SourceForm]:
     """Return the form of one kind: its settings and credentials as they are declared."""
     shapes = {part: dict(getattr(TYPES[kind], part)().fields) for part in (SETTINGS, CREDENTIALS)}
     fields = {f"{part}_{name}": _field(field, part) for part, shape in shapes.items() for name, field in shape.items()}
-    return type("SourceForm", (SourceForm,), {"kind": kind, "shapes": shapes, **fields})
+    return type("SourceForm", (SourceForm,), {"request": request, "kind": kind, "shapes": shapes, **fields})
 
 
 def names_of(kind: str, part: str) -> list[str]:

@@ -99,6 +99,14 @@ def test_what_is_wrong_stands_next_to_its_field_and_nothing_is_stored(site, cons
     assert not Source.objects.filter(name="new").exists()
 
 
+def test_an_internal_address_is_told_and_stands_in_the_audit_trail(site, console):
+    fields = {"settings_endpoint": "http://127.0.0.1:9000", "settings_bucket": "shop", "settings_path_style": "on"}
+    answer = console.post(add("bucket"), place(site, **fields))
+    assert "127.0.0.1 is an internal address" in answer.content.decode()
+    assert Event.objects.get(outcome="refused").action == "console.source.add"
+    assert not Source.objects.filter(name="new").exists()
+
+
 def test_what_was_typed_is_still_there_after_an_error(site, console):
     fields = {"host": "h", "settings_roots": "relative", "settings_exclude": "*.swp"}
     assert "*.swp" in console.post(add("files"), place(site, **fields)).content.decode()
