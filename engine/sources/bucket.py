@@ -63,7 +63,9 @@ class BucketSource(BaseSource, frozen=True, tag="bucket", kw_only=True):
 
     def identity(self) -> Identity:
         """Return the server and the address of what is read."""
-        return Identity("bucket", urlsplit(self.location.endpoint).netloc, [f"{self._address}/{self.prefix}"])
+        return Identity(
+            "bucket", urlsplit(self.location.endpoint).netloc.rpartition("@")[2], [f"{self._address}/{self.prefix}"]
+        )
 
     def options(self) -> dict[str, list[str]]:
         """Return what was chosen, without what was left as it is."""

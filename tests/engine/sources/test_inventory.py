@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import io
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote_plus
@@ -18,7 +19,7 @@ import pyarrow.parquet
 import pytest
 
 from engine.entries import Entry
-from engine.errors import SourceError, SourceIncomplete, SourceMissing
+from engine.errors import ExtraMissing, SourceError, SourceIncomplete, SourceMissing
 from engine.sources.bucket import BucketSource
 from engine.storage.location import Location
 from tests.support.bucket_double import MODIFIED, BucketDouble, serving
@@ -251,6 +252,15 @@ def test_an_inventory_that_can_not_serve_is_refused(
 def test_a_place_without_inventories_is_told(at: Location) -> None:
     with pytest.raises(SourceMissing, match=r"no complete inventory at s3://bucket/else/.*inventory-id"):
         BucketSource(location=at, inventory="s3://bucket/else").check()
+
+
+def test_an_inventory_in_parquet_without_its_package_says_what_to_install(
+    double: BucketDouble, at: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliver(double, [as_parquet(all_rows(double))], fileFormat="Parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ExtraMissing, match=r"pip install pyarrow==.*, or have it made as CSV"):
+        walked(BucketSource(location=at, inventory=WHERE))
 
 
 def test_the_requests_for_the_inventory_are_counted_too(double: BucketDouble, at: Location) -> None:
