@@ -75,7 +75,7 @@ def test_tables_are_backed_up_changed_destroyed_and_restored_to_the_same_and_to_
     second = program.back_up(lab.source(range_mib=1))
     figures = [(run["stats"]["bytes_read"], run["stats"]["bytes_new"]) for run in (first, second)]
     request.node.user_properties.append(("bytes read and new", json.dumps(figures)))
-    assert figures[1][1] < figures[0][1] / 2
+    assert figures[1][1] < figures[0][1] * 0.75  # at most three chunks of 2 MB, mostly far less
 
     for table in lab.tables():
         lab.drop(table)
