@@ -181,7 +181,7 @@ def _parquet(data: IO[bytes], manifest: Manifest) -> Iterator[_Record]:
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise ExtraMissing(
-            "an inventory in Parquet needs a package that is not there: pip install pyarrow==26.0.1, or have it made as CSV"
+            "an inventory in Parquet needs a package: pip install pyarrow==26.0.1, or have it made as CSV"
         ) from error
     try:
         for batch in ParquetFile(data).iter_batches():
