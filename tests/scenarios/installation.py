@@ -376,7 +376,7 @@ def full_set(folder: Path, *, database: Postgres, broker: str, beats: int = 1, *
             "BACKUPSITE_FIELD_KEYS": "5c" * 32,
             "BACKUPSITE_KEY_FILE": str(folder / "service.key"),
             "ALLOWED_HOSTS": "127.0.0.1",
-            **more,
+            **(more or {}),
         }
         installation = Installation(folder, environment)
         try:

@@ -45,9 +45,8 @@ def site(
     """An installation whose operator allows sources on loopback; its vaults lie in a folder."""
     folder = tmp_path_factory.mktemp("sources")
     with own_redis_number(redis_service) as broker:
-        with full_set(
-            folder, database=postgres_service, broker=broker, BACKUPSITE_SOURCE_NETWORKS=LOOPBACK
-        ) as installation:
+        more = {"BACKUPSITE_SOURCE_NETWORKS": LOOPBACK, "BACKUPSITE_SOURCE_CHECK_S": "8"}
+        with full_set(folder, database=postgres_service, broker=broker, more=more) as installation:
             installation.region("main", folder / "store")
             yield installation
 
