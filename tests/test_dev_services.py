@@ -130,4 +130,4 @@ def test_names_may_stand_before_and_after_the_folder(folder):
 def test_an_unknown_service_is_refused(folder):
     done = call("start", "oracle", folder=folder)
     assert done.returncode == 2
-    assert "no such service: oracle; choose from redis, postgres, minio, radosgw" in done.stderr
+    assert "no such service: oracle; choose from redis, postgres, minio, minio-far, radosgw" in done.stderr

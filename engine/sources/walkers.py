@@ -107,7 +107,9 @@ class WideWalk(Walk):
                     continue
             yield self._wish(_Place(path + b"/", verdict, status.st_dev), None, 0)
 
-    def _stat(self, name: bytes, *, dir_fd: int, follow_symlinks: bool) -> os.stat_result:  # type: ignore[override]
+    def _stat(  # type: ignore[override]  # os.stat, which it stands for, takes more than a walk asks for
+        self, name: bytes, *, dir_fd: int, follow_symlinks: bool
+    ) -> os.stat_result:
         folder = self._stack[-1]
         if isinstance(folder, _Far):
             return folder.status()
