@@ -161,7 +161,8 @@ def test_a_killed_worker_leaves_no_point_and_the_next_run_completes(filled: OwnS
 @pytest.mark.parametrize("mode", ["logical", "physical"])
 def test_a_server_that_stops_in_the_middle_gives_an_error_and_no_point(make: Maker, mode: str) -> None:
     server, bench = make(), Bench()
-    server.rows("CREATE TABLE t AS SELECT g, md5(g::text) AS m FROM generate_series(1, 100000) g")
+    # More than the buffers between the server and pg_dump take in.
+    server.rows("CREATE TABLE t AS SELECT g, repeat(md5(g::text), 12) AS m FROM generate_series(1, 60000) g")
     job = backup_job(bench, server.source(mode=mode, bytes_per_s=200_000))
 
     def stop() -> None:
