@@ -363,7 +363,9 @@ def own_redis_number(service: Redis) -> Iterator[str]:
 
 
 @contextmanager
-def full_set(folder: Path, *, database: Postgres, broker: str, beats: int = 1, **more: str) -> Iterator[Installation]:
+def full_set(
+    folder: Path, *, database: Postgres, broker: str, beats: int = 1, more: dict[str, str] | None = None
+) -> Iterator[Installation]:
     """Have an installation with a fresh database and the given broker, served, inside the block.
 
     `more` are further variables of its environment.
