@@ -184,7 +184,7 @@ class Client:
             return self._side.denied(f"the Milvus server at {self._address} refuses {verb}: {said}")
         if status.retriable or code in _RATE_LIMIT:
             return self._side.unavailable(f"the Milvus server at {self._address} can't do {verb} now: {said}")
-        kind = TooMuch if "exceed" in said and "size" in said else Refused
+        kind = TooMuch if "exceed" in said and "size" in said.lower() else Refused
         return kind(f"the Milvus server at {self._address} refuses {verb}: {said}", code=code)
 
     def version(self) -> str:

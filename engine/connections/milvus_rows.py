@@ -120,6 +120,7 @@ class Rows:
                     expr=beyond,
                     output_fields=["*"],
                     guarantee_timestamp=snapshot_ts,
+                    use_default_consistency=bool(snapshot_ts),  # the first one sees all that was written before
                     query_params=[{"key": key, "value": str(value)} for key, value in options.items()],
                 )
             except TooMuch:

@@ -17,7 +17,7 @@ from tests.services import Milvus
 from tests.support.milvus import Lite, client, empty, fill, items, lite, seen
 
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(300)]
-ROWS, MANY = 400, 9000
+ROWS, MANY = 400, 7000
 
 
 class Engine:
@@ -104,7 +104,7 @@ def test_a_cluster_comes_back_on_a_fresh_server_and_only_changes_are_stored(
     one.delete("items", filter="id in [101, 102]")
     one.close()
     second = engine.backup(cluster)
-    assert second["stats"]["bytes_read"] > 5_000_000
+    assert second["stats"]["bytes_read"] > 4_000_000
     assert second["stats"]["bytes_new"] < second["stats"]["bytes_read"] / 2
 
     before = seen(cluster)
