@@ -150,7 +150,7 @@ def test_a_server_is_given_back_as_it_was_a_moment_before_the_mistake(
 
 
 def test_a_killed_worker_leaves_no_point_and_the_next_run_completes(filled: OwnServer, engine: EngineProgram) -> None:
-    process = engine.backing_up(filled.source(bytes_per_s=200_000))
+    process = engine.backing_up(filled.source(bytes_per_s=1_000_000))
     _until_dumping(filled)
     killed(process)
     assert engine.points("home") == []
@@ -163,7 +163,7 @@ def test_a_server_that_stops_in_the_middle_gives_an_error_and_no_point(make: Mak
     server, bench = make(), Bench()
     # More than the buffers between the server and pg_dump take in.
     server.rows("CREATE TABLE t AS SELECT g, repeat(md5(g::text), 12) AS m FROM generate_series(1, 60000) g")
-    job = backup_job(bench, server.source(mode=mode, bytes_per_s=200_000))
+    job = backup_job(bench, server.source(mode=mode, bytes_per_s=2_000_000))
 
     def stop() -> None:
         _until_dumping(server)
