@@ -38,7 +38,7 @@ def run(*argv: str) -> None:
 
 def open_folder() -> Path:
     """Return a new folder that servers can write into; the caller removes it."""
-    folder = Path(tempfile.mkdtemp(prefix="backupsite-postgres-"))
+    folder = Path(tempfile.mkdtemp(prefix="own-postgres-"))
     if os.geteuid() == 0:
         shutil.chown(folder, ACCOUNT)
     return folder
