@@ -1,8 +1,6 @@
 """Milvus Lite as a server, which the package milvus-lite brings. Standard library only."""
 
 import socket
-import sys
-from pathlib import Path
 from typing import Any
 
 from server_programs import find
@@ -11,8 +9,7 @@ from servers import HOST, Server, free_ports
 
 def start_milvus(server: Server) -> dict[str, Any]:
     """Start an empty Milvus Lite; it knows no users."""
-    beside = Path(sys.executable).parent / "milvus-lite"
-    program = str(beside) if beside.exists() else find("milvus-lite", missing="pip install milvus-lite==3.2.2")
+    program = find("milvus-lite", missing="make .venv/dev, or pip install milvus-lite==3.2.2")
     [port] = free_ports(1)
     # Without a host it listens on every address.
     server.spawn(program, "server", "--data-dir", str(server.folder / "data"), "--host", HOST, "--port", str(port))

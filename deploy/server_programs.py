@@ -34,6 +34,7 @@ def find(program: str, *, missing: str) -> str:
     """Return the path of a server's program, also from the places where PATH doesn't look. Raises Failed."""
     places = [
         CACHE / "bin",
+        ROOT / ".venv/bin",
         Path.home() / "go/bin",
         Path("/usr/local/bin"),
         Path("/usr/sbin"),

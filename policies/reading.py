@@ -113,15 +113,16 @@ def engine_source(source: Source) -> AnySource:
     return kind.source(found)
 
 
-def engine_target(destination: Source, *, kind: str, to: str) -> AnyTarget:
+def engine_target(destination: Source, *, kind: str, to: str, overwrite: bool = False) -> AnyTarget:
     """Return where a point of `kind` goes at the destination. Raises what engine_source raises, and DestinationUnfit.
 
-    A host takes every kind: databases and tables become the files that the point holds.
+    A host takes every kind: databases and tables become the files that the point holds. With `overwrite`, what is there
+    and can't be kept beside the point's is replaced: databases, rows of tables.
     """
     check_takes(destination, kind=kind)
     own, found = TYPES[destination.kind], reading(destination)
     addresses.check(own.endpoints(found.settings))
-    return own.target(found, to)
+    return own.target(found._replace(overwrite=overwrite), to)
 
 
 def takes(destination: Source, *, kind: str) -> bool:

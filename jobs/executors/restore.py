@@ -8,7 +8,7 @@ from engine.ids import new_ulid
 from engine.progress import Progress
 from engine.vault import Vault
 from engine.verbs import restore
-from engine.verbs.restore import Outcome, RestoreJob, Result, Unit
+from engine.verbs.restore import OVERWRITE, Outcome, RestoreJob, Result, Unit
 from jobs.executors.port import Clock, Executor, point_of, shown
 from jobs.models import Job
 from policies.reading import engine_target
@@ -23,7 +23,9 @@ def _prepare(job: Job, now: dt.datetime) -> RestoreJob:
         session=new_ulid(now),
         series=point.series,
         point=point.point_id,
-        target=engine_target(job.source, kind=point.source_kind, to=wanted["to"]),
+        target=engine_target(
+            job.source, kind=point.source_kind, to=wanted["to"], overwrite=wanted["same_name"] == OVERWRITE
+        ),
         started_at=job.started_at or now,
         include=patterns if wanted["mode"] == "include" else (),
         exclude=patterns if wanted["mode"] == "exclude" else (),

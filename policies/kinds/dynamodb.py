@@ -53,7 +53,7 @@ def _source(reading: Reading) -> AnySource:
 
 
 def _target(reading: Reading, to: str) -> AnyTarget:
-    return DynamoDbTarget(place=_place(reading), **written(reading.settings, to))
+    return DynamoDbTarget(place=_place(reading), **written(reading, to))
 
 
 def _endpoints(settings: dict[str, Any]) -> list[tuple[str, int]]:

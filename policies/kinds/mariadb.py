@@ -145,7 +145,7 @@ def _target(reading: Reading, to: str) -> AnyTarget:
     if mode == "binlog":
         start, _, stop = to.partition(" until ")
         return MariadbLogsTarget(server=server, start=start, stop=stop, scratch=reading.settings["spool"])
-    return MariadbTarget(server=server, suffix=to)
+    return MariadbTarget(server=server, suffix=to, overwrite=reading.overwrite)
 
 
 def _check_to(to: str) -> None:

@@ -13,11 +13,15 @@ UNITS = "units"
 
 
 class Reading(NamedTuple):
-    """One source as a kind sees it: its host (may be empty), checked settings, and credentials in the clear."""
+    """One source as a kind sees it: its host (may be empty), checked settings, and credentials in the clear.
+
+    `overwrite` says of a restore that a person confirmed the loss of what stands in its place (C28).
+    """
 
     host: str
     settings: dict[str, Any]
     credentials: dict[str, str]
+    overwrite: bool = False
 
 
 class NoCredentials(serializers.Serializer[Any]):

@@ -136,6 +136,7 @@ def _target(reading: Reading, to: str) -> AnyTarget:
         sslmode=wanted["sslmode"],
         sslrootcert=wanted["sslrootcert"],
         suffix=to,
+        overwrite=reading.overwrite,
         programs=wanted["programs"],
     )
 

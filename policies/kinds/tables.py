@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from rest_framework import serializers
 
-from policies.kinds.port import TextList
+from policies.kinds.port import Reading, TextList
 
 
 class TablesSettings(serializers.Serializer[Any]):
@@ -21,12 +21,6 @@ class TablesSettings(serializers.Serializer[Any]):
     )
     bytes_per_s = serializers.IntegerField(
         default=0, min_value=0, label="Bytes per second", help_text="The most that each worker reads; 0 is no limit"
-    )
-    overwrite = serializers.BooleanField(
-        default=False,
-        label="Restores overwrite rows",
-        help_text="On: a restore writes into tables that hold rows, over rows of the same keys. "
-        "Off: it refuses such tables",
     )
     rows_per_s = serializers.FloatField(
         default=0,
@@ -78,6 +72,6 @@ def chosen(wanted: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def written(wanted: dict[str, Any], to: str) -> dict[str, Any]:
+def written(reading: Reading, to: str) -> dict[str, Any]:
     """Return the settings of a target as the engine's target takes them."""
-    return {"suffix": to, "overwrite": wanted["overwrite"], "rows_per_s": wanted["rows_per_s"]}
+    return {"suffix": to, "overwrite": reading.overwrite, "rows_per_s": reading.settings["rows_per_s"]}

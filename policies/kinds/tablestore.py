@@ -43,7 +43,7 @@ def _source(reading: Reading) -> AnySource:
 
 
 def _target(reading: Reading, to: str) -> AnyTarget:
-    return TablestoreTarget(place=_place(reading), **written(reading.settings, to))
+    return TablestoreTarget(place=_place(reading), **written(reading, to))
 
 
 def _check_to(to: str) -> None:

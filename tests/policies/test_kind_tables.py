@@ -34,12 +34,13 @@ def reading(name: str, **given: Any) -> Reading:
 
 @pytest.mark.parametrize("name", TYPES)
 def test_what_people_typed_reaches_the_engine(name: str) -> None:
-    given = reading(name, tables=["a*"], exclude=["ab"], reads_per_s=5, bytes_per_s=2000, overwrite=True, rows_per_s=7)
+    given = reading(name, tables=["a*"], exclude=["ab"], reads_per_s=5, bytes_per_s=2000, rows_per_s=7)
     source = TYPES[name].source(given)
     assert isinstance(source, TablestoreSource | DynamoDbSource)
     assert (source.tables, source.exclude, source.reads_per_s, source.bytes_per_s) == (("a*",), ("ab",), 5, 2000)
     assert (source.place.access_key, source.place.secret_key, source.place.token) == ("an id", " secret ", "temporary")
-    target = TYPES[name].target(given, "_x")
+    assert not TYPES[name].target(given, "").overwrite
+    target = TYPES[name].target(given._replace(overwrite=True), "_x")
     assert isinstance(target, TablestoreTarget | DynamoDbTarget)
     assert (target.suffix, target.overwrite, target.rows_per_s, target.verify) == ("_x", True, 7, True)
     assert target.place == source.place
