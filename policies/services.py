@@ -230,6 +230,8 @@ def create_plan(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
     accounts = {plan.source.account_id, plan.policy.account_id, plan.vault.account_id}
     if len(accounts) != 1:
         raise PlanUnfit("Source, policy and vault must belong to one account.")
+    if TYPES[plan.source.kind].starts_itself:
+        raise PlanUnfit(f"{plan.source} starts its backups itself: it takes no plans.", code="source_starts_itself")
     if plan.vault.type != VaultType.GENERAL:
         raise PlanUnfit(f"{plan.vault} is a replication target and takes no new plans.", code="vault_read_only")
     if plan.vault.state in (VaultState.DELETING, VaultState.DELETED):

@@ -54,6 +54,7 @@ TYPE = SourceType(
     target=_target,
     to="An existing folder of the host, for the stream as a file; HANA itself restores through its agent",
     on_host=True,
+    starts_itself=True,
     check_to=_check_to,
     about="A SAP HANA database, which backs itself up through the Backint agent on its host",
     preflight="Register the agent with the HANA system that is to be recovered (docs/sources/sap-hana.md)",

@@ -169,6 +169,13 @@ def test_parts_of_two_accounts_make_no_plan():
         services.create_plan(Plan(source=plan.source, policy=plan.policy, vault=other.vault), actor=SERVICE, now=T0)
 
 
+def test_what_starts_its_backups_itself_takes_no_plan(account, region):
+    hana = make_source(account, region, "hana", kind="backint", settings={"database": "SYSTEMDB@HDB"})
+    plan = Plan(source=hana, policy=make_policy(account), vault=make_vault(account, region))
+    with pytest.raises(services.PlanUnfit, match="starts its backups itself"):
+        services.create_plan(plan, actor=SERVICE, now=T0)
+
+
 def test_a_replication_target_takes_no_plan(account, region):
     target = make_vault(account, region, type=VaultType.REPLICATION_TARGET)
     plan = Plan(source=make_source(account, region), policy=make_policy(account), vault=target)
