@@ -116,7 +116,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 def tree(folder: Path) -> dict[str, bytes]:
     """Write files of all sizes; return name -> content."""
     rng = random.Random(5)
-    files = {f"file{number}": rng.randbytes(size) for number, size in enumerate((5 * MIB, 10, 0, 3 * MIB, 700_000, 1))}
+    files = {f"file{number}": rng.randbytes(size) for number, size in enumerate((20 * MIB, 10, 0, 3 * MIB, 700_000, 1))}
     write_files(folder, files)
     return files
 
