@@ -6,12 +6,13 @@ from django.contrib import admin, messages
 from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
 
 from accounts.console import ReadOnlyAdmin, ReadOnlyInline, action, actor_of, display, human_bytes, leave_dialog, lines
-from jobs import removal, services
+from jobs import passwords, removal, services
 from jobs.console import (
     PointButtons,
     SourceButtons,
@@ -75,7 +76,7 @@ class JobAdmin(ReadOnlyAdmin):
     list_select_related = ["source", "vault", "point"]
     search_fields = ["id", "source__name", "error"]
     date_hierarchy = "created_at"
-    actions_detail: ClassVar = ["confirm", "cancel"]
+    actions_detail: ClassVar = ["confirm", "passwords", "cancel"]
     inlines = [EventInline, StepInline]
     fieldsets = [
         (None, {"fields": ["kind", "status", "about", "vault", "point", "trigger", "requested_by", "error_shown"]}),
@@ -161,6 +162,27 @@ class JobAdmin(ReadOnlyAdmin):
     @display(description="Other file systems inside")
     def mounts(self, job: Job) -> str:
         return lines(job.report.get("mounts", []))
+
+    @action(
+        description="New passwords",
+        icon="password",
+        permissions=["view"],
+        dialog=dialog(
+            "Show the passwords that this restore made",
+            "They are shown this once, and kept nowhere afterwards.",
+            None,
+            "Show them",
+        ),
+    )
+    def passwords(self, request: HttpRequest, form: Any, object_id: str) -> HttpResponse:
+        job = Job.objects.select_related("account").get(pk=object_id)
+        shown = self.tell_refusals(request, lambda: passwords.take(job, actor=actor_of(request), now=timezone.now()))
+        if not shown:
+            return leave_dialog(request, reverse("admin:jobs_job_change", args=[object_id]))
+        answer = TemplateResponse(request, "admin/passwords_shown.html", {"passwords": shown})
+        answer["Cache-Control"] = "no-store"
+        answer["HX-Retarget"] = answer["HX-Reselect"] = "#dialog"  # take the place of the whole dialog
+        return answer
 
     @action(
         description="Cancel",

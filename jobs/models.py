@@ -25,7 +25,8 @@ class Job(models.Model):
     `round` counts how often the job was planned: a planner that died is replaced in a new round, and the steps, units
     and results of earlier rounds count for nothing. `units_total` is known once `planned`; `units_done` of them have a
     result. `settings` is what the person or the plan asked for, by kind (jobs.executors). `host` is the machine whose
-    files a backup reads, empty for other work.
+    files a backup reads, empty for other work. `passwords` is sealed: what a restore made anew, until somebody
+    was shown it (D5).
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -57,6 +58,7 @@ class Job(models.Model):
     bytes_stored = models.PositiveBigIntegerField(default=0)
     problems_count = models.PositiveBigIntegerField(default=0)
     report = models.JSONField(default=dict)
+    passwords = models.TextField(blank=True, editable=False)
     error = models.TextField(blank=True)
     error_code = models.CharField(max_length=64, blank=True)
     cleaned = models.BooleanField(default=False)

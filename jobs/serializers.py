@@ -195,6 +195,12 @@ JobRequest = PolymorphicProxySerializer(
 )
 
 
+class PasswordsSerializer(serializers.Serializer[Any]):
+    """What a restore made anew, one line each. Shown once, then kept nowhere."""
+
+    passwords = serializers.ListField(child=serializers.CharField())
+
+
 class HoldRequestSerializer(serializers.Serializer[Any]):
     reason = serializers.CharField(max_length=255, help_text="Why nobody may delete the point, for people")
 

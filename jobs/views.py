@@ -13,7 +13,7 @@ from rest_framework.serializers import BaseSerializer
 
 from accounts.permissions import MANAGE, OPERATE, OWN
 from accounts.views import AccountView, AccountViewSet, Pages, actor_of
-from jobs import closing, doorbell, maintenance, removal, services
+from jobs import closing, doorbell, maintenance, passwords, removal, services
 from jobs.models import Job
 from jobs.serializers import (
     REQUESTS,
@@ -25,6 +25,7 @@ from jobs.serializers import (
     JobDetailSerializer,
     JobRequest,
     JobSerializer,
+    PasswordsSerializer,
     RestoreRequestSerializer,
     StepSerializer,
     TypedRequestSerializer,
@@ -46,7 +47,7 @@ class JobView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[J
     """Jobs of the caller's accounts."""
 
     queryset = Job.objects.select_related("account")
-    permissions: ClassVar = {"create": OPERATE, "cancel": OPERATE, "confirm": MANAGE}
+    permissions: ClassVar = {"create": OPERATE, "cancel": OPERATE, "confirm": MANAGE, "passwords": MANAGE}
     filterset_fields: ClassVar = {
         "account": ["exact"],
         "kind": ["exact", "in"],
@@ -102,6 +103,13 @@ class JobView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[J
         """Stop the job: at once what only waits, at its next check what runs."""
         job = services.request_cancel(self.get_object(), actor=actor_of(request), now=timezone.now())
         return Response(JobSerializer(job).data, status=status.HTTP_202_ACCEPTED)
+
+    @extend_schema(request=None, responses={200: PasswordsSerializer})
+    @action(detail=True, methods=["post"])
+    def passwords(self, request: Request, pk: str) -> Response:
+        """Show the passwords that a restore made anew, this once (D5)."""
+        shown = passwords.take(self.get_object(), actor=actor_of(request), now=timezone.now())
+        return Response({"passwords": shown}, headers={"Cache-Control": "no-store"})
 
     @extend_schema(request=None, responses={202: JobSerializer})
     @action(detail=True, methods=["post"])

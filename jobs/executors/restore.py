@@ -4,14 +4,19 @@ import datetime as dt
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import msgspec
+
 from engine.ids import new_ulid
 from engine.progress import Progress
 from engine.vault import Vault
 from engine.verbs import restore
 from engine.verbs.restore import OVERWRITE, Outcome, RestoreJob, Result, Unit
+from jobs import passwords
 from jobs.executors.port import Clock, Executor, point_of, shown
 from jobs.models import Job
 from policies.reading import engine_target
+
+_MADE = "password"  # the reason by which a target tells a new one
 
 
 def _prepare(job: Job, now: dt.datetime) -> RestoreJob:
@@ -42,15 +47,22 @@ def _finish(vault: Vault, order: RestoreJob, results: Iterable[Result], progress
 
 
 def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dict[str, Any]:
+    """Keep new passwords sealed, apart from the report, until somebody is shown them once (D5)."""
+    made = [problem.detail for problem in outcome.problems if problem.reason == _MADE]
+    problems = [
+        msgspec.structs.replace(problem, detail=passwords.TOLD) if problem.reason == _MADE else problem
+        for problem in outcome.problems
+    ]
     return {
         "state": outcome.state,
         "problems_count": outcome.problems_total,
+        "passwords": passwords.sealed(job, made),
         "report": {
             "entries": outcome.entries,
             "files": outcome.files,
             "bytes": outcome.bytes,
             "skipped": outcome.skipped,
-            "problems": shown(outcome.problems),
+            "problems": shown(problems),
         },
     }
 
