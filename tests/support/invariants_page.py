@@ -38,7 +38,6 @@ PROMISES = {
     29: "Every damaged byte is found within its period, and what sources still have is stored again.",
     30: "Vaults of every released format open for ever; what only a newer program understands is refused by name.",
 }
-LATER = {21: "replication", 22: "replication"}
 MARKER = Marker(
     "invariant",
     lambda name: type(name) is int and name in PROMISES,
@@ -61,16 +60,12 @@ def page(found: dict[str, set[str]]) -> str:
 
 
 def unproven(found: dict[str, set[str]]) -> list[int]:
-    """Return the promises that no test proves and that hold today."""
-    return [number for number in PROMISES if number not in LATER and not found.get(str(number))]
+    """Return the promises that no test proves."""
+    return [number for number in PROMISES if not found.get(str(number))]
 
 
 def _proof(number: int, found: dict[str, set[str]]) -> str:
-    tests = [f"`{test}`" for test in sorted(found.get(str(number), ()))]
-    if number in LATER:
-        comes = f"comes with {LATER[number]}"
-        return "<br>".join([f"{comes}; in part:", *tests]) if tests else f"{comes}; nothing proves it yet"
-    return "<br>".join(tests)
+    return "<br>".join(f"`{test}`" for test in sorted(found.get(str(number), ())))
 
 
 def main(arguments: list[str]) -> str:
@@ -79,7 +74,7 @@ def main(arguments: list[str]) -> str:
     if arguments:
         return "\n".join(sorted({test for number in arguments for test in found.get(number, ())}))
     PAGE.write_text(page(found))
-    return f"{PAGE.relative_to(ROOT)}: {len(PROMISES) - len(unproven(found)) - len(LATER)} of {len(PROMISES)} promises"
+    return f"{PAGE.relative_to(ROOT)}: {len(PROMISES) - len(unproven(found))} of {len(PROMISES)} promises"
 
 
 if __name__ == "__main__":
