@@ -11,7 +11,7 @@ from engine.entries import Entry, Kind, Problem, sort_key
 from engine.errors import SourceError, SourceMissing
 from engine.patterns import Selection
 from engine.sources.attributes import Attributes, LooseAttributes, extended
-from engine.sources.mounts import mounts_inside
+from engine.sources.mounts import is_network, mounts_inside
 from engine.sources.port import BaseSource, Identity
 from engine.sources.prefetch import Prefetch
 from engine.sources.reading import FileReader, Folders, has_holes, open_file
@@ -40,7 +40,8 @@ class FilesSource(BaseSource, frozen=True, tag="files", kw_only=True, dict=True)
     `roots` are absolute paths as bytes (JSON: base64, so that any name survives). Roots inside other roots are
     part of them. A root that is a link is kept as a link. `include` and `exclude` are patterns (engine.patterns).
     With `one_file_system` a mount point inside a root is kept as an empty folder, and reported, unless it is a
-    root itself. Names of users and groups are remembered for the life of this object.
+    root itself; with `skip_network` so is what lies on another host (C49). Names of users and groups are remembered
+    for the life of this object.
 
     For mounted shares and parallel file systems: `walkers` threads list folders and read small files ahead.
     `ignore_inode` and `ignore_ctime` are for mounts whose numbers lie: what is unchanged is then told by size and time
@@ -53,6 +54,7 @@ class FilesSource(BaseSource, frozen=True, tag="files", kw_only=True, dict=True)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     one_file_system: bool = False
+    skip_network: bool = False
     walkers: int = 1
     ignore_inode: bool = False
     ignore_ctime: bool = False
@@ -157,7 +159,8 @@ class FilesSource(BaseSource, frozen=True, tag="files", kw_only=True, dict=True)
     def walk(self) -> Generator[Entry | Problem, None, None]:
         """Yield every entry in listing order, attributes from lstat alone."""
         selection = Selection(self.include, self.exclude) if self.include or self.exclude else None
-        options = WalkOptions(selection, self.one_file_system)
+        far = {mount.device for mount in mounts_inside(self.roots) if is_network(mount.fs_type)}
+        options = WalkOptions(selection, self.one_file_system, frozenset(far if self.skip_network else ()))
         if self.walkers > 1:
             return WideWalk(self._top, self._attributes, options, named=self._named).walking(self.walkers)
         return Walk(self._top, self._attributes, options, named=self._named).run()

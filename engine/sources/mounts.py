@@ -6,6 +6,11 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 _MOUNTINFO = "/proc/self/mountinfo"
+_NETWORK = (
+    *("nfs", "cifs", "smb", "fuse", "gluster", "ceph", "lustre", "gpfs", "beegfs", "afs", "9p", "virtiofs", "davfs"),
+    *("cpfs", "orangefs", "ocfs2", "gfs2", "ncpfs", "coda"),
+)
+_LOCAL = ("fuseblk", "fusectl")  # NTFS and exFAT disks; the kernel's own
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
@@ -15,6 +20,11 @@ class Mount(NamedTuple):
     path: bytes
     fs_type: str
     device: int
+
+
+def is_network(fs_type: str) -> bool:
+    """Say whether a file system of this type lies elsewhere: a NAS, a bucket, another host (C49)."""
+    return fs_type.startswith(_NETWORK) and fs_type not in _LOCAL
 
 
 def parse_mountinfo(text: bytes) -> Iterator[Mount]:

@@ -36,10 +36,14 @@ class Folder:
 
 
 class WalkOptions(NamedTuple):
-    """What a walk leaves out. `selection` is None when there are no patterns."""
+    """What a walk leaves out. `selection` is None when there are no patterns.
+
+    `left_out` are devices (st_dev) whose mount points are kept as empty folders, as all are with `one_file_system`.
+    """
 
     selection: Selection | None
     one_file_system: bool
+    left_out: frozenset[int] = frozenset()
 
 
 def problem_of(path: bytes, error: OSError) -> Problem:
@@ -69,7 +73,7 @@ class Walk:
         self._named = frozenset(named)
         self._attributes = attributes
         self._selection = options.selection
-        self._one_file_system = options.one_file_system
+        self._one_file_system, self._left_out = options.one_file_system, options.left_out
         self._ordinals: dict[int, int] = {}
         self._stack: list[Folder] = []
         # Folders that are kept only if something inside is: not yielded yet.
@@ -115,7 +119,7 @@ class Walk:
 
     def _below(self, top: int, top_prefix: bytes) -> Iterator[Entry | Problem]:
         stat, entry_of, stack = self._stat, self._attributes.entry, self._stack
-        ordinals, selection, one_file_system = self._ordinals, self._selection, self._one_file_system
+        ordinals, selection = self._ordinals, self._selection
         last_device, ordinal = -1, 0
         while stack:
             folder = stack[-1]
@@ -140,7 +144,7 @@ class Walk:
                 if entry is None:
                     yield Problem(path, "socket", "sockets are not backed up", lost=False)
                     continue
-                elsewhere = one_file_system and last_device != folder.device and path not in self._named
+                elsewhere = last_device != folder.device and self._is_left_out(last_device, path)
                 if verdict is Verdict.LOOK:
                     self._pending.append(entry)
                 elif entry.kind == _DIRECTORY or not elsewhere:
@@ -154,6 +158,10 @@ class Walk:
                     yield problem
             else:
                 self._leave(top, top_prefix)
+
+    def _is_left_out(self, device: int, path: bytes) -> bool:
+        """Say whether what is mounted at `path` is left out."""
+        return (self._one_file_system or device in self._left_out) and path not in self._named
 
     def _leading_to(self, path: bytes, verdict: Verdict) -> Iterator[Entry]:
         """Yield the pending folders above a kept `path`; forget those that led nowhere."""

@@ -99,7 +99,7 @@ class WideWalk(Walk):
             if isinstance(status, OSError) or not stat.S_ISDIR(status.st_mode):
                 continue
             path, verdict = place.prefix + name, place.verdict
-            if self._one_file_system and status.st_dev != place.device and path not in self._named:
+            if status.st_dev != place.device and self._is_left_out(status.st_dev, path):
                 continue
             if self._selection is not None:
                 verdict = self._selection.step(place.verdict, path, folder=True)

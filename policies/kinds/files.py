@@ -38,7 +38,11 @@ class FilesSettings(serializers.Serializer[Any]):
     include = TextList(default=list, help_text="Only what matches these patterns; none is everything")
     exclude = TextList(default=list, help_text="Never what matches these patterns")
     one_file_system = serializers.BooleanField(default=False, help_text="Leave out other file systems mounted inside")
-
+    skip_network = serializers.BooleanField(
+        default=False,
+        label="Skip network storage",
+        help_text="Leave out what is mounted inside from elsewhere: NFS, SMB, GlusterFS, buckets and other FUSE mounts",
+    )
     profile = serializers.ChoiceField(
         default="local", choices=_SHOWN, label="File system", help_text="How what is mounted there is read best"
     )
@@ -81,6 +85,7 @@ def _source(reading: Reading) -> AnySource:
     )
     return msgspec.structs.replace(
         source,
+        skip_network=wanted["skip_network"],
         walkers=wanted["walkers"] or profile.walkers,
         ignore_inode=wanted["ignore_inode"] or profile.ignore_inode,
         ignore_ctime=wanted["ignore_ctime"] or profile.ignore_ctime,

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from engine.entries import Entry, Problem
 from engine.errors import SourceError, SourceMissing, SourceUnavailable
 from engine.patterns import BadPattern
 from engine.sources.files import FilesSource, files_source
-from engine.sources.mounts import Mount, mounts_inside, parse_mountinfo
+from engine.sources.mounts import Mount, is_network, mounts_inside, parse_mountinfo
 from tests.support.trees import AS_ROOT, NAMES, Node, build
 
 NOBODY = 65534
@@ -187,6 +188,45 @@ def test_an_excluded_folder_is_not_even_opened(tmp_path: Path, as_nobody: None) 
         build({b"closed": Node("folder", 0o700)}, tmp_path)
     assert problems(files_source([tmp_path], host="h")) == [("closed", "unreadable", True)]
     assert problems(files_source([tmp_path], host="h", exclude=["closed"])) == []
+
+
+@needs_root
+@pytest.mark.rule("C49")
+@pytest.mark.parametrize("walkers", [1, 3])
+def test_network_storage_is_left_out_and_told_and_other_mounts_are_not(
+    tmp_path: Path, mount: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch, walkers: int
+) -> None:
+    for name in ("far", "near"):
+        (tmp_path / name).mkdir()
+        mount(tmp_path / name)
+        (tmp_path / name / "file").write_text("here")
+    far = bytes(tmp_path / "far")
+    monkeypatch.setattr(
+        "engine.sources.files.mounts_inside",
+        lambda roots: [one._replace(fs_type="nfs4") if one.path == far else one for one in mounts_inside(roots)],
+    )
+    source = msgspec.structs.replace(files_source([tmp_path], host="h"), skip_network=True, walkers=walkers)
+    found = list(source.walk())
+    kept = {os.fsdecode(entry.path)[len(str(tmp_path)) :] for entry in found if isinstance(entry, Entry)}
+    assert kept == {"", "far", "near", "near/file"}
+    assert [(one.path, one.reason, one.lost) for one in found if isinstance(one, Problem)] == [
+        (far[1:], "other-file-system", False)
+    ]
+    named = msgspec.structs.replace(files_source([tmp_path / "far"], host="h"), skip_network=True, walkers=walkers)
+    assert len([entry for entry in named.walk() if isinstance(entry, Entry)]) == 2
+
+
+@pytest.mark.rule("C49")
+@pytest.mark.parametrize(
+    ("fs_type", "is_far"),
+    [
+        ("nfs", True), ("nfs4", True), ("cifs", True), ("smb3", True), ("fuse.ossfs", True), ("fuse.glusterfs", True),
+        ("glusterfs", True), ("fuse", True), ("ceph", True), ("lustre", True), ("fuse.sshfs", True),
+        ("ext4", False), ("xfs", False), ("tmpfs", False), ("fuseblk", False), ("btrfs", False), ("overlay", False),
+    ],
+)  # fmt: skip
+def test_which_file_systems_lie_elsewhere(fs_type: str, is_far: bool) -> None:
+    assert is_network(fs_type) == is_far
 
 
 @needs_root
