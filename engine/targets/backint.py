@@ -37,15 +37,6 @@ class BackintTarget(BaseTarget, frozen=True, tag="backint", kw_only=True):
             return PipeFile(PipeWriter(self.destination, Patience(self.open_s, self.idle_s, self.wake)))
         return PlainFile(self.destination)
 
-    def write_small(self, entry: Entry, data: bytes | memoryview) -> list[Problem]:
-        writer = self.create(entry)
-        try:
-            writer.write(memoryview(data), 0)
-        except BaseException:
-            writer.abort()
-            raise
-        return writer.commit()
-
 
 class PipeFile:
     """A pipe as the file that is restored (the Writer port)."""

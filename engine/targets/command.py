@@ -44,15 +44,6 @@ class CommandTarget(BaseTarget, frozen=True, tag="command", kw_only=True):
         env = self.env | {"BACKUPSITE_PATH": os.fsdecode(entry.path)}
         return CommandWriter(Input(self.argv, env=env, idle_s=self.idle_s))
 
-    def write_small(self, entry: Entry, data: bytes | memoryview) -> list[Problem]:
-        writer = self.create(entry)
-        try:
-            writer.write(memoryview(data), 0)
-        except BaseException:
-            writer.abort()
-            raise
-        return writer.commit()
-
 
 class CommandWriter:
     """One run of the program (the Writer port)."""

@@ -91,15 +91,6 @@ class MariadbTarget(BaseTarget, frozen=True, tag="mariadb", kw_only=True):
         # One grant that this account may not give must not keep all others away.
         return MariadbWriter(entry, self.server, "--force", accounts=accounts)
 
-    def write_small(self, entry: Entry, data: bytes | memoryview) -> list[Problem]:
-        writer = self.create(entry)
-        try:
-            writer.write(memoryview(data), 0)
-        except BaseException:
-            writer.abort()
-            raise
-        return writer.commit()
-
     def _refuse_standing(self, database: str) -> None:
         """Raise TargetNotEmpty when the database holds anything and may not be replaced."""
         literal = f"X'{database.encode().hex()}'"

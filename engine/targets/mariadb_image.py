@@ -56,15 +56,6 @@ class MariadbImageTarget(BaseTarget, frozen=True, tag="mariadb-image", kw_only=T
         """Start mbstream in the folder."""
         return ImageWriter(self.folder, self.server)
 
-    def write_small(self, entry: Entry, data: bytes | memoryview) -> list[Problem]:
-        writer = self.create(entry)
-        try:
-            writer.write(memoryview(data), 0)
-        except BaseException:
-            writer.abort()
-            raise
-        return writer.commit()
-
 
 class ImageWriter:
     """One image on its way into the folder (the Writer port)."""

@@ -83,15 +83,6 @@ class MariadbLogsTarget(BaseTarget, frozen=True, tag="mariadb-logs", kw_only=Tru
         """Begin a file in the temporary folder."""
         return LogWriter(self, entry, self._folder / os.fsdecode(entry.path).rpartition("/")[2])
 
-    def write_small(self, entry: Entry, data: bytes | memoryview) -> list[Problem]:
-        writer = self.create(entry)
-        try:
-            writer.write(memoryview(data), 0)
-        except BaseException:
-            writer.abort()
-            raise
-        return writer.commit()
-
     def ask(self, sql: str) -> list[list[str]]:
         """Ask the server, with the errors of a target."""
         try:

@@ -97,16 +97,6 @@ class MilvusTarget(BaseTarget, frozen=True, tag="milvus", kw_only=True):
             return _RowsWriter(self._filling(file.database, file.collection), file.partition)
         return _DocumentWriter(self, entry)
 
-    def write_small(self, entry: Entry, data: bytes | memoryview) -> list[Problem]:
-        """Write a whole file at once."""
-        writer = self.create(entry)
-        try:
-            writer.write(memoryview(data), 0)
-        except BaseException:
-            writer.abort()
-            raise
-        return writer.commit()
-
     def act(self, entry: Entry, data: bytes) -> list[Problem]:
         """Do what a whole document tells. Raises OSError for one that is damaged, or that this server refuses."""
         file = meaning(entry.path)

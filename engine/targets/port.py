@@ -93,6 +93,18 @@ class BaseTarget(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def existing(self, path: bytes) -> int | None:
         return None
 
+    def create(self, entry: Entry) -> Writer:
+        raise NotImplementedError  # each target has its own
+
+    def write_small(self, entry: Entry, data: bytes | memoryview) -> list[Problem]:
+        writer = self.create(entry)
+        try:
+            writer.write(memoryview(data), 0)
+        except BaseException:
+            writer.abort()
+            raise
+        return writer.commit()
+
     def make(self, entry: Entry) -> list[Problem]:
         if entry.kind == Kind.DIRECTORY:
             return []

@@ -119,15 +119,6 @@ class PostgresTarget(BaseTarget, frozen=True, tag="postgres", kw_only=True, dict
             entry.path, lambda archive: self._restore(name, archive, is_there=is_there), works=self._works
         )
 
-    def write_small(self, entry: Entry, data: bytes | memoryview) -> list[Problem]:
-        writer = self.create(entry)
-        try:
-            writer.write(memoryview(data), 0)
-        except BaseException:
-            writer.abort()
-            raise
-        return writer.commit()
-
     def _restore(self, name: str, archive: Archive, *, is_there: bool) -> Input:
         """Make the database as the archive's table of contents says and start to fill it."""
         into = name + self.suffix

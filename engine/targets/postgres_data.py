@@ -109,15 +109,6 @@ class PostgresDataTarget(BaseTarget, frozen=True, tag="postgres-data", kw_only=T
             f"{entry.path.decode('utf-8', 'replace')!r} is no part of a base backup or a log: restore it into a folder"
         )
 
-    def write_small(self, entry: Entry, data: bytes | memoryview) -> list[Problem]:
-        writer = self.create(entry)
-        try:
-            writer.write(memoryview(data), 0)
-        except BaseException:
-            writer.abort()
-            raise
-        return writer.commit()
-
     def flush(self) -> None:
         """Set up recovery when there is a log, make all durable. Raises TargetFailed for a log with gaps."""
         if not (self._data / _LABEL).is_file():

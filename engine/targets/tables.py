@@ -119,15 +119,6 @@ class TablesTarget(BaseTarget, frozen=True, kw_only=True):
             return _TextWriter(entry, table.finish)
         return _RowsWriter(entry, table, place.part)
 
-    def write_small(self, entry: Entry, data: bytes | memoryview) -> list[Problem]:
-        writer = self.create(entry)
-        try:
-            writer.write(memoryview(data), 0)
-        except BaseException:
-            writer.abort()
-            raise
-        return writer.commit()
-
 
 class _Table:
     """One table on its way; `ranges` are the ranges of rows that were written whole, with what they added up to."""
