@@ -6,6 +6,7 @@ that uses one carries the marker `services`. A server that can't be started fail
 elsewhere with one loud line at the end of the run.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -94,6 +95,21 @@ def _entry(name: str) -> dict[str, Any]:
         _missing(name, missing)
 
 
+@contextlib.contextmanager
+def _own_entry(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """Give each test process a server of its own, where tests use one whole: two would meet each other's tables."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield _entry(name)
+        return
+    folder = tmp_path_factory.mktemp(name)
+    try:
+        yield services.start(name, folder)
+    except services.ServiceMissing as missing:
+        _missing(name, missing)
+    finally:
+        services.stop([name], folder)
+
+
 @pytest.fixture(scope="session")
 def django_db_setup(django_db_setup: None) -> None:
     """Let tests with real transactions end: the audit trail refuses to be emptied."""
@@ -167,13 +183,15 @@ def radosgw_service() -> S3:
 
 
 @pytest.fixture(scope="session")
-def dynalite_service() -> Dynamo:
-    return services.dynamo(_entry("dynalite"))
+def dynalite_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dynamo]:
+    with _own_entry("dynalite", tmp_path_factory) as entry:
+        yield services.dynamo(entry)
 
 
 @pytest.fixture(scope="session")
-def milvus_service() -> Milvus:
-    return services.milvus(_entry("milvus"))
+def milvus_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Milvus]:
+    with _own_entry("milvus", tmp_path_factory) as entry:
+        yield services.milvus(entry)
 
 
 @pytest.fixture(scope="session")
