@@ -39,9 +39,10 @@ def test_what_people_typed_reaches_the_engine(name: str) -> None:
     assert isinstance(source, TablestoreSource | DynamoDbSource)
     assert (source.tables, source.exclude, source.reads_per_s, source.bytes_per_s) == (("a*",), ("ab",), 5, 2000)
     assert (source.place.access_key, source.place.secret_key, source.place.token) == ("an id", " secret ", "temporary")
-    assert not TYPES[name].target(given, "").overwrite
-    target = TYPES[name].target(given._replace(overwrite=True), "_x")
+    target, careful = TYPES[name].target(given._replace(overwrite=True), "_x"), TYPES[name].target(given, "")
     assert isinstance(target, TablestoreTarget | DynamoDbTarget)
+    assert isinstance(careful, TablestoreTarget | DynamoDbTarget)
+    assert not careful.overwrite
     assert (target.suffix, target.overwrite, target.rows_per_s, target.verify) == ("_x", True, 7, True)
     assert target.place == source.place
 
