@@ -9,7 +9,9 @@ fenced           its writer may have looked for the fence just before, and commi
                  condemned by a run that is not over: left alone. Else committed in its name, the same bytes.
 
 In a replica the sessions that bring a point in count in the place of the one that its root names: as long as one of
-them runs it is left alone, and what a fenced one left counts before what an aborted one did.
+them runs it is left alone, and what a fenced one left counts before what an aborted one did. While the replica follows
+its source, such a root is deleted only when the source does not show the point any more: another replication may be
+about to commit the very same root.
 
 Moves are settled likewise. One that may have counted once stays as long as any of its points does: what it moved away
 may be gone.
@@ -22,7 +24,7 @@ import msgspec
 
 from engine.errors import IntegrityError, NotFound
 from engine.ids import digest_name
-from engine.links import bringing, settled
+from engine.links import bringing, is_mirror, settled
 from engine.moves import Move, Moves, move_key, settle_move
 from engine.pack import pack_key
 from engine.point import Commit, PackRef, Root, decode_root, encode_commit, point_key
@@ -54,18 +56,32 @@ def resolve(vault: Vault, progress: Progress) -> Resolved:
     prepared = [name for name, parts in points.items() if parts == {"root"}]
     moves = Moves(vault.storage, vault.keys)
     brought = bringing(vault.storage)  # after the LIST of the points: it is announced before its root is put
+    awaited = _awaited(vault, [name for name in prepared if _shown(name) in brought])
     states = session_states(vault.storage)
     needed = {move.session for move in moves.prepared}
     for name in prepared:
         progress.check()
-        needed |= _settle(vault, name, brought.get(f"{name.series}/{name.point}", set()), states, done)
+        needed |= _settle(vault, name, brought.get(_shown(name), set()), states, done, awaited=name in awaited)
     _drop_moves(vault, moves, states, done)
     _drop_announcements(vault, brought, states)
     _forget_sessions(vault, ended & states.keys() - needed, states, done)
     return done
 
 
-def _settle(vault: Vault, name: PointName, bringers: set[str], states: dict[str, set[str]], done: Resolved) -> set[str]:
+def _shown(name: PointName) -> str:
+    return f"{name.series}/{name.point}"
+
+
+def _awaited(vault: Vault, names: list[PointName]) -> set[PointName]:
+    """Return those of a replica's prepared points that a replication may bring again at any moment."""
+    if not names or not is_mirror(vault.storage, vault.keys):
+        return set()
+    return set(names).intersection(vault.across().points())
+
+
+def _settle(
+    vault: Vault, name: PointName, bringers: set[str], states: dict[str, set[str]], done: Resolved, *, awaited: bool
+) -> set[str]:
     """Settle one prepared point; return the sessions that it still depends on when it stays undecided."""
     key = point_key(*name, "root")
     try:
@@ -90,10 +106,10 @@ def _settle(vault: Vault, name: PointName, bringers: set[str], states: dict[str,
             return sessions
         if whole:
             _commit(vault, root, data)
-            done.committed.append(f"{name.series}/{name.point}")
+            done.committed.append(_shown(name))
             return set()
-    if not vault.storage.delete([key]):  # a lock may keep it a while
-        done.dropped.append(f"{name.series}/{name.point}")
+    if not awaited and not vault.storage.delete([key]):  # a lock may keep it a while
+        done.dropped.append(_shown(name))
     return set()
 
 

@@ -396,15 +396,28 @@ def test_the_point_of_a_fenced_replication_is_committed_as_its_source_did(target
     assert not list(target.storage.scan(links.INCOMING))
 
 
-def test_the_root_of_an_aborted_replication_goes_and_comes_again(target: Replica, home: Path):
+def test_the_root_of_an_aborted_replication_stays_for_the_next_one(target: Replica, home: Path):
     name, session = prepared(target, home)
-    vault = target.open()
-    vault.join_session(session).close("aborted", target.clock())
-    assert pruned(target).resolved.dropped == [f"{name.series}/{name.point}"]
+    target.open().join_session(session).close("aborted", target.clock())
+    assert pruned(target).resolved.dropped == []
     assert replicated(target).points == [f"{name.series}/{name.point}"]
     assert everything(target) == everything(target.source)
     pruned(target)
     assert not list(target.storage.scan(links.INCOMING))
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_the_root_of_an_aborted_replication_goes_when_no_other_can_bring_it(target: Replica, home: Path, stopped: bool):
+    name, session = prepared(target, home)
+    target.open().join_session(session).close("aborted", target.clock())
+    if stopped:
+        links.stop(target.storage, target.open().keys, now=target.clock())
+    else:
+        end_point(target.source, *name)
+    assert pruned(target).resolved.dropped == [f"{name.series}/{name.point}"]
+    pruned(target)
+    assert not list(target.storage.scan(links.INCOMING))
+    assert not [key for key in target.objects() if key.startswith("points/")]
 
 
 def test_a_commit_without_its_root_does_not_show_the_point_before_it_is_whole(target: Replica, home: Path):
