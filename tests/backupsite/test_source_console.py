@@ -11,7 +11,7 @@ from accounts.services import SERVICE
 from jobs import local, services, tasks
 from policies import forms, reading
 from policies.kinds import TYPES
-from policies.models import Source
+from policies.models import Plan, Source
 from tests.support.console import page, press
 from tests.support.control import Clock, Site, make_site
 from tests.support.people import T0, make_point, make_source, online
@@ -235,3 +235,29 @@ def test_a_jobs_page_shows_streams_requests_and_reasons(site, console):
     text = console.get(page("jobs_job", "change", job.pk)).content.decode()
     for shown in ("1 of 1 streams", "GET: 1,200", "LIST: 3", "archived: 1", "GLACIER", "vanished: 1"):
         assert shown in text, shown
+
+
+@pytest.mark.rule("A21")
+def test_a_plan_takes_a_policy_that_is_there_or_one_that_is_made_on_the_way(site, console):
+    bucket = source_of("bucket", site.account, site.region)
+    bucket.save()
+    form = console.get(page("policies_plan", "add")).content.decode()
+    assert page("policies_policy", "add") + "?_to_field=id&amp;_popup=1" in form
+    values = {"source": bucket.pk, "policy": site.policy.pk, "vault": site.vault.pk}
+    console.post(page("policies_plan", "add"), values, follow=True)
+    plan = Plan.objects.get(source=bucket)
+    assert (plan.policy, plan.vault) == (site.policy, site.vault)
+    assert site.policy.plans.count() == 2  # an object of its own, which several plans share
+
+
+@pytest.mark.rule("A28")
+def test_a_plan_is_looked_at_and_its_schedule_changed_later(site, console):
+    at = page("policies_plan", "change", site.plan.pk)
+    assert str(site.policy) in console.get(at).content.decode()
+    before = site.plan.next_run_at
+    policy = console.get(page("policies_policy", "change", site.policy.pk)).context["adminform"].form
+    values = {name: value for name, value in policy.initial.items() if value is not None}
+    console.post(page("policies_policy", "change", site.policy.pk), values | {"start_time": "13:37:00"}, follow=True)
+    site.plan.refresh_from_db()
+    assert site.plan.next_run_at != before
+    assert (site.plan.next_run_at.hour, site.plan.next_run_at.minute) == (13, 37)

@@ -143,6 +143,7 @@ def test_a_vault_that_takes_no_backups_refuses_them(plan, values, code):
     assert refusal.value.code == code
 
 
+@pytest.mark.rule("A23")
 def test_a_due_plan_becomes_a_job_and_moves_on(plan):
     online(plan.source.queue)
     job = services.request_scheduled(plan, now=T0)
