@@ -8,6 +8,8 @@ from typing import IO, NamedTuple
 
 import msgspec
 
+from engine.errors import Canceled
+
 RUN_ROWS = 100_000  # about 40 MB as Python holds them
 _FAN = 64  # so many files are open at once
 _BATCH = 512
@@ -35,6 +37,7 @@ class Sorter:
         self._rows: list[Row] = []
         self._runs: list[IO[bytes]] = []
         self._mutex = threading.Lock()
+        self._stopped = False
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(list[Row])
 
@@ -46,11 +49,18 @@ class Sorter:
             self._runs.pop().close()
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Take some rows. Raises OSError when the temporary folder is full."""
+        """Take some rows. Raises OSError when the temporary folder is full, Canceled after `stop`."""
         with self._mutex:
+            if self._stopped:
+                raise Canceled("the listing was stopped")
             self._rows += rows
             if len(self._rows) >= self._run_rows:
                 self._spill()
+
+    def stop(self) -> None:
+        """Take no more: who still adds from another thread ends."""
+        with self._mutex:
+            self._stopped = True
 
     def merged(self) -> Iterator[Row]:
         """Yield all rows in order; add no more."""

@@ -15,6 +15,7 @@ from engine.connections.sorting import Sorter
 from engine.entries import Entry, Kind, Problem
 from engine.errors import Forbidden, NotFound, SourceDenied, SourceError, StorageError
 from engine.patterns import Selection, Verdict
+from engine.sources.breath import breathing
 from engine.sources.objects import PARTED_BYTES, PIECE_BYTES, ObjectReader, object_problem
 from engine.sources.port import BaseSource, Identity
 from engine.sources.prefetch import Prefetch
@@ -116,11 +117,11 @@ class BucketSource(BaseSource, frozen=True, tag="bucket", kw_only=True):
         """Begin to fetch those that are read whole."""
         self._prefetch.expect([entry for entry in entries if entry.kind == Kind.FILE and entry.size <= PIECE_BYTES])
 
-    def walk(self) -> Iterator[Entry | Problem]:
+    def walk(self) -> Iterator[Entry | Problem | None]:
         """List everything, sort it, and yield it; an object in an archive class is a Problem."""
         selection = Selection(self.include, self.exclude)
         with Sorter() as sorter:
-            self._gather(sorter)
+            yield from breathing(lambda: self._gather(sorter), stop=sorter.stop)
             last = b""
             for row in sorter.merged():
                 path = row.sort_key.replace(b"\0", b"/")

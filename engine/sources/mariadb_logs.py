@@ -73,7 +73,7 @@ class MariadbLogsSource(BaseSource, frozen=True, tag="mariadb-logs", kw_only=Tru
                 f"the account {self.server.user!r} can't copy the binary logs: GRANT {', '.join(lacking)} ON *.*"
             )
 
-    def walk(self) -> Iterator[Entry | Problem]:
+    def walk(self) -> Iterator[Entry | Problem | None]:
         """Close the current log, copy what is new into the spool, then yield all of it."""
         spool = Path(self.spool)
         with _locked(spool):
@@ -83,7 +83,7 @@ class MariadbLogsSource(BaseSource, frozen=True, tag="mariadb-logs", kw_only=Tru
             del listed[current]
             held = _logs(spool)
             _check_same(held, listed, current, self.spool)
-            self._copy(spool, [name for name in listed if name not in {log.name for log in held}], listed)
+            yield from self._copy(spool, [name for name in listed if name not in {log.name for log in held}], listed)
             held = _logs(spool)
             trimmed = self._trim(spool, held, listed, int(now))
             held = held[len(trimmed) :]
@@ -108,8 +108,8 @@ class MariadbLogsSource(BaseSource, frozen=True, tag="mariadb-logs", kw_only=Tru
         status = os.fstat(fd)
         return FileReader(fd, msgspec.structs.replace(entry, size=status.st_size), status)
 
-    def _copy(self, spool: Path, names: list[str], sizes: dict[str, int]) -> None:
-        """Copy logs into the spool; each gets its name when it is whole and on the disk."""
+    def _copy(self, spool: Path, names: list[str], sizes: dict[str, int]) -> Iterator[None]:
+        """Copy logs into the spool, yielding after each; each gets its name when it is whole and on the disk."""
         for name in sorted(names, key=number_of):
             fresh = spool / f".new-{name}"
             fresh.unlink(missing_ok=True)
@@ -124,6 +124,7 @@ class MariadbLogsSource(BaseSource, frozen=True, tag="mariadb-logs", kw_only=Tru
             with fresh.open("rb") as file:
                 os.fsync(file.fileno())
             fresh.rename(spool / name)
+            yield None
         _sync(spool)
 
     def _trim(self, spool: Path, held: list[Log], listed: dict[str, int], now_s: int) -> list[Log]:

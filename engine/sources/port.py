@@ -91,8 +91,12 @@ class Source(Protocol):
         """
         ...
 
-    def walk(self) -> Iterator[Entry | Problem]:
-        """Yield every entry in listing order (Entry.sort_key), without target, xattrs and extents."""
+    def walk(self) -> Iterator[Entry | Problem | None]:
+        """Yield every entry in listing order (Entry.sort_key), without target, xattrs and extents.
+
+        None means: nothing yet, but it goes on. A source that looks at much before it can tell the first entry yields
+        it about every second, so that the backup is seen to live and can be canceled. Closing the walk ends the look.
+        """
         ...
 
     def fill(self, entry: Entry) -> Entry | Problem:

@@ -130,7 +130,7 @@ class PostgresSource(BaseSource, frozen=True, tag="postgres", kw_only=True, dict
         else:
             self._check_replication(facts)
 
-    def walk(self) -> Iterator[Entry | Problem]:
+    def walk(self) -> Iterator[Entry | Problem | None]:
         if self.mode == "logical":
             yield from self._walk_logical()
         elif self.mode == "physical":

@@ -18,6 +18,7 @@ from engine.connections.process import end, quoted, start
 from engine.entries import Entry, Problem
 from engine.errors import SourceError, SourceMissing, SourceUnavailable
 from engine.sources.attributes import Attributes
+from engine.sources.breath import breathing
 from engine.sources.reading import READ, FileReader
 
 _SYSTEM = ".system"
@@ -71,8 +72,11 @@ class Spool:
                 "anew): name an empty folder and take a base backup"
             )
 
-    def fill(self, *, warn_bytes: int) -> Iterator[Problem]:
-        """Bring the folder up to this moment; yield what people should know. Raises SourceError and its kinds."""
+    def fill(self, *, warn_bytes: int) -> Iterator[Problem | None]:
+        """Bring the folder up to this moment; yield what people should know, and None while it takes long.
+
+        Raises SourceError and its kinds.
+        """
         if self.archive:
             state = None
         else:
@@ -84,10 +88,11 @@ class Spool:
             (self.folder / _SYSTEM).write_text(self.client.system())
         last = self.client.ask(_SWITCH)
         if self.archive:
-            self._await_archived(last)
+            yield from breathing(lambda: self._await_archived(last))
         else:
             whole = (walfiles.position(last["end"]) - 1) // last["size"] * last["size"] + last["size"] - 1
-            self._run("--no-loop", "--endpos", f"{whole >> 32:X}/{whole & 0xFFFFFFFF:X}")
+            end = f"{whole >> 32:X}/{whole & 0xFFFFFFFF:X}"
+            yield from breathing(lambda: self._run("--no-loop", "--endpos", end))
         if state and (state["behind"] > warn_bytes or state["status"] not in ("reserved", "extended")):
             yield Problem(
                 *(WAL.rstrip(b"/"), "lag"),

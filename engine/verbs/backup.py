@@ -141,7 +141,9 @@ def plan(vault: Vault, job: BackupJob, progress: Progress, *, now: dt.datetime) 
     for rows, problems in _blocks(job.source, vault.keys.chunker_seed):
         progress.check()
         cutter.problems.extend(problems)
-        block = parent.same_block(rows) if parent and rows else None
+        if not rows:
+            continue
+        block = parent.same_block(rows) if parent else None
         if block:
             progress.add(entries=block.rows)
             yield from cutter.carry(block)
@@ -407,11 +409,14 @@ class _Gathered:
 
 
 def _blocks(source: Source, seed: int) -> Iterator[tuple[list[Entry], list[Problem]]]:
-    """Yield the walk in the runs that a listing's blocks would have."""
+    """Yield the walk in the runs that a listing's blocks would have; nothing while the source is still looking."""
     splitter = Splitter(seed)
     rows: list[Entry] = []
     problems: list[Problem] = []
     for entry in source.walk():
+        if entry is None:
+            yield [], []
+            continue
         if isinstance(entry, Problem):
             problems.append(entry)
             continue

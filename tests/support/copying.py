@@ -16,6 +16,8 @@ def copy(source: Source, target: Target, *, small: int = 0) -> list[Problem]:
         if isinstance(walked, Problem):
             problems.append(walked)
             continue
+        if walked is None:
+            continue
         shared = (walked.device, walked.inode)
         if walked.kind != Kind.DIRECTORY and walked.links > 1 and shared in first:
             problems += target.link(walked, first[shared])

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from engine.chunker import PART_BYTES
 from engine.connections.bucket import ArchiveBucket
 from engine.entries import Entry, Problem
-from engine.errors import SourceDenied, SourceError, SourceMissing, SourceUnavailable
+from engine.errors import Canceled, SourceDenied, SourceError, SourceMissing, SourceUnavailable
 from engine.patterns import BadPattern
 from engine.sources import objects
 from engine.sources.bucket import BucketSource
@@ -20,6 +21,7 @@ from engine.storage.location import Location
 from tests.services import S3
 from tests.support.bucket_double import BucketDouble, serving
 from tests.support.buckets import peer, place
+from tests.support.runs import Stopping, backup_job, run_backup
 from tests.support.vaults import Bench, contents
 
 PIECE = objects.PIECE_BYTES
@@ -421,3 +423,43 @@ def test_keys_that_are_no_paths_are_read_as_well_as_others(radosgw_service: S3, 
         assert [entry.sort_key for entry in found] == sorted({entry.sort_key for entry in found})
         bodies = [whole(source, entry) for entry in found]
     assert sorted(read[1].decode() for read in bodies if isinstance(read, tuple)) == sorted(keys)
+
+
+class SlowDouble(BucketDouble):
+    """Takes a while for each page."""
+
+    def listing(self, query: dict[str, str]) -> bytes:
+        time.sleep(0.15)
+        return super().listing(query)
+
+
+def test_a_long_listing_shows_that_it_goes_on_and_ends_when_the_walk_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.sources.breath.BREATH_S", 0.05)
+    double = SlowDouble()
+    for number in range(30_000):
+        double.put(f"folder/{number:06d}", b"")
+    with serving(double) as endpoint:
+        source = BucketSource(location=Location(url="s3://bucket", endpoint=endpoint), listers=1)
+        walk = source.walk()
+        assert [next(walk), next(walk), next(walk)] == [None, None, None]
+        before = threading.active_count()
+        walk.close()  # type: ignore[attr-defined]  # it is a generator
+        assert threading.active_count() < before
+        asked = sum(double.asked.values())
+        time.sleep(0.4)
+        assert sum(double.asked.values()) == asked < 30
+
+
+def test_a_backup_is_canceled_while_the_bucket_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.sources.breath.BREATH_S", 0.05)
+    double = SlowDouble()
+    for number in range(30_000):
+        double.put(f"folder/{number:06d}", b"")
+    bench, stopping = Bench(), Stopping(at=3)
+    with serving(double) as endpoint:
+        source = BucketSource(location=Location(url="s3://bucket", endpoint=endpoint), listers=1)
+        began_s = time.monotonic()
+        with pytest.raises(Canceled):
+            run_backup(bench, backup_job(bench, source), progress=stopping)
+        assert time.monotonic() - began_s < 4
+    assert bench.open().points() == []
