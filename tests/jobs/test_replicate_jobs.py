@@ -120,7 +120,7 @@ def test_what_expires_at_the_source_expires_at_the_target_by_its_own_retention_a
     assert len(names(replica)) == 1
 
 
-@pytest.mark.rule("E7", "E17", "E18")
+@pytest.mark.rule("E7", "E17", "E18", "E19")
 def test_after_the_end_points_go_by_the_retention_that_they_came_with_the_last_one_too(story):
     story.change_policy(retention_days=3, keep_at_least_one=True)
     story.backup(two=b"2")
