@@ -395,6 +395,7 @@ def process_lifecycle(service: S3) -> None:
     """Let Ceph do at once what its lifecycle rules say, with days that last a second."""
     port = f"endpoint={service.endpoint}\n"
     folders = [services.state_folder(), Path(os.environ[OWN_FOLDER])]
-    (config,) = [path for folder in folders for path in folder.glob("backupsite-radosgw-*/ceph.conf") if port in path.read_text()]
+    found = [path for folder in folders for path in folder.glob("backupsite-radosgw-*/ceph.conf")]
+    (config,) = [path for path in found if port in path.read_text()]
     command = ["radosgw-admin", "-n", "client.rgw", "-c", str(config), "lc", "process", "--rgw-lc-debug-interval=1"]
     subprocess.run(command, check=True, capture_output=True, timeout=60, cwd=config.parent)
