@@ -26,6 +26,8 @@ from tests.support.milvus_double import SNAPSHOT_TS, TOKEN, Double, double
 from tests.support.runs import backup_job, run_backup
 from tests.support.vaults import Bench
 
+pytestmark = pytest.mark.services  # Milvus Lite
+
 ITEMS = b"databases/default/collections/items"
 WORDS = b"databases/archive/collections/words"
 

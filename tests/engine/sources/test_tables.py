@@ -25,6 +25,8 @@ from tests.support.tablestore_server import TablestoreServer
 from tests.support.vaults import Bench, contents
 from tests.support.wide_columns import KINDS, Lab, Meddled, TablestoreLab, labs
 
+pytestmark = pytest.mark.services  # dynalite, and a server of the vendor's protocol
+
 
 @pytest.fixture(params=KINDS)
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:

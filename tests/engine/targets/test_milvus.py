@@ -21,6 +21,8 @@ from tests.support.milvus_double import TOKEN, Double, double
 from tests.support.runs import restored
 from tests.support.vaults import Bench, flip
 
+pytestmark = pytest.mark.services  # Milvus Lite
+
 ITEMS = "databases/default/collections/items"
 
 

@@ -22,6 +22,8 @@ from tests.support.tablestore_server import TablestoreServer
 from tests.support.vaults import Bench, on_disk, travelled
 from tests.support.wide_columns import KINDS, Lab, TablestoreLab, labs
 
+pytestmark = pytest.mark.services  # dynalite, and a server of the vendor's protocol
+
 ROWS = b"/rows/0001-of-0001.jsonl"
 
 

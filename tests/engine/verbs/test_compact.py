@@ -529,6 +529,7 @@ def test_no_key_is_needed_to_see_that_all_that_a_compacted_vault_needs_is_there(
         assert key.endswith(digest_name(bench.storage.get(key)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [Mode.BEFORE, Mode.AFTER, Mode.DELAYED, Mode.SHORT, Mode.WRONG])
 def test_an_error_at_any_storage_call_leaves_every_point_whole(tmp_path: Path, mode: Mode):
     start = Bench()

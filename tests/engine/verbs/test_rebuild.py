@@ -256,6 +256,7 @@ def test_expired_points_are_not_in_the_catalogue_and_moved_ones_are(filled: Benc
     assert_all_is_well(filled, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.invariant(11, 23)
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_a_rebuild_survives_a_fault_at_every_call(bench: Bench, folder: Path, flavour: str):
