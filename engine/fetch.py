@@ -43,17 +43,21 @@ class Fetcher:
 
     def places(self, ids: Sequence[bytes]) -> list[Place]:
         """Return where chunks lie, by 16-byte ids. Raises MissingObject naming the first that is nowhere."""
+        found = self.look(ids)
+        answer = [place for place in found if place is not None]
+        if len(answer) != len(found):
+            raise MissingObject(nowhere(ids[found.index(None)]))
+        return answer
+
+    def look(self, ids: Sequence[bytes]) -> list[Place | None]:
+        """Return where chunks lie, by 16-byte ids; None for each that is nowhere."""
         found = self._index.places(ids, within=self._within)
         if None in found:
             rescue = self._from_footers()
             lost = [i for i, place in enumerate(found) if place is None]
             for i, place in zip(lost, rescue.places([ids[i] for i in lost]), strict=True):
                 found[i] = place
-        answer = [place for place in found if place is not None]
-        if len(answer) != len(found):
-            missing = ids[found.index(None)]
-            raise MissingObject(f"chunk {missing.hex()} is in none of the point's packs")
-        return answer
+        return found
 
     def chunks(self, ids: Sequence[bytes]) -> list[bytes]:
         """Return the chunks with these ids (16 or 32 bytes). Raises IntegrityError, MissingObject."""
@@ -84,6 +88,11 @@ class Fetcher:
             self._rescue = Index(self._storage, self._keys, None)
             self._rescue.adopt(index_of_packs(self._storage, self._keys, self._packs))
         return self._rescue
+
+
+def nowhere(ident: bytes) -> str:
+    """Return what is told of a chunk that no pack of a point holds."""
+    return f"chunk {ident.hex()} is in none of the point's packs"
 
 
 def open_slot(zstd: Compressor, cipher: Cipher, place: Place, stored: bytes | memoryview) -> bytes:

@@ -88,6 +88,11 @@ class Moves:
                 moved[number] = list(dict.fromkeys(_follow(pack, places)))
         return moved
 
+    def needed(self, point: str, packs: Sequence[PackRef]) -> list[PackRef]:
+        """Return all packs that a point needs now, each once; `packs` are those of its set."""
+        moved = self.of(point, packs)
+        return list(dict.fromkeys(now for number, pack in enumerate(packs) for now in moved.get(number, [pack])))
+
 
 def _follow(pack: PackRef, places: dict[str, list[PackRef]], above: frozenset[str] = frozenset()) -> Iterator[PackRef]:
     """Yield what stands for a pack; what was moved may have been moved on.

@@ -32,7 +32,6 @@ from engine.errors import Canceled, EngineError, StorageError
 from engine.keyproviders.port import KeyProvider
 from engine.keyproviders.spec import KeySpec, open_provider
 from engine.progress import Progress
-from engine.session import Session
 from engine.storage.location import Location, open_storage
 from engine.storage.port import Storage
 from engine.vault import Vault
@@ -168,18 +167,16 @@ def _begun(units: Iterator[Unit], abort: Callable[[], None]) -> Iterator[Unit]:
 def _abort(vault: Vault, job: object, now: dt.datetime) -> None:
     """Close the session of a job whose plan failed before `finish` could take care of it."""
     if name := getattr(job, "session", ""):
-        Session(vault.storage, vault.keys, name).close("aborted", now)
-        if vault.other is not None:
-            Session(vault.other, vault.keys, name).close("aborted", now)
+        for session in vault.sessions(name):
+            session.close("aborted", now)
 
 
 def _beat(vault: Vault, job: object, now: dt.datetime) -> None:
     """Show that the job's session lives; a beat that fails is made good by the next one."""
     if name := getattr(job, "session", ""):
         with contextlib.suppress(StorageError):
-            Session(vault.storage, vault.keys, name).beat(now)
-            if vault.other is not None:
-                Session(vault.other, vault.keys, name).beat(now)
+            for session in vault.sessions(name):
+                session.beat(now)
 
 
 class _Watch:

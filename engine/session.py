@@ -175,21 +175,16 @@ class Session:
         return "open" in states and not states & _ENDED
 
     def _read_forbidden(self, *, strictly: bool) -> None:
-        for prefix in (PRUNE_PREFIX, DAMAGED_PREFIX):
-            for stored in self._storage.scan(prefix):
-                if prefix == PRUNE_PREFIX and stored.key.rpartition("/")[2] not in _NAMING:
-                    continue
-                try:
-                    self.forbidden.update(read_names(self._storage, self._keys, stored.key))
-                except NotFound:
-                    continue  # the prune ended between LIST and GET: what it deleted stands in its tombstones
-                except IntegrityError:
-                    if prefix == PRUNE_PREFIX:
-                        if strictly:
-                            raise
-                        continue  # who only reads refers to nothing anew: a forgery must not stop a restore
-                    # A forged note of damage costs room; refusing to back up would cost more.
-                    self.forbidden.add(stored.key.removeprefix(DAMAGED_PREFIX))
+        # Who only reads refers to nothing anew: a forgery must not stop a restore.
+        self.forbidden |= condemned_packs(self._storage, self._keys, strictly=strictly)
+        for stored in self._storage.scan(DAMAGED_PREFIX):
+            try:
+                self.forbidden.update(read_names(self._storage, self._keys, stored.key))
+            except NotFound:
+                continue  # a verification has found it whole since the LIST
+            except IntegrityError:
+                # A forged note of damage costs room; refusing to back up would cost more.
+                self.forbidden.add(stored.key.removeprefix(DAMAGED_PREFIX))
 
     def _read_forbidden_as_opened(self) -> None:
         try:
@@ -206,6 +201,24 @@ class Session:
 def read_names(storage: Storage, keys: Keys, key: str) -> list[str]:
     """Return the packs that a prune's note or a note of damage names. Raises NotFound, IntegrityError."""
     return read_note(storage, keys, key, Names).packs
+
+
+def condemned_packs(storage: Storage, keys: Keys, *, strictly: bool = True) -> set[str]:
+    """Return the packs that prunes have condemned or deleted. Raises IntegrityError for a damaged or forged note.
+
+    Not `strictly`, such a note says nothing.
+    """
+    names: set[str] = set()
+    for stored in storage.scan(PRUNE_PREFIX):
+        if stored.key.rpartition("/")[2] in _NAMING:
+            try:
+                names.update(read_names(storage, keys, stored.key))
+            except NotFound:
+                continue  # the prune ended between LIST and GET: what it deleted stands in its tombstones
+            except IntegrityError:
+                if strictly:
+                    raise
+    return names
 
 
 def read_note(storage: Storage, keys: Keys, key: str, kind: type[T]) -> T:

@@ -306,6 +306,11 @@ class Vault:
                 continue  # an older point is as good a parent; verify reports the damage
         return None
 
+    def sessions(self, name: str) -> list[Session]:
+        """Return the session of this name as notes of it are put: here, and in the vault that this one follows."""
+        stores = [self.storage] if self.other is None else [self.storage, self.other]
+        return [Session(store, self.keys, name) for store in stores]
+
     def across(self) -> "Vault":
         """Return the vault that this one is a replica of: another store, the same keys. Raises VaultReadOnly."""
         if self.other is None:

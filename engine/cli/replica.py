@@ -4,6 +4,8 @@ import os
 import time
 from pathlib import Path
 
+import msgspec
+
 from engine import links, replica
 from engine.cli.described import load
 from engine.cli.display import Display
@@ -68,9 +70,7 @@ def following(options: Opening, source: str) -> VaultOpener:
     vault = opener(options)
     if not source:
         return vault
-    return VaultOpener(
-        location=vault.location, key=vault.key, cache=vault.cache, other=place(source), clock=vault.clock
-    )
+    return msgspec.structs.replace(vault, other=place(source))
 
 
 def _replicate(options: ReplicateOptions) -> Answer:

@@ -76,8 +76,7 @@ def look(source: Vault, name: PointName, *, forbidden: set[str]) -> Arrival | No
         arrival.problem = str(error)
         return arrival
     arrival.committed_at = decode_commit(source.keys, point_key(*name, "commit"), commit).committed_at
-    moved = source.moves.of(arrival.shown, packs)
-    arrival.needed = list(dict.fromkeys(now for at, pack in enumerate(packs) for now in moved.get(at, [pack])))
+    arrival.needed = source.moves.needed(arrival.shown, packs)
     if condemned := forbidden.intersection(pack.name for pack in arrival.needed):
         arrival.problem = (
             f"{len(condemned)} of its packs were condemned by a prune of the replica: it comes when that has ended"

@@ -5,15 +5,13 @@ import contextlib
 import msgspec
 
 from engine.damage import clear_damaged, damaged_packs
-from engine.errors import IntegrityError, NotFound, StorageError
+from engine.errors import NotFound, StorageError
 from engine.ids import digest_name
 from engine.pack import FOLDERS, pack_key
 from engine.progress import Progress
-from engine.session import PRUNE_PREFIX, read_names
+from engine.session import condemned_packs
 from engine.vault import Vault
 from engine.verbs.inspect import scrub
-
-_NAMING = ("/condemned", "/tombstones")
 
 
 class Healed(msgspec.Struct):
@@ -33,7 +31,7 @@ def heal(vault: Vault, source: Vault, progress: Progress) -> Healed:
     healed = Healed()
     for broken, whole, done in ((vault, source, healed.here), (source, vault, healed.source)):
         noted = sorted(damaged_packs(broken.storage))
-        doomed = _doomed(broken) if noted else set()
+        doomed = condemned_packs(broken.storage, broken.keys, strictly=False) if noted else set()
         for name in noted:
             progress.check()
             try:
@@ -63,12 +61,3 @@ def _put_back(broken: Vault, whole: Vault, name: str) -> bool:
         clear_damaged(broken.storage, [name])
         return True
     return False
-
-
-def _doomed(vault: Vault) -> set[str]:
-    names: set[str] = set()
-    for stored in vault.storage.scan(PRUNE_PREFIX):
-        if stored.key.endswith(_NAMING):
-            with contextlib.suppress(NotFound, IntegrityError):
-                names.update(read_names(vault.storage, vault.keys, stored.key))
-    return names

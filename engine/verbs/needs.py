@@ -74,7 +74,7 @@ def look(vault: Vault, progress: Progress, *, known: Known = UNKNOWN) -> Needs:
                 if isinstance(root, Finding):
                     needs.unreadable.append(root)
                 elif root is not None:
-                    _add(vault, needs, name, states[name], _now_needed(name, root, moves))
+                    _add(vault, needs, name, states[name], moves.needed(f"{name.series}/{name.point}", root.packs))
     return needs
 
 
@@ -83,11 +83,6 @@ def _add(vault: Vault, needs: Needs, name: PointName, parts: set[str], packs: li
     needs.packs.update((pack.name, pack) for pack in packs)
     if "commit" in parts and not ("expired" in parts and vault.is_expired(name)):
         needs.required.update(pack.name for pack in packs)
-
-
-def _now_needed(name: PointName, root: Root, moves: Moves) -> list[PackRef]:
-    moved = moves.of(f"{name.series}/{name.point}", root.packs)
-    return [now for number, pack in enumerate(root.packs) for now in moved.get(number, [pack])]
 
 
 def _read(vault: Vault, name: PointName) -> Root | Finding | None:

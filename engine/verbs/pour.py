@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from engine.codec import Compressor
 from engine.entries import Entry, Extent, Problem
-from engine.errors import IntegrityError, MissingObject, UnsafePath
-from engine.fetch import Fetcher, cut_chunk, open_slot, read_range
+from engine.errors import IntegrityError, UnsafePath
+from engine.fetch import Fetcher, cut_chunk, nowhere, open_slot, read_range
 from engine.index import Place
 from engine.keys import Keys
 from engine.pack import Cipher
@@ -93,16 +93,8 @@ class Pour:
     def _places(self, batch: list[_Piece]) -> dict[bytes, Place]:
         """Return where the batch's chunks lie; what is nowhere is left out, and missed when its file comes to it."""
         ids = list(dict.fromkeys(piece.extent.id for piece in batch if piece.extent is not None and piece.extent.id))
-        try:
-            return dict(zip(ids, self._fetcher.places(ids), strict=True))
-        except MissingObject:
-            found = {}
-            for ident in ids:
-                try:
-                    found[ident] = self._fetcher.places([ident])[0]
-                except MissingObject:
-                    continue
-            return found
+        found = zip(ids, self._fetcher.look(ids), strict=True)
+        return {ident: place for ident, place in found if place is not None}
 
     def _reads(self, readers: ThreadPoolExecutor, places: dict[bytes, Place]) -> dict[bytes, "Future[bytes]"]:
         """Start to read the runs of packs that hold these chunks; return for each chunk the run that holds it."""
@@ -277,7 +269,7 @@ def _wrong(entry: Entry, pieces: list[_Piece], chunks: dict[bytes, bytes | str])
     if entry.size != sum(extent.length for extent in entry.extents):
         return "its listing contradicts itself"
     for extent in (piece.extent for piece in pieces if piece.extent is not None and piece.extent.id):
-        chunk = chunks.get(extent.id, f"chunk {extent.id.hex()} is in none of the point's packs")
+        chunk = chunks.get(extent.id, nowhere(extent.id))
         if isinstance(chunk, str):
             return chunk
         if len(chunk) != extent.length:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from engine.codec import Compressor
 from engine.entries import Entry, Extent, Problem
-from engine.errors import IntegrityError, MissingObject, UnsafePath
-from engine.fetch import Fetcher, cut_chunk, open_slot, read_range
+from engine.errors import IntegrityError, UnsafePath
+from engine.fetch import Fetcher, cut_chunk, nowhere, open_slot, read_range
 from engine.index import Place
 from engine.pack import Cipher, Head
 from engine.point import Root
@@ -137,18 +137,11 @@ class Refill:
 
     def _places(self, wanted: list[tuple[int, int, Extent]], fillings: list[_Filling]) -> list[Place | None]:
         """Return where the chunks lie; a file with a chunk that is nowhere becomes a problem."""
-        ids = [extent.id for _, _, extent in wanted]
-        try:
-            return list(self._fetcher.places(ids))
-        except MissingObject:
-            found: list[Place | None] = []
-            for number, _, extent in wanted:
-                try:
-                    found.append(self._fetcher.places([extent.id])[0])
-                except MissingObject as error:
-                    found.append(None)
-                    self._fail(fillings[number], "damaged", str(error))
-            return found
+        found = self._fetcher.look([extent.id for _, _, extent in wanted])
+        for (number, _, extent), place in zip(wanted, found, strict=True):
+            if place is None:
+                self._fail(fillings[number], "damaged", nowhere(extent.id))
+        return found
 
     def _read_ahead(
         self, executor: ThreadPoolExecutor, ranges: list[_Range]

@@ -30,7 +30,7 @@ from engine.pack import pack_key
 from engine.point import Commit, PackRef, Root, decode_root, encode_commit, point_key
 from engine.progress import Progress
 from engine.session import PREFIX as SESSIONS
-from engine.session import PRUNE_PREFIX, Closed, put_once, read_names, read_note, session_states
+from engine.session import Closed, condemned_packs, put_once, read_note, session_states
 from engine.vault import PointName, Vault
 from engine.verbs.needs import parts_of_points
 
@@ -130,11 +130,7 @@ def _outcome(vault: Vault, session: str) -> str:
 
 def _is_whole(vault: Vault, packs: Collection[PackRef]) -> bool | None:
     """Say whether all these packs are there; None while some are condemned. The order of looks counts."""
-    condemned: set[str] = set()
-    for stored in vault.storage.scan(PRUNE_PREFIX):
-        if stored.key.endswith(("/condemned", "/tombstones")):
-            with contextlib.suppress(NotFound):
-                condemned.update(read_names(vault.storage, vault.keys, stored.key))
+    condemned = condemned_packs(vault.storage, vault.keys)
     for pack in packs:
         key = pack_key(pack.kind, pack.name)
         if not any(stored.key == key and stored.size == pack.size for stored in vault.storage.scan(key)):

@@ -5,7 +5,6 @@ from typing import Any
 import structlog
 
 from engine.errors import EngineError, NotFound
-from engine.session import Session
 from engine.vault import Vault
 from jobs.executors import (
     audit,
@@ -83,6 +82,5 @@ def _close_sessions(executor: Executor[Any, Any, Any, Any], job: Job, vault: Vau
         except NotFound:
             continue  # the planner of this round never got so far
         if name := executor.session(order):
-            Session(vault.storage, vault.keys, name).close("aborted", clock())
-            if vault.other is not None:
-                Session(vault.other, vault.keys, name).close("aborted", clock())
+            for session in vault.sessions(name):
+                session.close("aborted", clock())

@@ -13,7 +13,6 @@ from django.db import Error as DatabaseTrouble
 from accounts.refusals import Refused
 from accounts.secrets import SecretUnreadable
 from engine.errors import Canceled, EngineError, SessionFenced, Unreachable
-from engine.session import Session
 from engine.vault import Vault
 from jobs import doorbell, steps
 from jobs.executors.port import Clock, Executor
@@ -162,9 +161,8 @@ def _keep_session(executor: AnyExecutor, vault: Vault, order: Any, progress: Ste
 
 
 def _beat(vault: Vault, name: str, now: Any) -> None:
-    Session(vault.storage, vault.keys, name).beat(now)
-    if vault.other is not None:
-        Session(vault.other, vault.keys, name).beat(now)
+    for session in vault.sessions(name):
+        session.beat(now)
 
 
 def _ring(step: Step | None, clock: Clock) -> None:
