@@ -1,7 +1,5 @@
 """Objects of a bucket: S3, OSS and what speaks like them (docs/sources/bucket.md)."""
 
-import os
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -15,6 +13,7 @@ from engine.connections.sorting import Sorter
 from engine.entries import Entry, Kind, Problem
 from engine.errors import Forbidden, NotFound, SourceDenied, SourceError, StorageError
 from engine.patterns import Selection, Verdict
+from engine.perprocess import PerProcess
 from engine.sources.breath import breathing
 from engine.sources.objects import PARTED_BYTES, PIECE_BYTES, ObjectReader, object_problem
 from engine.sources.port import BaseSource, Identity
@@ -108,8 +107,8 @@ class BucketSource(BaseSource, frozen=True, tag="bucket", kw_only=True):
     def requests(self) -> dict[str, int]:
         """Return what this process has asked since the last call."""
         counts: Counter[str] = Counter()
-        for pid, client in self._clients.values():
-            if pid == os.getpid():
+        for connected in self._clients.values():
+            if client := connected.made():
                 counts.update(client.requests())
         return dict(counts)
 
@@ -175,25 +174,19 @@ class BucketSource(BaseSource, frozen=True, tag="bucket", kw_only=True):
         return self._client_of(self.location.bucket)
 
     def _client_of(self, name: str) -> "BucketClient":
-        """Return this process's client for a bucket of the server: connections are not shared with a fork."""
+        """Return this process's client for a bucket of the server."""
+        return self._clients.setdefault(name, PerProcess(lambda: self._connect(name)))()
+
+    def _connect(self, name: str) -> "BucketClient":
         # Loading the S3 client takes longer than a small backup of files: only buckets pay for it.
         from engine.connections.bucket import BucketClient
 
-        with self._mutex:
-            pid, client = self._clients.get(name, (0, None))
-            if client is None or pid != os.getpid():
-                place = msgspec.structs.replace(self.location, url=f"s3://{name}")
-                client = BucketClient(place, connect_s=self.connect_s, read_s=self.read_s)
-                self._clients[name] = os.getpid(), client
-        return client
+        place = msgspec.structs.replace(self.location, url=f"s3://{name}")
+        return BucketClient(place, connect_s=self.connect_s, read_s=self.read_s)
 
     @cached_property
-    def _clients(self) -> "dict[str, tuple[int, BucketClient]]":
+    def _clients(self) -> "dict[str, PerProcess[BucketClient]]":
         return {}
-
-    @cached_property
-    def _mutex(self) -> threading.Lock:
-        return threading.Lock()
 
     @cached_property
     def _prefetch(self) -> Prefetch[_Fetched]:

@@ -4,8 +4,8 @@ Rows are streams that are read anew each time, in the order of their keys, so th
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import msgspec
 
@@ -40,6 +40,7 @@ from engine.connections.milvus_documents import (
 from engine.connections.milvus_rows import Place, Rows
 from engine.entries import Entry, Kind, Problem
 from engine.errors import SourceDenied
+from engine.perprocess import PerProcess
 from engine.sources.port import BaseSource, Identity, Reader, Span
 from engine.sources.stream import StreamReader, stream_entry
 
@@ -73,13 +74,11 @@ class MilvusSource(BaseSource, frozen=True, tag="milvus", kw_only=True):
 
     @property
     def _client(self) -> Client:
-        """Return this process's connection, made when it is first used: none survives a fork."""
-        held = self.__dict__.get("client")
-        if held is None or held[0] != os.getpid():
-            held = os.getpid(), Client(Endpoint(self.uri, self.token, self.ca, self.timeout_s), SOURCE)
-            self.__dict__["client"] = held
-        client: Client = held[1]
-        return client
+        return self._connected()
+
+    @cached_property
+    def _connected(self) -> PerProcess[Client]:
+        return PerProcess(lambda: Client(Endpoint(self.uri, self.token, self.ca, self.timeout_s), SOURCE))
 
     def walk(self) -> Iterator[Entry | Problem]:
         """Yield the cluster's files. A collection that goes away meanwhile is left out."""

@@ -1,7 +1,6 @@
 """What the sources of wide-column services share: which tables, the walk, rows as streams, what changed meanwhile."""
 
 import errno
-import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from fnmatch import fnmatchcase
@@ -31,6 +30,7 @@ from engine.connections.tables import (
 )
 from engine.entries import Entry, Kind, Problem
 from engine.errors import SourceDenied, SourceError, SourceIncomplete, SourceMissing, SourceUnavailable
+from engine.perprocess import PerProcess
 from engine.sources.port import BaseSource, Reader, Span
 from engine.sources.stream import StreamReader, stream_entry
 from engine.storage.throttle import Budget, unpaced
@@ -53,18 +53,13 @@ class TablesSource(BaseSource, frozen=True, kw_only=True):
         """Return the service; its kind says how."""
         raise NotImplementedError
 
-    @cached_property
-    def _services(self) -> dict[int, Service]:
-        return {}
-
     @property
     def _service(self) -> Service:
-        """Return this process's own connection: one that was open before a fork is the parent's."""
-        process = os.getpid()
-        if process not in self._services:
-            with _told():
-                self._services[process] = self.connect()
-        return self._services[process]
+        return self._connected()
+
+    @cached_property
+    def _connected(self) -> PerProcess[Service]:
+        return PerProcess(_told()(self.connect))
 
     def options(self) -> dict[str, list[str]]:
         return {"tables": list(self.tables), "exclude": list(self.exclude)}

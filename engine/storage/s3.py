@@ -4,10 +4,8 @@ import base64
 import contextlib
 import datetime as dt
 import hashlib
-import os
 import re
 import ssl
-import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +18,7 @@ from minio.helpers import genheaders
 from minio.retention import Retention
 
 from engine.errors import Forbidden, StorageError, Unreachable
+from engine.perprocess import PerProcess
 from engine.storage.keys import beyond_end, check_key, check_prefix, check_range
 from engine.storage.port import Broken, Bytes, Claims, Refusal, Stored
 from engine.storage.s3errors import translated
@@ -45,13 +44,11 @@ class S3Storage:
     def __init__(
         self, location: "Location", *, pace: Pace = unpaced, connect_s: float = 10.0, read_s: float = 60.0
     ) -> None:
-        self._location = location
         self._bucket = location.bucket
         self._prefix = location.prefix
         self._pace = pace
         self._timeout = urllib3.Timeout(connect=connect_s, read=read_s)
-        self._mutex = threading.Lock()
-        self._made: tuple[int, Minio] | None = None
+        self._client = PerProcess(lambda: connect(location, pace=pace, timeout=self._timeout))
         self._is_versioned = False
         self._versions = S3Versions(self._client, self._bucket, self._prefix)
 
@@ -167,12 +164,6 @@ class S3Storage:
                     return None
             self._is_versioned = status in ("Enabled", "Suspended")  # there is no way back from these
         return self._versions if self._is_versioned else None
-
-    def _client(self) -> Minio:
-        with self._mutex:
-            if self._made is None or self._made[0] != os.getpid():
-                self._made = os.getpid(), connect(self._location, pace=self._pace, timeout=self._timeout)
-            return self._made[1]
 
     def _body(self, response: Any) -> bytes:
         if self._pace is unpaced:

@@ -2,8 +2,6 @@
 
 import contextlib
 import errno
-import os
-import threading
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -14,6 +12,7 @@ from engine.connections.objectmeta import tags_of, upload_headers
 from engine.connections.sorting import Row, Sorter
 from engine.entries import Entry, Kind, Problem, sort_key
 from engine.errors import Forbidden, NotFound, StorageError, TargetError
+from engine.perprocess import PerProcess
 from engine.storage.location import Location
 from engine.targets.port import BaseTarget
 
@@ -85,24 +84,17 @@ class BucketTarget(BaseTarget, frozen=True, tag="bucket", kw_only=True):
 
     @property
     def _client(self) -> "BucketClient":
-        """This process's client: connections are not shared with a fork."""
+        return self._connected()
+
+    @cached_property
+    def _connected(self) -> "PerProcess[BucketClient]":
+        return PerProcess(self._connect)
+
+    def _connect(self) -> "BucketClient":
         # Loading the S3 client takes longer than a small restore of files: only buckets pay for it.
         from engine.connections.bucket import BucketClient
 
-        with self._mutex:
-            pid, client = self._made.get("", (0, None))
-            if client is None or pid != os.getpid():
-                client = BucketClient(self.location, connect_s=self.connect_s, read_s=self.read_s)
-                self._made[""] = os.getpid(), client
-        return client
-
-    @cached_property
-    def _made(self) -> "dict[str, tuple[int, BucketClient]]":
-        return {}
-
-    @cached_property
-    def _mutex(self) -> threading.Lock:
-        return threading.Lock()
+        return BucketClient(self.location, connect_s=self.connect_s, read_s=self.read_s)
 
     @cached_property
     def _standing(self) -> "_Standing":

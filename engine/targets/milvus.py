@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-import os
+from functools import cached_property
 from typing import Any
 
 from engine.connections.milvus import TARGET, TIMEOUT_S, Client, Endpoint, Refused
@@ -20,6 +20,7 @@ from engine.connections.milvus_documents import (
 from engine.connections.milvus_rows import Batches
 from engine.entries import Entry, Kind, Problem
 from engine.errors import EngineError, TargetNotEmpty, UnsafePath
+from engine.perprocess import PerProcess
 from engine.targets.milvus_collection import SCALING, Filling
 from engine.targets.milvus_rights import restore_rights
 from engine.targets.port import BaseTarget, Writer
@@ -66,13 +67,11 @@ class MilvusTarget(BaseTarget, frozen=True, tag="milvus", kw_only=True):
 
     @property
     def _client(self) -> Client:
-        """Return this process's connection, made when it is first used: none survives a fork."""
-        held = self.__dict__.get("client")
-        if held is None or held[0] != os.getpid():
-            held = os.getpid(), Client(Endpoint(self.uri, self.token, self.ca, self.timeout_s), TARGET)
-            self.__dict__["client"] = held
-        client: Client = held[1]
-        return client
+        return self._connected()
+
+    @cached_property
+    def _connected(self) -> PerProcess[Client]:
+        return PerProcess(lambda: Client(Endpoint(self.uri, self.token, self.ca, self.timeout_s), TARGET))
 
     def existing(self, path: bytes) -> int | None:
         """Raise TargetNotEmpty for a collection whose name is taken: parts of two can't be mixed.

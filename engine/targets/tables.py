@@ -1,6 +1,5 @@
 """What targets of wide-column services share: tables made from descriptions, rows in batches, a proof at the end."""
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from engine.connections.tables import (
 )
 from engine.entries import Entry, Problem
 from engine.errors import TargetDenied, TargetFailed, TargetNotEmpty, TargetUnavailable, UnsafePath
+from engine.perprocess import PerProcess
 from engine.targets.port import BaseTarget
 
 _THREADS = 4
@@ -61,18 +61,13 @@ class TablesTarget(BaseTarget, frozen=True, kw_only=True):
         """Say yes: rows need their table, and what ends a table needs its rows."""
         return True
 
-    @cached_property
-    def _services(self) -> dict[int, Service]:
-        return {}
-
     @property
     def _service(self) -> Service:
-        """Return this process's own connection: one that was open before a fork is the parent's."""
-        process = os.getpid()
-        if process not in self._services:
-            with _told():
-                self._services[process] = self.connect()
-        return self._services[process]
+        return self._connected()
+
+    @cached_property
+    def _connected(self) -> PerProcess[Service]:
+        return PerProcess(_told()(self.connect))
 
     @cached_property
     def _held(self) -> dict[str, bool]:
