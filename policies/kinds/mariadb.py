@@ -17,7 +17,7 @@ from engine.targets.kinds import AnyTarget
 from engine.targets.mariadb import MariadbTarget
 from engine.targets.mariadb_image import MariadbImageTarget
 from engine.targets.mariadb_logs import FIRST, MariadbLogsTarget
-from policies.kinds.port import Reading, SourceType, TextList
+from policies.kinds.port import HostPath, Reading, ServerPassword, SourceType, TextList
 
 _MODES = [
     ("logical", "Dumps of the databases"),
@@ -41,15 +41,10 @@ class MariadbSettings(serializers.Serializer[Any]):
         default="127.0.0.1", max_length=255, help_text="A host name or address, as the host reaches it"
     )
     port = serializers.IntegerField(default=3306, min_value=1, max_value=65535)
-    socket = serializers.CharField(
-        default="", allow_blank=True, max_length=107, help_text="The server's Unix socket, instead of name and port"
-    )
+    socket = HostPath(max_length=107, help_text="The server's Unix socket, instead of name and port")
     user = serializers.CharField(default="backup", max_length=128, help_text="The account that reads")
     tls = serializers.ChoiceField(default="", choices=_TLS, allow_blank=True, label="TLS")
-    tls_ca = serializers.CharField(
-        default="",
-        allow_blank=True,
-        max_length=4096,
+    tls_ca = HostPath(
         label="CA file",
         help_text="On the host; for a checked certificate",
     )
@@ -64,10 +59,7 @@ class MariadbSettings(serializers.Serializer[Any]):
         label="Accounts",
         help_text="Dumps: the server's accounts too, with their rights and hashed passwords",
     )
-    spool = serializers.CharField(
-        default="",
-        allow_blank=True,
-        max_length=4096,
+    spool = HostPath(
         label="Folder of the logs",
         help_text="Binary logs: a folder of the host, for this source alone, in which they are gathered",
     )
@@ -79,34 +71,15 @@ class MariadbSettings(serializers.Serializer[Any]):
         help_text="Binary logs: how long they stay in that folder; 0 keeps all. Longer than the time between two base "
         "backups",
     )
-    programs = serializers.CharField(
-        default="",
-        allow_blank=True,
-        max_length=4096,
+    programs = HostPath(
         label="Folder of the programs",
         help_text="Where mariadb-dump and the others are on the host; empty finds them",
     )
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        for name in ("socket", "tls_ca", "spool", "programs"):
-            if attrs[name] and not os.path.isabs(attrs[name]):
-                raise serializers.ValidationError({name: "Give an absolute path."})
         if attrs["mode"] == "binlog" and not attrs["spool"]:
             raise serializers.ValidationError({"spool": "Name a folder in which the binary logs are gathered."})
         return attrs
-
-
-class MariadbCredentials(serializers.Serializer[Any]):
-    """The account's password."""
-
-    password = serializers.CharField(
-        default="",
-        allow_blank=True,
-        max_length=1000,
-        trim_whitespace=False,
-        style={"input_type": "password"},
-        help_text="Empty where the server asks for none, as it may on its Unix socket",
-    )
 
 
 def _server(reading: Reading) -> MariadbServer:
@@ -163,7 +136,7 @@ TYPE = SourceType(
     to="Dumps: a suffix for the names of the databases, empty for the same names. Data files: an empty folder of the "
     "host. Binary logs: where the base backup ends and what to play up to, such as binlog.000012:345 until "
     "2031-05-06T07:08:09+00:00, or until binlog.000014:678",
-    credentials=MariadbCredentials,
+    credentials=ServerPassword,
     on_host=True,
     check_to=_check_to,
     about="Databases as dumps, a whole server as its data files, or its binary logs for recovery to any moment",

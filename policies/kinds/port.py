@@ -1,5 +1,6 @@
 """What a kind of source is to the control plane: the shape of its settings, and what the engine makes of them."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -70,6 +71,32 @@ class SourceType:
     about: str = ""
     preflight: str = ""
     parts: str = UNITS
+
+
+class HostPath(serializers.CharField):
+    """An absolute path on the host that reads; empty unless one is given."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"default": "", "allow_blank": True, "max_length": 4096, **kwargs})
+
+    def to_internal_value(self, data: Any) -> str:
+        path = str(super().to_internal_value(data))
+        if path and not os.path.isabs(path):
+            raise serializers.ValidationError("Give an absolute path.")
+        return path
+
+
+class ServerPassword(serializers.Serializer[Any]):
+    """The password of an account of a database server."""
+
+    password = serializers.CharField(
+        default="",
+        allow_blank=True,
+        max_length=1000,
+        trim_whitespace=False,
+        style={"input_type": "password"},
+        help_text="Empty where the server asks for none, as it may on its Unix socket",
+    )
 
 
 class TextList(serializers.ListField):

@@ -4,7 +4,6 @@ No addresses are checked: the host reaches the server, and may reach what it may
 """
 
 import datetime as dt
-import os
 from typing import Any
 
 from rest_framework import serializers
@@ -14,7 +13,7 @@ from engine.sources.postgres import PostgresSource
 from engine.targets.kinds import AnyTarget
 from engine.targets.postgres import PostgresTarget
 from engine.targets.postgres_data import PostgresDataTarget
-from policies.kinds.port import Reading, SourceType, TextList
+from policies.kinds.port import HostPath, Reading, ServerPassword, SourceType, TextList
 
 _UNTIL = " until "
 _MODES = [
@@ -39,27 +38,19 @@ class PostgresSettings(serializers.Serializer[Any]):
         label="TLS",
         help_text="As PostgreSQL means it; verify-full is the safe one",
     )
-    sslrootcert = serializers.CharField(
-        default="", allow_blank=True, max_length=4096, label="CA file", help_text="On the host; for verify-ca and above"
-    )
+    sslrootcert = HostPath(label="CA file", help_text="On the host; for verify-ca and above")
     mode = serializers.ChoiceField(default="logical", choices=_MODES, label="What to keep")
     databases = TextList(default=list, help_text="Dumps: only these databases; none is all")
     exclude_schemas = TextList(default=list, help_text="Dumps: without these schemas (patterns of pg_dump)")
     exclude_tables = TextList(default=list, help_text="Dumps: without these tables (patterns of pg_dump)")
-    spool = serializers.CharField(
-        default="",
-        allow_blank=True,
-        max_length=4096,
+    spool = HostPath(
         label="Folder of the log",
         help_text="Log: a folder of the host, for this source alone, in which it is gathered through a slot",
     )
     slot = serializers.RegexField(
         "^[a-z0-9_]{1,63}$", default="backupsite", help_text="Log: the replication slot; made when it is not there"
     )
-    wal_folder = serializers.CharField(
-        default="",
-        allow_blank=True,
-        max_length=4096,
+    wal_folder = HostPath(
         label="Folder of archive_command",
         help_text="Log: instead of a slot, the folder on the host into which the server's archive_command puts it",
     )
@@ -71,34 +62,15 @@ class PostgresSettings(serializers.Serializer[Any]):
         help_text="Log: how long it stays in its folder, and so how far back a point reaches: longer than the time "
         "between two base backups",
     )
-    programs = serializers.CharField(
-        default="",
-        allow_blank=True,
-        max_length=4096,
+    programs = HostPath(
         label="Folder of the programs",
         help_text="Where pg_dump and the others are on the host; empty finds them",
     )
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        for name in ("spool", "wal_folder", "programs", "sslrootcert"):
-            if attrs[name] and not os.path.isabs(attrs[name]):
-                raise serializers.ValidationError({name: "Give an absolute path."})
         if attrs["mode"] == "wal" and bool(attrs["spool"]) == bool(attrs["wal_folder"]):
             raise serializers.ValidationError({"spool": "Name this folder or the one of archive_command, one of them."})
         return attrs
-
-
-class PostgresCredentials(serializers.Serializer[Any]):
-    """The account's password."""
-
-    password = serializers.CharField(
-        default="",
-        allow_blank=True,
-        max_length=1000,
-        trim_whitespace=False,
-        style={"input_type": "password"},
-        help_text="Empty where the server asks for none, as it may on its Unix socket",
-    )
 
 
 def _source(reading: Reading) -> AnySource:
@@ -162,7 +134,7 @@ TYPE = SourceType(
     target=_target,
     to="Dumps: a suffix for the names of the databases, empty for the same names. Base backups and log: a new data "
     "directory of the host, such as /srv/restored, or /srv/restored until 2031-05-06T07:08:09+00:00",
-    credentials=PostgresCredentials,
+    credentials=ServerPassword,
     on_host=True,
     check_to=_check_to,
     about="Databases as dumps, or the whole server as base backups and its log, for recovery to any moment",
