@@ -11,7 +11,13 @@ from engine.session import put_note
 from engine.vault import PointName, Vault
 from engine.verbs import compact
 from tests.support.runs import backed_up
-from tests.support.vaults import Bench, contents, travelled, write_files
+from tests.support.vaults import Bench, contents, travelled, verified, write_files
+
+
+def assert_whole(bench: Bench) -> None:
+    """Verify every byte of the vault: nothing may be wrong."""
+    outcome = verified(bench, "content")
+    assert (outcome.state, outcome.findings) == ("complete", [])
 
 
 def compact_job(bench: Bench, **fields: Any) -> compact.CompactJob:
