@@ -196,7 +196,7 @@ class Vault:
         before the LIST: a pack is stored before the segment that names it.
         """
         heads = [head for segment in self.index.segments for head in segment.heads]
-        present = {s.key: s.size for folder in FOLDERS for s in self.storage.scan(f"{folder}/")}
+        present = {s.key: s.size for s in self.stored_packs()}
         expected = {head.name: (head.key, head.size) for head in heads}
         expected |= {pack.name: (pack_key(pack.kind, pack.name), pack.size) for pack in packs}
         session.forbidden |= {name for name, (key, size) in expected.items() if present.get(key) != size}
@@ -305,6 +305,11 @@ class Vault:
             except (PointMissing, IntegrityError, FormatError):
                 continue  # an older point is as good a parent; verify reports the damage
         return None
+
+    def stored_packs(self) -> Iterator[Stored]:
+        """LIST all packs, those with data first."""
+        for folder in FOLDERS:
+            yield from self.storage.scan(f"{folder}/")
 
     def sessions(self, name: str) -> list[Session]:
         """Return the session of this name as notes of it are put: here, and in the vault that this one follows."""

@@ -19,7 +19,6 @@ from engine.links import PREFIX as REPLICA
 from engine.links import announce, bringing, settled
 from engine.locks import extend_point, lock_until
 from engine.moves import Move, commit_move
-from engine.pack import FOLDERS
 from engine.point import PackRef, decode_commit, point_key, root_packs
 from engine.session import Session, put_note, put_once, read_note
 from engine.vault import PointName, Vault
@@ -86,7 +85,7 @@ def look(source: Vault, name: PointName, *, forbidden: set[str]) -> Arrival | No
 
 def whole_packs(vault: Vault) -> dict[str, int]:
     """LIST the packs: name -> bytes."""
-    return {s.key.rpartition("/")[2]: s.size for folder in FOLDERS for s in vault.storage.scan(f"{folder}/")}
+    return {s.key.rpartition("/")[2]: s.size for s in vault.stored_packs()}
 
 
 def copy_segments(vault: Vault, source: Vault) -> None:

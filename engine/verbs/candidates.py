@@ -19,7 +19,7 @@ import msgspec
 from engine.damage import damaged_packs
 from engine.errors import NotFound
 from engine.keys import ID_BYTES
-from engine.pack import DATA, FOLDERS, META, TARGET_BYTES, pack_key
+from engine.pack import DATA, META, TARGET_BYTES, pack_key
 from engine.point import PackRef
 from engine.progress import Progress
 from engine.session import PRUNE_PREFIX, read_names
@@ -79,7 +79,7 @@ class Chooser:
     def __init__(self, vault: Vault, marks: Marks, forbidden: set[str], *, now: dt.datetime) -> None:
         self._vault, self._marks, self._forbidden, self._now = vault, marks, forbidden, now
         self._shares = marks.shares()
-        self._sizes = {pack_name(s.key): s.size for folder in FOLDERS for s in vault.storage.scan(f"{folder}/")}
+        self._sizes = {pack_name(s.key): s.size for s in vault.stored_packs()}
         self._damaged = damaged_packs(vault.storage)
         # What was moved away is never moved back to.
         self._moved = {name for move in vault.moves.committed + vault.moves.prepared for name in move.packs}

@@ -288,8 +288,7 @@ def _spared(vault: Vault) -> set[str]:
     """
     if not is_mirror(vault.storage, vault.keys):
         return set()
-    source = vault.across().storage
-    return {pack_name(stored.key) for folder in FOLDERS for stored in source.scan(f"{folder}/")}
+    return {pack_name(stored.key) for stored in vault.across().stored_packs()}
 
 
 def _locked(vault: Vault, packs: list[PackRef], now: dt.datetime) -> list[tuple[PackRef, dt.datetime]]:

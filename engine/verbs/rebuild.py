@@ -22,7 +22,7 @@ import msgspec
 from engine.errors import IntegrityError, NotFound, Superseded
 from engine.index import PREFIX as SEGMENTS
 from engine.index import ROWS_MAX, encode_segment, load_segment
-from engine.pack import FOLDERS, Sealed, pack_key
+from engine.pack import Sealed, pack_key
 from engine.point import PackRef, Root, Stats, point_key
 from engine.progress import Progress
 from engine.session import Session, open_sessions
@@ -177,7 +177,7 @@ def plan(vault: Vault, job: RebuildJob, progress: Progress, *, now: dt.datetime)
     number = 0
     for number, (rows, broken) in enumerate(_rows(vault, needed, progress), 1):
         yield Unit(number - 1, rows=rows, broken=broken)
-    present = {pack_name(s.key) for folder in FOLDERS for s in vault.storage.scan(f"{folder}/")}
+    present = {pack_name(s.key) for s in vault.stored_packs()}
     broken = [
         Broken(pack_key(pack.kind, pack.name), "it is gone") for pack in needed.values() if pack.name not in present
     ]

@@ -22,7 +22,7 @@ import msgspec
 
 from engine.errors import EngineError, IntegrityError, NotFound
 from engine.ids import new_ulid, valid_pack
-from engine.pack import FOLDERS, pack_key
+from engine.pack import pack_key
 from engine.point import PackRef
 from engine.progress import Progress
 from engine.session import PRUNE_PREFIX, fence, open_sessions, put_note, put_once, read_note, running
@@ -189,7 +189,7 @@ def _delete(vault: Vault, swept: Swept, progress: Progress, *, again: bool) -> b
     progress.phase("delete")
     doomed = read_note(vault.storage, vault.keys, _key(swept.run, "tombstones"), Condemned).refs
     if again:  # an earlier process may have deleted some: they are not counted twice
-        present = {s.key for folder in FOLDERS for s in vault.storage.scan(f"{folder}/")}
+        present = {s.key for s in vault.stored_packs()}
         doomed = [pack for pack in doomed if pack_key(pack.kind, pack.name) in present]
     progress.total(entries=len(doomed), bytes=sum(pack.size for pack in doomed))
     for at in range(0, len(doomed), _BATCH):
