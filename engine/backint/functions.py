@@ -129,7 +129,7 @@ class Agent:
             else:
                 wanted.append(found)
         logs = [number for number, one in enumerate(wanted) if one.name.rpartition("/")[2].startswith(_LOG)]
-        lanes = [Lane([number]) for number in range(len(wanted)) if number not in set(logs)]
+        lanes = [Lane([number]) for number in sorted(set(range(len(wanted))) - set(logs))]
         lanes += [Lane(logs)] if logs else []
 
         def act(vault: VaultOpener, number: int, wake: int) -> Done:

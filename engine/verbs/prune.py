@@ -392,7 +392,8 @@ def _retirable(vault: Vault) -> list[str]:
             keys += [key, f"{PRUNE_PREFIX}{run}/done"]
     gone = [name for name, parts in parts_of_points(vault.storage).items() if parts == {"expired"}]
     if gone and is_mirror(vault.storage, vault.keys):  # what the source still shows must not come back
-        gone = [name for name in gone if name not in set(vault.across().points())]
+        shown = set(vault.across().points())
+        gone = [name for name in gone if name not in shown]
     return keys + [point_key(*name, "expired") for name in gone]
 
 

@@ -15,6 +15,7 @@ from engine.point import point_key
 from engine.progress import Silent
 from engine.session import fence, open_sessions
 from engine.storage import Memory
+from engine.storage.faulty import Faulty
 from engine.vault import PointName, Vault
 from engine.verbs import arrive, replicate
 from tests.support.compaction import compacted, end_point, noise, sparse_vault
@@ -197,6 +198,21 @@ def test_what_expired_at_the_replica_does_not_come_back(source: Bench, target: R
         pruned(source)
         pruned(target)
     assert not [key for key in target.objects() if key.startswith("points/")]
+
+
+def test_the_source_is_listed_as_often_for_many_expired_points_as_for_one(source: Bench, target: Replica, home: Path):
+    listed = []
+    for number in range(3):
+        made = backed_up(source, write_files(home, {f"new{number}": noise(number)}))
+        replicated(target)
+        end_point(target, made.series, made.point)
+        for _ in range(3):
+            pruned(target)
+        calls = source.storage = Faulty(source.storage)
+        pruned(target)
+        source.storage = calls.inner
+        listed.append(calls.count("scan", "points/"))
+    assert len(set(listed)) == 1 and listed[0] > 0
 
 
 def test_a_prune_of_the_replica_spares_what_the_source_still_has(source: Bench, target: Replica, home: Path):
