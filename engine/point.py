@@ -64,7 +64,8 @@ class Body(msgspec.Struct, omit_defaults=True):
 
     `scan_ns` is the source's clock when the walk began; times are the service's. `problems` holds at most
     PROBLEMS_KEPT, `problems_total` counts all. `name` is the source's; `retention_days` counts from `ended_at`, 0 keeps
-    the point until somebody deletes it. `locked_until` is the end of its lock, in an immutable vault.
+    the point until somebody deletes it. `rule` is the id of the policy's rule that made it, empty for none; `manual`
+    says that a person asked for it. `locked_until` is the end of its lock, in an immutable vault.
     """
 
     vault_id: bytes
@@ -92,6 +93,8 @@ class Body(msgspec.Struct, omit_defaults=True):
     mounts: list[str] = []
     options: dict[str, list[str]] = {}
     locked_until: Moment | None = None
+    rule: str = ""
+    manual: bool = False
 
 
 class Root(msgspec.Struct, frozen=True):

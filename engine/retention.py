@@ -20,7 +20,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `days` since completion; None means each version's own retention, 0 that days alone keep nothing. `last` counts
     versions; `daily`, `weekly` (ISO), `monthly` and `yearly` count periods in the time zone `zone`, of which the first
     complete version stays (the first at all when none is complete). `at_least_one` keeps the newest version and the
-    newest complete one (C9, C16).
+    newest complete one (C9, C16). `by_rule` holds the days for versions that the named rule made, in the place of
+    `days`: one policy may keep what it makes daily for a week and what it makes monthly for a year.
     """
 
     days: int | None = None
@@ -31,14 +32,15 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     yearly: int = 0
     at_least_one: bool = False
     zone: str = "UTC"
+    by_rule: dict[str, int] = {}
 
     def check(self) -> None:
         """Raise ValueError telling what is wrong with the rules."""
-        for name, number in (("days", self.days), *self.counts().items()):
+        for name, number in (("days", self.days), *self.by_rule.items(), *self.counts().items()):
             if number is not None and number < 0:
                 raise ValueError(f"{name} is {number}: give 0 or more")
-        if self.days is not None and self.days > DAYS_MAX:
-            raise ValueError(f"days is {self.days:,}: give at most {DAYS_MAX:,}")
+        if (longest := max([self.days or 0, *self.by_rule.values()])) > DAYS_MAX:
+            raise ValueError(f"days is {longest:,}: give at most {DAYS_MAX:,}")
         if self.days == 0 and not any(self.counts().values()) and not self.at_least_one:
             raise ValueError("these rules keep nothing: to delete everything, name the points that are to go")
         _zone(self.zone)
@@ -52,7 +54,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Version(msgspec.Struct, frozen=True, kw_only=True):
     """What the rules look at. Times are aware; `retention_days` 0 keeps it until somebody deletes it.
 
-    `complete` says that nothing is missing from it; `locked_until` is None without a lock.
+    `complete` says that nothing is missing from it; `locked_until` is None without a lock. `rule` is what made it,
+    empty when it was made on demand: then `manual` says that it goes by its own retention, whatever the rules.
     """
 
     point: str
@@ -61,6 +64,8 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     complete: bool = True
     held: bool = False
     locked_until: dt.datetime | None = None
+    rule: str = ""
+    manual: bool = False
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -102,15 +107,15 @@ def judge(versions: Iterable[Version], rules: Rules, now: dt.datetime) -> list[V
 
 
 def _verdict(version: Version, rules: Rules, now: dt.datetime, counted: list[str]) -> Verdict:
-    days = version.retention_days if rules.days is None else rules.days
-    end = _end(version.completed_at, days) if days or rules.days == 0 else None
+    days = _days(version, rules)
+    end = None if days is None else _end(version.completed_at, days)
     until = version.locked_until if version.locked_until is not None and version.locked_until > now else None
     reasons = []
     if version.held:
         reasons.append("held")
     if until is not None:
         reasons.append(f"locked until {_moment(until, rules.zone)}")
-    if end is None:
+    if days is None or end is None:
         reasons.append("stays until somebody deletes it")
     elif version.completed_at > now:
         reasons.append("by its time it was completed in the future")
@@ -120,9 +125,19 @@ def _verdict(version: Version, rules: Rules, now: dt.datetime, counted: list[str
     if reasons:
         expires_at = None if end is None or version.held or counted else max(end, until or end)
         return Verdict(version.point, True, reasons, expires_at)
+    assert days is not None
     assert end is not None
     over = f"{_count(days)} since completion were over on {_moment(end, rules.zone)}" if days else "no rule keeps it"
     return Verdict(version.point, False, [over], end)
+
+
+def _days(version: Version, rules: Rules) -> int | None:
+    """Return for how many days a version stays, None until somebody deletes it."""
+    if version.rule in rules.by_rule:
+        return rules.by_rule[version.rule]
+    if rules.days is None or (version.manual and not version.rule):
+        return version.retention_days or None
+    return rules.days
 
 
 def _firsts(

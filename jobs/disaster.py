@@ -34,13 +34,13 @@ from jobs import system as rows
 from jobs.models import Job
 from jobs.states import Kind
 from jobs.system import Tables
-from policies.models import Plan, Policy, Source
+from policies.models import Plan, Policy, Rule, Source
 from vaults import catalogue, repositories
 from vaults.models import KeyProvider as Providers
 from vaults.models import RecoveryPoint, Region, Vault
 
 VAULTS = "vaults/"
-SCRATCH: tuple[type[models.Model], ...] = (Account, Member, Region, Vault, Source, Policy, Plan, RecoveryPoint)
+SCRATCH: tuple[type[models.Model], ...] = (Account, Member, Region, Vault, Source, Policy, Rule, Plan, RecoveryPoint)
 Clock = Callable[[], dt.datetime]
 
 

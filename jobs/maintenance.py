@@ -17,9 +17,9 @@ from accounts.services import Actor, record
 from jobs import services
 from jobs.models import Duty, Job
 from jobs.states import CONTINUOUS, RECURRING, JobState, Kind, Trigger
-from policies import schedule
+from policies import moments, schedule
 from policies.models import Plan, Source
-from policies.services import end_keep_one, next_drill_at
+from policies.services import end_keep_one
 from vaults.models import LinkState, RecoveryPoint, ReplicationLink, Vault, VaultState, VaultType
 
 SOON = dt.timedelta(seconds=60)
@@ -125,7 +125,7 @@ def follow(vault: Vault, *, now: dt.datetime) -> None:
 
 def request_due_drill(plan: Plan, *, now: dt.datetime) -> Job | None:
     """Restore the plan's newest point on trial and move the plan on. None when there is no point, or one still runs."""
-    following = next_drill_at(plan, plan.policy, after=now)
+    following = moments.next_drill_at(plan, plan.policy, after=now)
     mine = Plan.objects.filter(pk=plan.pk, next_drill_at=plan.next_drill_at)
     try:
         with transaction.atomic():

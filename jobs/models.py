@@ -9,7 +9,7 @@ from django.db import models
 
 from accounts.models import Account
 from jobs.states import ACTIVE, DUTY_CHOICES, MAINTENANCE, STEP_OPEN, JobState, Kind, Stage, StepState, Trigger
-from policies.models import Plan, Source
+from policies.models import Plan, Rule, Source
 from vaults.models import RecoveryPoint, Vault, VaultState
 
 
@@ -24,8 +24,9 @@ class Job(models.Model):
 
     `round` counts how often the job was planned: a planner that died is replaced in a new round, and the steps, units
     and results of earlier rounds count for nothing. `units_total` is known once `planned`; `units_done` of them have a
-    result. `settings` is what the person or the plan asked for, by kind (jobs.executors). `host` is the machine whose
-    files a backup reads, empty for other work. `passwords` is sealed: what a restore made anew, until somebody
+    result. `rule` is the policy's rule that asked for a backup. `settings` is what the person or the plan asked for, by
+    kind (jobs.executors). `host` is the machine whose files a backup reads, empty for other work. `passwords` is
+    sealed: what a restore made anew, until somebody
     was shown it (D5).
     """
 
@@ -37,6 +38,7 @@ class Job(models.Model):
     vault = models.ForeignKey(Vault, on_delete=models.PROTECT, related_name="jobs")
     source = models.ForeignKey(Source, null=True, on_delete=models.SET_NULL, related_name="jobs")
     plan = models.ForeignKey(Plan, null=True, on_delete=models.SET_NULL, related_name="jobs")
+    rule = models.ForeignKey(Rule, null=True, on_delete=models.SET_NULL, related_name="+")
     point = models.ForeignKey(RecoveryPoint, null=True, on_delete=models.SET_NULL, related_name="jobs")
     requested_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
     scheduled_for = models.DateTimeField(null=True)

@@ -14,10 +14,9 @@ from accounts.services import Actor, record
 from jobs import doorbell, presence, steps
 from jobs.models import Job, Step
 from jobs.states import JobState, Kind, Stage, StepState, Trigger
-from policies import connection, reading
+from policies import connection, moments, reading
 from policies.kinds import TYPES
 from policies.models import Plan, Source
-from policies.services import next_run_at
 from vaults.models import RecoveryPoint, Vault, VaultState, VaultType
 
 # A scheduled moment older than this was missed: it is recorded, not made up (unless the plan says catch_up).
@@ -117,6 +116,7 @@ def _backup_values(plan: Plan) -> dict[str, Any]:
         "vault": plan.vault,
         "source": plan.source,
         "plan": plan,
+        "rule": plan.next_rule,
         "host": plan.source.host,
         "queue_work": plan.source.queue,
         "queue_finish": plan.vault.region.queue,
@@ -134,11 +134,10 @@ def running_backup(source: Source) -> Job | None:
 def request_backup(plan: Plan, *, actor: Actor, now: dt.datetime, deep: bool = False) -> Job:
     """Start a backup by hand; a paused plan may be run too. Raises SourceBusy, VaultUnfit."""
     _check_vault(plan.vault)
+    values = _backup_values(plan) | {"rule": moments.longest_rule(plan.policy), "settings": {"deep": deep}}
     try:
         with transaction.atomic():
-            job = create(
-                plan.account, now=now, requested_by=actor.user, settings={"deep": deep}, **_backup_values(plan)
-            )
+            job = create(plan.account, now=now, requested_by=actor.user, **values)
             record(actor, "job.backup", job, account=plan.account, now=now, plan=str(plan.pk))
             return job
     except IntegrityError as error:
@@ -160,12 +159,13 @@ def request_scheduled(plan: Plan, *, now: dt.datetime) -> Job | None:
     moment = plan.next_run_at
     if moment is None or moment > now:
         return None
-    following = next_run_at(plan, after=now)
+    values = _backup_values(plan) | {"trigger": Trigger.SCHEDULED, "scheduled_for": moment}
+    moments.move_on(plan, after=now)
     try:
         with transaction.atomic():
-            if not Plan.objects.due(now).filter(pk=plan.pk, next_run_at=moment).update(next_run_at=following):
+            due = Plan.objects.due(now).filter(pk=plan.pk, next_run_at=moment)
+            if not due.update(next_run_at=plan.next_run_at, next_rule=plan.next_rule, last_run_at=moment):
                 return None
-            values = _backup_values(plan) | {"trigger": Trigger.SCHEDULED, "scheduled_for": moment}
             state, reason = _why_not(plan, moment, now=now)
             if not reason:
                 return create(plan.account, now=now, **values)

@@ -19,22 +19,22 @@ from django.db import models, transaction
 from accounts import secrets
 from accounts.models import Account, Member
 from engine.system import Export
-from policies.models import Plan, PlanState, Policy, Source
-from policies.services import next_drill_at, next_run_at
+from policies import moments
+from policies.models import Plan, PlanState, Policy, Rule, Source
 from vaults.models import RecoveryPoint, Region, Vault, VaultState
 
 log = structlog.get_logger(__name__)
 
 MEMBERS, PEOPLE, HOLDS = "accounts.member", "accounts.user", "vaults.hold"
 # In the order in which they can be stored.
-TABLES: tuple[type[models.Model], ...] = (Account, Region, Vault, Source, Policy, Plan)
+TABLES: tuple[type[models.Model], ...] = (Account, Region, Vault, Source, Policy, Rule, Plan)
 POINT = RecoveryPoint._meta.label_lower
 # What is secret, what a job or a sweep finds out again, and what the database makes up.
 LEFT_OUT: dict[str, set[str]] = {
     Region._meta.label_lower: {"credentials", "probed_at"},
     Vault._meta.label_lower: {"key_credentials", "coverage_total", "coverage_read", "coverage_at"},
     Source._meta.label_lower: {"credentials", "warnings", "checked_at", "check_error"},
-    Plan._meta.label_lower: {"next_run_at", "next_drill_at"},
+    Plan._meta.label_lower: {"next_run_at", "next_rule", "last_run_at", "next_drill_at"},
     POINT: {"pk", "created_at", "expires_at", "locked_until"},
 }
 PERSON = ("username", "email", "first_name", "last_name", "is_active", "date_joined")
@@ -46,6 +46,7 @@ def tables_of(account: Account, *, using: str = "default") -> Tables:
     """Return the account's rows by model, in a fixed order, as plain values."""
     mine: dict[type[models.Model], models.Q] = {
         Account: models.Q(pk=account.pk),
+        Rule: models.Q(policy__account=account.pk),
         Region: models.Q(vaults__account=account.pk) | models.Q(sources__account=account.pk),
     }
     tables = {
@@ -178,10 +179,10 @@ def _store_secrets(export: Export, *, using: str) -> None:
 def _schedule(plans: list[str], now: dt.datetime, using: str) -> None:
     """Give restored plans their next moments."""
     for plan in Plan.objects.using(using).filter(pk__in=plans).select_related("policy"):
-        plan.next_drill_at = next_drill_at(plan, plan.policy, after=now)
+        plan.next_drill_at = moments.next_drill_at(plan, plan.policy, after=now)
         if plan.state == PlanState.ACTIVE:
-            plan.next_run_at = next_run_at(plan, after=now)
-        plan.save(using=using, update_fields=["next_run_at", "next_drill_at"])
+            moments.move_on(plan, after=now)
+        plan.save(using=using, update_fields=["next_run_at", "next_rule", "next_drill_at"])
 
 
 def hold_again(export: Export, *, using: str = "default") -> None:

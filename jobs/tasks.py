@@ -41,7 +41,11 @@ def try_source(source_id: str) -> None:
 def sweep_due_plans() -> None:
     """Turn the plans whose moment has come into jobs."""
     now = timezone.now()
-    due = Plan.objects.due(now).select_related("account", "source", "policy", "vault__region")
+    due = (
+        Plan.objects.due(now)
+        .select_related("account", "source__region", "policy", "vault__region", "next_rule")
+        .prefetch_related("policy__rules")
+    )
     for plan in due[:SWEEP_ROWS_MAX]:
         job = services.request_scheduled(plan, now=now)
         if job and not job.ended:

@@ -1,21 +1,24 @@
 """Console pages of sources, policies and plans."""
 
+import calendar
 import datetime as dt
 from typing import Any, ClassVar
 
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
+from django.db import models
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
+from unfold.admin import StackedInline
 
 from accounts.console import ServiceAdmin, action, actor_of, display, leave_dialog, lines
 from policies import retention, services
-from policies.forms import CREDENTIALS, SETTINGS, PauseForm, SourceForm, form_of, names_of
+from policies.forms import CREDENTIALS, SETTINGS, PauseForm, RuleFormSet, SourceForm, form_of, names_of
 from policies.kinds import TYPES
-from policies.models import Plan, Policy, Source, SourceKind
+from policies.models import Plan, Policy, Rule, RuleType, Source, SourceKind
 from vaults.admin import drills_shown
 from vaults.models import Vault
 
@@ -200,16 +203,52 @@ class SourceAdmin(RemovableAdmin):
         return lines(source.warnings)
 
 
+def schedule_text(rule: Rule) -> str:
+    """Return when a backup rule's runs are, in few words."""
+    if rule.cron:
+        return rule.cron
+    unit = rule.unit if rule.every == 1 else f"{rule.every} {rule.unit}s"
+    if rule.weekdays:
+        days = ", ".join(calendar.day_abbr[day - 1] for day in sorted(rule.weekdays))
+        unit = days if unit in ("day", "week") else f"{unit} on {days}"
+    start = f"{rule.start_time:%H:%M}" if rule.start_time else "a drawn time"
+    if rule.unit == "hour":
+        return f"every {unit}"
+    return f"every {unit} {f'within {rule.window_minutes} min of' if rule.window_minutes else 'at'} {start}"
+
+
+class RuleInline(StackedInline):
+    """The rules of a policy, 1 to 10."""
+
+    model = Rule
+    formset = RuleFormSet
+    fields: ClassVar = [
+        ("type", "retention_days"),
+        ("every", "unit", "weekdays"),
+        ("start_time", "window_minutes", "starts_on"),
+        "cron",
+    ]
+    extra = 0
+    min_num = 1
+    max_num = services.RULES_MAX
+
+
+def _rules_of(formset: Any) -> list[Rule]:
+    """Return the rules as the page has them, in its order, without those to delete; not saved."""
+    formset.save(commit=False)  # tells Django's history what changed
+    return [form.instance for form in formset.forms if form not in formset.deleted_forms]
+
+
 @admin.register(Policy)
 class PolicyAdmin(RemovableAdmin):
     list_display = ["name", "account", "schedule_shown", "time_zone", "kept"]
     list_filter: ClassVar = ["account"]
     list_select_related = ["account"]
     search_fields = ["name"]
+    inlines: ClassVar = [RuleInline]
     fieldsets = [
         (None, {"fields": ["account", "name"]}),
-        ("When", {"fields": ["every", "unit", "start_time", "starts_on", "cron", "time_zone"]}),
-        ("How long", {"fields": ["retention_days", "keep_at_least_one"]}),
+        ("How long", {"fields": ["retention_days", "keep_at_least_one", "time_zone"]}),
         (
             "Beyond that",
             {"fields": ["keep_last", "keep_daily", "keep_weekly", "keep_monthly", "keep_yearly"]},
@@ -217,9 +256,16 @@ class PolicyAdmin(RemovableAdmin):
         ("Trial restores", {"fields": ["drill_every_days", "drill_percent"]}),
     ]
 
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet[Policy]:
+        found: models.QuerySet[Policy] = super().get_queryset(request)
+        return found.filter(inline=False).prefetch_related("rules")
+
     def save_model(self, request: HttpRequest, obj: Policy, form: Any, change: bool) -> None:
-        now = timezone.now()
-        services.save_policy(obj, actor=actor_of(request), now=now)
+        """Leave it to save_related: a policy and its rules are stored together."""
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        obj, now = form.instance, timezone.now()
+        services.save_policy(obj, rules=_rules_of(formsets[0]), actor=actor_of(request), now=now)
         for warning in retention.warnings_on_disable(obj, now=now):
             messages.warning(request, warning)
         changes = retention.preview_change(obj, now=now)
@@ -229,11 +275,7 @@ class PolicyAdmin(RemovableAdmin):
 
     @display(description="Schedule")
     def schedule_shown(self, policy: Policy) -> str:
-        if policy.cron:
-            return policy.cron
-        unit = policy.unit if policy.every == 1 else f"{policy.every} {policy.unit}s"
-        start = f"{policy.start_time:%H:%M}" if policy.start_time else "a drawn time"
-        return f"every {unit} at {start}" if policy.unit != "hour" else f"every {unit}"
+        return lines([schedule_text(rule) for rule in policy.rules.all() if rule.type == RuleType.BACKUP])
 
     @display(description="Kept", ordering="retention_days")
     def kept(self, policy: Policy) -> str:
@@ -246,7 +288,7 @@ class PlanAdmin(RemovableAdmin):
     list_filter: ClassVar = ["state", "account", "policy", "vault"]
     list_select_related = ["source", "policy", "vault", "account"]
     search_fields = ["source__name", "policy__name", "vault__name"]
-    fields = ["source", "policy", "vault", "catch_up"]
+    fields = ["source", "policy", "vault", "time_zone", "start_not_before", "catch_up"]
     shown: ClassVar = ["status", "next_run_at", "start_shown", "next_drill_at"]
     actions_detail = ["pause", "resume"]
 

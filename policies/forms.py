@@ -22,11 +22,25 @@ from accounts.console import note_refusal
 from accounts.refusals import Refused
 from policies import reading, retention, services
 from policies.kinds import TYPES
-from policies.models import Plan, Source
+from policies.models import Plan, RuleType, Source
 
 Shown = serializers.Field[Any, Any, Any, Any]
 
 SETTINGS, CREDENTIALS = "settings", "credentials"
+
+
+class RuleFormSet(forms.BaseInlineFormSet):  # type: ignore[type-arg]  # the class takes no parameters when it runs
+    """A policy's rules; the services say which are fit."""
+
+    def clean(self) -> None:
+        super().clean()
+        if any(self.errors):
+            return
+        kept = [form for form in self.forms if form not in self.deleted_forms]
+        if not any(form.cleaned_data.get("type", RuleType.BACKUP) == RuleType.BACKUP for form in kept):
+            raise ValidationError("A policy needs a rule of type backup: without one nothing is ever backed up.")
+
+
 LONG = {"rows": 3}
 KEPT = "Stored. Leave it empty to keep it"
 

@@ -3,7 +3,7 @@
 import datetime as dt
 import uuid
 import zoneinfo
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
@@ -40,7 +40,8 @@ class SourceKind(models.TextChoices):
 class Source(models.Model):
     """A thing to protect and how to read it.
 
-    `settings` and `credentials`, the latter sealed, are what its kind says (policies.kinds).
+    `settings` and `credentials`, the latter sealed, are what its kind says (policies.kinds). `tags` are free pairs of
+    name and value, by which rules of policies choose sources.
     `host` names the machine whose worker reads it, empty when any worker of the region does; `region` is the region
     that the machine, or the service behind it, belongs to (C25).
     `warnings` is what the last save found worth knowing, e.g. other file systems mounted inside (B28).
@@ -57,6 +58,7 @@ class Source(models.Model):
     host = models.CharField(max_length=255, blank=True)
     settings = models.JSONField(default=dict)
     credentials = models.TextField(blank=True, editable=False)
+    tags = models.JSONField(default=dict, blank=True)
     warnings = models.JSONField(default=list, editable=False)
     checked_at = models.DateTimeField(null=True, editable=False)
     check_error = models.TextField(blank=True, editable=False)
@@ -101,6 +103,13 @@ def validate_time_zone(name: str) -> None:
         ) from error
 
 
+def validate_weekdays(days: Any) -> None:
+    """Refuse what is not a list of different days, 1 Monday to 7 Sunday."""
+    listed = days if isinstance(days, list) else [None]
+    if any(type(day) is not int or not 1 <= day <= 7 for day in listed) or len(set(listed)) != len(listed):
+        raise ValidationError("Give different days from 1, Monday, to 7, Sunday.", code="invalid_weekdays")
+
+
 class Unit(models.TextChoices):
     """The period units of a schedule (B4)."""
 
@@ -112,22 +121,20 @@ class Unit(models.TextChoices):
 
 
 class Policy(models.Model):
-    """Reusable rules: when to back up, how long to keep, how often to prove that a restore works.
+    """Reusable rules: when to back up (its `rules`), how long to keep, how often to prove that a restore works.
 
-    The schedule is either `cron`, or every `every` `unit`s since `starts_on` at `start_time`; without a start time each
-    plan draws its own between 00:00 and 06:00, once (C8). All in `time_zone`. `retention_days` None keeps for ever.
-    A point stays while any rule of any policy that its source has in its vault keeps it. `keep_at_least_one` keeps the
-    newest point and the newest complete one (C9); switched off, it still counts until `keep_one_until` (C34).
+    All times of day are in `time_zone`. `retention_days` None keeps for ever; a rule may keep what it makes for another
+    time. Beyond that a point stays while a count of any policy of its source in its vault keeps it. `keep_at_least_one`
+    keeps the newest point and the newest complete one (C9); switched off, it still counts until `keep_one_until` (C34).
+    One that is `inline` belongs to one plan, comes and goes with it, and stands in no list (B17, B19). `options` say
+    how backups run (policies.options). `vault` is where sources go that a rule binds by their tags.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="policies")
     name = models.CharField(max_length=64)
-    cron = models.CharField(max_length=120, blank=True, validators=[validate_cron])
-    every = models.PositiveSmallIntegerField(default=1, validators=[MinValueValidator(1), MaxValueValidator(1000)])
-    unit = models.CharField(max_length=8, choices=Unit.choices, default=Unit.DAY)
-    starts_on = models.DateField(default=dt.date(2024, 1, 1))
-    start_time = models.TimeField(null=True, blank=True)
+    inline = models.BooleanField(default=False, editable=False)
+    vault = models.ForeignKey(Vault, null=True, blank=True, on_delete=models.PROTECT, related_name="policies")
     time_zone = models.CharField(max_length=64, default="UTC", validators=[validate_time_zone])
     retention_days = models.PositiveIntegerField(
         null=True,
@@ -162,7 +169,9 @@ class Policy(models.Model):
         ordering: ClassVar = ["name"]
         verbose_name_plural = "policies"
         constraints: ClassVar = [
-            models.UniqueConstraint(fields=["account", "name"], name="one_policy_per_name"),
+            models.UniqueConstraint(
+                fields=["account", "name"], condition=models.Q(inline=False), name="one_policy_per_name"
+            ),
             models.CheckConstraint(
                 condition=models.Q(retention_days=None)
                 | models.Q(retention_days__gte=1, retention_days__lte=RETENTION_DAYS_MAX),
@@ -172,6 +181,66 @@ class Policy(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class RuleType(models.TextChoices):
+    """What a rule of a policy says: when to back up, where copies go, which sources the policy takes by itself."""
+
+    BACKUP = "backup", "Backup"
+    REPLICATION = "replication", "Replication"
+    TAG = "tag", "Tags"
+
+
+class Rule(models.Model):
+    """One rule of a policy; one of type backup at least.
+
+    A backup rule's schedule is either `cron`, or every `every` `unit`s since `starts_on` at `start_time`, on `weekdays`
+    (1 Monday to 7 Sunday) when there are some; without a start time each plan draws its own between 00:00 and 06:00,
+    once (C8). With `window_minutes` the start is drawn anew for each run, inside the window that begins then (D14).
+    `retention_days` is for what this rule makes, None is as the policy says. `settings` are what other types say.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    policy = models.ForeignKey(Policy, on_delete=models.CASCADE, related_name="rules")
+    position = models.PositiveSmallIntegerField(default=1)
+    type = models.CharField(max_length=12, choices=RuleType.choices, default=RuleType.BACKUP)
+    cron = models.CharField(max_length=120, blank=True, validators=[validate_cron])
+    every = models.PositiveSmallIntegerField(default=1, validators=[MinValueValidator(1), MaxValueValidator(1000)])
+    unit = models.CharField(max_length=8, choices=Unit.choices, default=Unit.DAY)
+    weekdays = models.JSONField(default=list, blank=True, validators=[validate_weekdays])
+    starts_on = models.DateField(default=dt.date(2024, 1, 1))
+    start_time = models.TimeField(null=True, blank=True)
+    window_minutes = models.PositiveSmallIntegerField(default=0, validators=[MaxValueValidator(schedule.DAY_MINUTES)])
+    retention_days = models.PositiveIntegerField(
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1), MaxValueValidator(RETENTION_DAYS_MAX)],
+        help_text="Days from completion for what this rule makes; empty is what the policy says",
+    )
+    settings = models.JSONField(default=dict, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["policy", "position"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["policy", "position"], name="one_rule_per_position"),
+            models.CheckConstraint(
+                condition=models.Q(retention_days=None)
+                | models.Q(retention_days__gte=1, retention_days__lte=RETENTION_DAYS_MAX),
+                name="rule_retention_days_in_range",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"Rule {self.position} of {self.policy}"
+
+
+class Edition(models.TextChoices):
+    """The kinds of plans that users know: which rules are fixed, and within which limits the others lie."""
+
+    STANDARD = "standard", "Standard"
+    ESSENTIAL = "essential", "Essential host backup"
+    TRIAL = "trial", "Trial of a bucket"
+    CLUSTER = "cluster", "Automatic backup of a cluster"
 
 
 class PlanState(models.TextChoices):
@@ -190,9 +259,11 @@ class PlanQuerySet(models.QuerySet["Plan"]):
 
 
 class Plan(models.Model):
-    """The binding source x policy x vault (B16). `next_run_at` is when it becomes due; None while paused.
+    """The binding source x policy x vault (B16). `next_run_at` is when it is due, by `next_rule`; None while paused.
 
-    `start_minute` is the minute after midnight drawn for this plan, used when its policy has no start time.
+    `start_minute` is the minute after midnight drawn for this plan, used when a rule has no start time; `start_time`
+    takes the place of both (C38). `time_zone` empty is the policy's. No run lies before `start_not_before`.
+    `last_run_at` is the moment that was due last, whatever became of it.
     `catch_up` runs a missed moment late instead of recording it as missed. `next_drill_at` is when the newest point is
     restored on trial.
     """
@@ -202,10 +273,16 @@ class Plan(models.Model):
     source = models.ForeignKey(Source, on_delete=models.PROTECT, related_name="plans")
     policy = models.ForeignKey(Policy, on_delete=models.PROTECT, related_name="plans")
     vault = models.ForeignKey(Vault, on_delete=models.PROTECT, related_name="plans")
+    edition = models.CharField(max_length=12, choices=Edition.choices, default=Edition.STANDARD, editable=False)
     state = models.CharField(max_length=8, choices=PlanState.choices, default=PlanState.ACTIVE)
+    time_zone = models.CharField(max_length=64, blank=True, validators=[validate_time_zone])
+    start_not_before = models.DateTimeField(null=True, blank=True)
+    start_time = models.TimeField(null=True, blank=True, editable=False)
     start_minute = models.PositiveSmallIntegerField(editable=False)
     catch_up = models.BooleanField(default=False)
     next_run_at = models.DateTimeField(null=True, db_index=True, editable=False)
+    next_rule = models.ForeignKey(Rule, null=True, on_delete=models.SET_NULL, related_name="+", editable=False)
+    last_run_at = models.DateTimeField(null=True, editable=False)
     next_drill_at = models.DateTimeField(null=True, db_index=True, editable=False)
     created_at = models.DateTimeField(editable=False)
 

@@ -1,14 +1,17 @@
 """Which rules decide over a source's points in a vault, and what they say of each point (C9, C16, C30, C33-C36)."""
 
 import datetime as dt
+import uuid
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from django.db.models import Q
 
 from engine.retention import DAYS_MAX, Rules, Verdict, Version, judge
-from policies.models import Plan, PlanState, Policy, Source
+from policies import moments
+from policies.models import Plan, PlanState, Policy, Rule, RuleType, Source
 from vaults.models import PointState, RecoveryPoint, Vault
 
 OWN = (Rules(),)
@@ -27,20 +30,27 @@ def keeps_one(policy: Policy, *, now: dt.datetime) -> bool:
     return policy.keep_at_least_one or (policy.keep_one_until is not None and policy.keep_one_until > now)
 
 
-def rules_of(policies: Iterable[Policy], *, now: dt.datetime) -> tuple[Rules, ...]:
+def rules_of(
+    policies: Iterable[Policy], *, now: dt.datetime, changed: Mapping[uuid.UUID, list[Rule]] = MappingProxyType({})
+) -> tuple[Rules, ...]:
     """Return the rules that these policies make together, one set for each time zone; OWN when there is none.
 
-    Within a zone the largest number of each rule is the same as all of them: what any keeps is kept.
+    What a rule made stays as long as that rule says; days of other points, made before the rule was known or by one
+    that is gone, are the longest of all. Within a zone the largest number of each rule that counts is the same as all
+    of them: what any keeps is kept. `changed` are rules to be, by their policy's id.
     """
     by_zone: dict[str, list[Policy]] = defaultdict(list)
+    by_rule: dict[str, int] = {}
     for policy in policies:
         by_zone[policy.time_zone].append(policy)
-    return tuple(_joined(zone, group, now) for zone, group in sorted(by_zone.items())) or OWN
+        own = changed.get(policy.pk) or policy.rules.all()
+        by_rule |= {str(rule.pk): moments.days_of(rule, policy) for rule in own if rule.type == RuleType.BACKUP}
+    return tuple(_joined(zone, group, by_rule, now) for zone, group in sorted(by_zone.items())) or OWN
 
 
-def _joined(zone: str, policies: list[Policy], now: dt.datetime) -> Rules:
+def _joined(zone: str, policies: list[Policy], by_rule: dict[str, int], now: dt.datetime) -> Rules:
     return Rules(
-        days=max(DAYS_MAX if policy.retention_days is None else policy.retention_days for policy in policies),
+        days=max([*by_rule.values(), *(policy.retention_days or DAYS_MAX for policy in policies if not by_rule)]),
         last=max(policy.keep_last for policy in policies),
         daily=max(policy.keep_daily for policy in policies),
         weekly=max(policy.keep_weekly for policy in policies),
@@ -48,20 +58,21 @@ def _joined(zone: str, policies: list[Policy], now: dt.datetime) -> Rules:
         yearly=max(policy.keep_yearly for policy in policies),
         at_least_one=any(keeps_one(policy, now=now) for policy in policies),
         zone=zone,
+        by_rule=by_rule,
     )
 
 
 def vault_rules(vault: Vault, *, now: dt.datetime) -> dict[str, tuple[Rules, ...]]:
     """Return the rules by series, for every source that has a plan into the vault, active or paused (C30)."""
     policies: dict[str, list[Policy]] = defaultdict(list)
-    for plan in Plan.objects.filter(vault=vault).select_related("policy"):
+    for plan in Plan.objects.filter(vault=vault).select_related("policy").prefetch_related("policy__rules"):
         policies[str(plan.source_id)].append(plan.policy)
     return {series: rules_of(group, now=now) for series, group in policies.items()}
 
 
 def source_rules(source: Source, vault: Vault, *, now: dt.datetime) -> tuple[Rules, ...]:
     """Return the rules for one source's points in one vault."""
-    plans = Plan.objects.filter(vault=vault, source=source).select_related("policy")
+    plans = Plan.objects.filter(vault=vault, source=source).select_related("policy").prefetch_related("policy__rules")
     return rules_of([plan.policy for plan in plans], now=now)
 
 
@@ -100,16 +111,19 @@ class Change:
     going: list[Judged]
 
 
-def preview_change(policy: Policy, *, now: dt.datetime) -> list[Change]:
+def preview_change(policy: Policy, *, rules: list[Rule] | None = None, now: dt.datetime) -> list[Change]:
     """Return what expiry would do if this policy, changed and not saved, were in force; one query a source and vault.
+
+    `rules` are the policy's rules to be, None the stored ones.
 
     The grace of "keep at least one" is left out: what is told goes at the latest when it is over.
     """
     changes = []
     for plan in policy.plans.select_related("source", "vault"):
         others = Plan.objects.filter(vault=plan.vault, source=plan.source).exclude(pk=plan.pk).select_related("policy")
-        rules = rules_of([policy, *(other.policy for other in others)], now=now)
-        judged = preview(plan.vault, plan.source.series, rules, now=now)
+        together = [policy, *(other.policy for other in others.prefetch_related("policy__rules"))]
+        new = {} if rules is None else {policy.pk: rules}
+        judged = preview(plan.vault, plan.source.series, rules_of(together, now=now, changed=new), now=now)
         going = [one for one in judged if not one.verdict.keep]
         changes.append(Change(plan.source, plan.vault, len(judged), going))
     return changes
@@ -123,6 +137,8 @@ def _version(row: RecoveryPoint) -> Version:
         complete=row.state == PointState.COMPLETE,
         held=row.held_at is not None,
         locked_until=row.locked_until,
+        rule=row.rule,
+        manual=row.manual,
     )
 
 

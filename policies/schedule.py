@@ -12,12 +12,18 @@ from dataclasses import dataclass
 
 from cronsim import CronSim, CronSimError
 
+DAY_MINUTES = 1440
 DRAWN_START_MINUTES = 360  # a drawn start lies between 00:00 and 06:00 (C8)
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """`cron`, when not empty, decides alone; else every `every` `unit` since `starts_on` at `start` (wall clock)."""
+    """`cron`, when not empty, decides alone; else every `every` `unit` since `starts_on` at `start` (wall clock).
+
+    `weekdays` (1 Monday to 7 Sunday) are the days of a daily schedule, or of the weeks of a weekly one. With `window_s`
+    a run starts anywhere in the window that begins then: the place is drawn by `seed` and the day, so that it differs
+    from run to run and asking again gives the same answer (D14, D19).
+    """
 
     zone: str
     cron: str = ""
@@ -25,6 +31,9 @@ class Schedule:
     unit: str = "day"
     starts_on: dt.date = dt.date(2024, 1, 1)
     start: dt.time = dt.time(0, 0)
+    weekdays: tuple[int, ...] = ()
+    window_s: int = 0
+    seed: str = ""
 
 
 def check_cron(text: str) -> None:
@@ -39,21 +48,53 @@ def check_cron(text: str) -> None:
 
 def next_after(schedule: Schedule, after: dt.datetime) -> dt.datetime:
     """Return the first moment of `schedule` later than `after` (aware), in UTC."""
+    begin = after - dt.timedelta(seconds=schedule.window_s)
+    while True:
+        begin = _next_begin(schedule, begin)
+        moment = begin + dt.timedelta(seconds=_drawn(schedule, begin))
+        if moment > after:
+            return moment
+
+
+def _drawn(schedule: Schedule, begin: dt.datetime) -> int:
+    """Return how many seconds into the window that begins then the run starts."""
+    if not schedule.window_s:
+        return 0
+    text = f"{schedule.seed}/{begin:%Y-%m-%dT%H:%M}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % schedule.window_s
+
+
+def _next_begin(schedule: Schedule, after: dt.datetime) -> dt.datetime:
     zone = zoneinfo.ZoneInfo(schedule.zone)
     if schedule.cron:
         return next(CronSim(schedule.cron, after.astimezone(zone))).astimezone(dt.UTC)
     first = _moment(schedule.starts_on, schedule.start, zone)
-    if after < first:
-        return first
     if schedule.unit == "hour":
         period = dt.timedelta(hours=schedule.every)
-        return first + ((after - first) // period + 1) * period
+        return first + max((after - first) // period + 1, 0) * period
+    if schedule.weekdays:
+        return _next_weekday(schedule, after, zone)
     steps = _periods_before(schedule, after.astimezone(zone).date())
     while True:
         moment = _moment(_date(schedule, steps), schedule.start, zone)
         if moment > after:
             return moment
         steps += 1
+
+
+def _next_weekday(schedule: Schedule, after: dt.datetime, zone: zoneinfo.ZoneInfo) -> dt.datetime:
+    """Return the first moment on one of the schedule's weekdays, in the weeks that it takes."""
+    every = schedule.every if schedule.unit == "week" else 1
+    monday = schedule.starts_on - dt.timedelta(days=schedule.starts_on.weekday())
+    day = max(after.astimezone(zone).date() - dt.timedelta(days=1), schedule.starts_on)
+    while True:
+        week = (day - monday).days // 7
+        if week % every:
+            day = monday + dt.timedelta(weeks=week + every - week % every)
+        elif day.isoweekday() in schedule.weekdays and (moment := _moment(day, schedule.start, zone)) > after:
+            return moment
+        else:
+            day += dt.timedelta(days=1)
 
 
 def spread(name: str, every_s: int, *, after: dt.datetime) -> dt.datetime:

@@ -9,7 +9,7 @@ from accounts.models import Account
 from accounts.serializers import OwnField
 from policies import retention
 from policies.kinds import TYPES
-from policies.models import Plan, Policy, Source
+from policies.models import Plan, Policy, Rule, Source
 from vaults.models import PointState, Region, Vault
 
 
@@ -59,6 +59,7 @@ class SourceSerializer(serializers.ModelSerializer[Source]):
             "kind",
             "host",
             "settings",
+            "tags",
             "has_credentials",
             "checked_at",
             "check_error",
@@ -80,11 +81,41 @@ class SourceRequestSerializer(SourceSerializer):
 
     class Meta:
         model = Source
-        fields = ["account", "region", "name", "kind", "host", "settings", "credentials", "skip_check"]
+        fields = ["account", "region", "name", "kind", "host", "settings", "tags", "credentials", "skip_check"]
+
+
+class RuleSerializer(serializers.ModelSerializer[Rule]):
+    """One rule. With the `id` of a rule that the policy has, that one is changed and what it made stays its own."""
+
+    id = serializers.UUIDField(required=False)
+    weekdays = serializers.ListField(
+        child=serializers.IntegerField(min_value=1, max_value=7),
+        required=False,
+        max_length=7,
+        help_text="1 Monday to 7 Sunday; empty is every day",
+    )
+
+    class Meta:
+        model = Rule
+        fields = [
+            "id",
+            "type",
+            "cron",
+            "every",
+            "unit",
+            "weekdays",
+            "starts_on",
+            "start_time",
+            "window_minutes",
+            "retention_days",
+            "settings",
+        ]
 
 
 class PolicySerializer(serializers.ModelSerializer[Policy]):
     account = OwnField(queryset=Account.objects.all(), account_path="pk")
+    vault = OwnField(queryset=Vault.objects.all(), required=False, allow_null=True)
+    rules = RuleSerializer(many=True, required=False)
 
     class Meta:
         model = Policy
@@ -92,11 +123,8 @@ class PolicySerializer(serializers.ModelSerializer[Policy]):
             "id",
             "account",
             "name",
-            "cron",
-            "every",
-            "unit",
-            "starts_on",
-            "start_time",
+            "vault",
+            "rules",
             "time_zone",
             "retention_days",
             "keep_last",
@@ -161,10 +189,16 @@ class PlanSerializer(serializers.ModelSerializer[Plan]):
             "source",
             "policy",
             "vault",
+            "edition",
             "state",
+            "time_zone",
+            "start_not_before",
             "start_minute",
+            "start_time",
             "catch_up",
+            "last_run_at",
             "next_run_at",
+            "next_rule",
             "next_drill_at",
             "created_at",
         ]
@@ -191,4 +225,6 @@ class PlanRequestSerializer(serializers.Serializer[Plan]):
     )
     policy = OwnField(queryset=Policy.objects.all())
     vault = OwnField(queryset=Vault.objects.all())
+    time_zone = serializers.CharField(default="", allow_blank=True, max_length=64)
+    start_not_before = serializers.DateTimeField(default=None, allow_null=True)
     catch_up = serializers.BooleanField(default=False)

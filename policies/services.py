@@ -13,9 +13,9 @@ from accounts.refusals import Refused
 from accounts.services import Actor, record
 from engine.errors import EngineError
 from engine.sources.mounts import mounts_inside
-from policies import addresses, connection, reading, schedule
+from policies import addresses, connection, moments, reading, schedule
 from policies.kinds import TYPES
-from policies.models import Plan, PlanState, Policy, Source, SourceKind
+from policies.models import Plan, PlanState, Policy, Rule, RuleType, Source, SourceKind
 from vaults.models import VaultState, VaultType
 
 
@@ -43,6 +43,12 @@ class SourceErasing(Refused):
     code = "source_erasing"
 
 
+class RulesUnfit(Refused):
+    """A policy has 1 to RULES_MAX rules, one of them for backups at least."""
+
+    code = "rules_unfit"
+
+
 class PlanUnfit(Refused):
     """The parts of a plan don't fit together."""
 
@@ -53,6 +59,7 @@ _HOST_WRONG = {
     True: "A source of this kind is read over the network, by any worker of its region: leave the host empty.",
     False: "Name the host whose worker reads this source.",
 }
+RULES_MAX = 10
 AUDITED_RULES = (
     "retention_days",
     "keep_last",
@@ -62,24 +69,6 @@ AUDITED_RULES = (
     "keep_yearly",
     "keep_at_least_one",
 )
-
-
-def schedule_of(policy: Policy, *, start_minute: int) -> schedule.Schedule:
-    """Return the policy's schedule for a plan that drew `start_minute`."""
-    drawn = dt.time(start_minute // 60, start_minute % 60)
-    return schedule.Schedule(
-        zone=policy.time_zone,
-        cron=policy.cron,
-        every=policy.every,
-        unit=policy.unit,
-        starts_on=policy.starts_on,
-        start=policy.start_time or drawn,
-    )
-
-
-def next_run_at(plan: Plan, *, after: dt.datetime) -> dt.datetime:
-    """Return the plan's first moment later than `after`, UTC."""
-    return schedule.next_after(schedule_of(plan.policy, start_minute=plan.start_minute), after)
 
 
 def _warnings(source: Source) -> list[str]:
@@ -170,45 +159,103 @@ def store_source(source: Source, *, actor: Actor, now: dt.datetime) -> Source:
 
 
 @transaction.atomic
-def save_policy(policy: Policy, *, actor: Actor, now: dt.datetime) -> Policy:
-    """Check and store a policy, new or changed; its plans get their next moments anew. Raises ValidationError.
+def save_policy(policy: Policy, *, rules: list[Rule] | None = None, actor: Actor, now: dt.datetime) -> Policy:
+    """Check and store a policy, new or changed, with its rules; its plans get their next moments anew.
+
+    `rules` None leaves the stored ones; a new policy has one then, a daily backup. Rules that are stored already keep
+    their ids, so that what they made is known as theirs; stored ones that are not among `rules` go.
 
     Rules on how long to keep hold for all points of the plans' sources at the next expiry, with one exception: "keep at
     least one" ends a while after it was switched off (C34), and is back at once when switched on (C33). Ask
-    retention.warnings_on_disable what to tell the person then (C17, C36).
+    retention.warnings_on_disable what to tell the person then (C17, C36). Raises ValidationError, RulesUnfit.
     """
     new = policy._state.adding
     kept = None if new else Policy.objects.get(pk=policy.pk)
     if new:
         policy.created_at = now
+        rules = [Rule()] if rules is None else rules
     if kept and kept.keep_at_least_one and not policy.keep_at_least_one:
         policy.keep_one_until = now + dt.timedelta(seconds=settings.KEEP_ONE_GRACE_S)
     elif policy.keep_at_least_one:
         policy.keep_one_until = None
     policy.full_clean()
     policy.save()
-    for plan in policy.plans.all():
-        active = plan.state == PlanState.ACTIVE
-        following = schedule.next_after(schedule_of(policy, start_minute=plan.start_minute), now) if active else None
-        Plan.objects.filter(pk=plan.pk).update(
-            next_run_at=following, next_drill_at=next_drill_at(plan, policy, after=now)
-        )
     changes = _changes(kept, policy) if kept else {}
+    if rules is not None:
+        changes |= _store_rules(policy, rules)
+    reschedule(policy, now=now)
     record(actor, "policy.create" if new else "policy.change", policy, account=policy.account, now=now, **changes)
     return policy
+
+
+def rules_from(policy: Policy, listed: list[dict[str, Any]]) -> list[Rule]:
+    """Return rules, not saved, from the values of their fields: those with the id of a rule that is there change it."""
+    mine = {} if policy._state.adding else {rule.pk: rule for rule in policy.rules.all()}
+    rules = []
+    for values in listed:
+        rule = mine.pop(values["id"], None) if "id" in values else None
+        rule = rule or Rule()
+        for name, value in values.items():
+            if name != "id":
+                setattr(rule, name, value)
+        rules.append(rule)
+    return rules
+
+
+def _store_rules(policy: Policy, rules: list[Rule]) -> dict[str, Any]:
+    """Make these the policy's rules, in this order; return what the audit trail should tell."""
+    if not 1 <= len(rules) <= RULES_MAX:
+        raise RulesUnfit(f"A policy has 1 to {RULES_MAX} rules, not {len(rules)}.")
+    if not any(rule.type == RuleType.BACKUP for rule in rules):
+        raise RulesUnfit("A policy needs a rule of type backup: without one nothing is ever backed up.")
+    mine = {rule.pk: rule for rule in policy.rules.all()}
+    for place, rule in enumerate(rules, 1):
+        if rule.pk not in mine:
+            rule._state.adding = True
+        rule.policy, rule.position = policy, place
+        try:
+            rule.full_clean(validate_unique=False, validate_constraints=False)
+        except ValidationError as error:
+            raise ValidationError(
+                {f"rules.{place - 1}.{name}": texts for name, texts in error.message_dict.items()}
+            ) from error
+    before = [_told(rule) for rule in mine.values()]
+    policy.rules.exclude(pk__in=[rule.pk for rule in rules]).delete()
+    # Out of the way first: two rules may change places.
+    policy.rules.update(position=models.F("position") + 2 * RULES_MAX)
+    for rule in rules:
+        rule.save()
+    policy.refresh_from_db(fields=[])  # forgets the rules as they were
+    after = [_told(rule) for rule in rules]
+    return {"rules": [before, after]} if before != after else {}
+
+
+def _told(rule: Rule) -> dict[str, Any]:
+    """Return a rule as the audit trail shows it: what differs from the defaults."""
+    told: dict[str, Any] = {"type": rule.type}
+    for field in Rule._meta.fields:
+        value = getattr(rule, field.name)
+        if field.name not in ("id", "policy", "position", "type") and value != field.get_default():
+            told[field.name] = value if isinstance(value, (int, str, list, dict)) else str(value)
+    return told
+
+
+def reschedule(policy: Policy, *, now: dt.datetime) -> None:
+    """Give the policy's plans their next moments anew."""
+    for plan in policy.plans.select_related(None):
+        plan.policy = policy
+        plan.next_drill_at = moments.next_drill_at(plan, policy, after=now)
+        if plan.state == PlanState.ACTIVE:
+            moments.move_on(plan, after=now)
+        Plan.objects.filter(pk=plan.pk, state=plan.state).update(
+            next_run_at=plan.next_run_at, next_rule=plan.next_rule, next_drill_at=plan.next_drill_at
+        )
 
 
 def _changes(before: Policy, after: Policy) -> dict[str, Any]:
     """Return the rules of a policy that change, as [before, after]."""
     pairs = ((name, getattr(before, name), getattr(after, name)) for name in AUDITED_RULES)
     return {name: [old, new] for name, old, new in pairs if old != new}
-
-
-def next_drill_at(plan: Plan, policy: Policy, *, after: dt.datetime) -> dt.datetime | None:
-    """Return when the plan's newest point is next restored on trial, None for never."""
-    if not policy.drill_every_days:
-        return None
-    return schedule.spread(f"{plan.pk}/drill", policy.drill_every_days * 86_400, after=after)
 
 
 def end_keep_one(*, now: dt.datetime) -> list[Any]:
@@ -238,8 +285,8 @@ def create_plan(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
         raise PlanUnfit(f"{plan.vault} is being deleted. Choose another vault.", code="vault_not_ready")
     plan.account_id = plan.source.account_id
     plan.start_minute = random.SystemRandom().randrange(schedule.DRAWN_START_MINUTES)
-    plan.next_run_at = next_run_at(plan, after=now)
-    plan.next_drill_at = next_drill_at(plan, plan.policy, after=now)
+    moments.move_on(plan, after=now)
+    plan.next_drill_at = moments.next_drill_at(plan, plan.policy, after=now)
     plan.created_at = now
     try:
         with transaction.atomic():
@@ -252,9 +299,14 @@ def create_plan(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
 
 @transaction.atomic
 def change_plan(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
-    """Store whether missed moments are made up for; what a plan binds never changes."""
-    plan.save(update_fields=["catch_up"])
-    record(actor, "plan.change", plan, account=plan.account, now=now, catch_up=plan.catch_up)
+    """Store whether missed moments are made up for, the zone, the earliest start; what a plan binds never changes."""
+    plan.clean_fields(exclude=["account", "source", "policy", "vault"])
+    fields = ["catch_up", "time_zone", "start_not_before"]
+    if plan.state == PlanState.ACTIVE:
+        moments.move_on(plan, after=now)
+    plan.save(update_fields=[*fields, "next_run_at", "next_rule"])
+    told = {"time_zone": plan.time_zone, "start_not_before": plan.start_not_before and str(plan.start_not_before)}
+    record(actor, "plan.change", plan, account=plan.account, now=now, catch_up=plan.catch_up, **told)
     return plan
 
 
@@ -264,7 +316,8 @@ def pause(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
 
     Ask retention.warnings_on_pause what to tell the person (C17).
     """
-    changed = Plan.objects.filter(pk=plan.pk, state=PlanState.ACTIVE).update(state=PlanState.PAUSED, next_run_at=None)
+    active = Plan.objects.filter(pk=plan.pk, state=PlanState.ACTIVE)
+    changed = active.update(state=PlanState.PAUSED, next_run_at=None, next_rule=None)
     if not changed:
         raise PlanPaused("The plan is paused already.")
     record(actor, "plan.pause", plan, account=plan.account, now=now)
@@ -275,8 +328,9 @@ def pause(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
 @transaction.atomic
 def resume(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
     """Let a paused plan run again from its next moment on (C31). Raises PlanNotPaused."""
+    moments.move_on(plan, after=now)
     changed = Plan.objects.filter(pk=plan.pk, state=PlanState.PAUSED).update(
-        state=PlanState.ACTIVE, next_run_at=next_run_at(plan, after=now)
+        state=PlanState.ACTIVE, next_run_at=plan.next_run_at, next_rule=plan.next_rule
     )
     if not changed:
         raise PlanNotPaused("Only a paused plan can be resumed.")

@@ -97,15 +97,17 @@ class SourceView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSe
 class PolicyView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[Policy]):
     """Policies of the caller's accounts."""
 
-    queryset = Policy.objects.select_related("account")
+    queryset = Policy.objects.filter(inline=False).select_related("account").prefetch_related("rules")
     serializer_class = PolicySerializer
     filterset_fields: ClassVar = ["account"]
 
     def _save(self, request: Request, policy: Policy, values: dict[str, Any]) -> Policy:
+        listed = values.pop("rules", None)
         for name, value in values.items():
             setattr(policy, name, value)
         self.need(MANAGE, policy)
-        return services.save_policy(policy, actor=actor_of(request), now=timezone.now())
+        rules = None if listed is None else services.rules_from(policy, listed)
+        return services.save_policy(policy, rules=rules, actor=actor_of(request), now=timezone.now())
 
     def _shown(self, policy: Policy, **options: Any) -> Response:
         return Response(SavedPolicySerializer(policy, context={"now": timezone.now()}).data, **options)
@@ -117,7 +119,7 @@ class PolicyView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSe
 
     @extend_schema(request=PolicySerializer, responses={201: SavedPolicySerializer})
     def create(self, request: Request) -> Response:
-        """Make a policy: a cron expression or a period, a time zone, and how long to keep."""
+        """Make a policy: 1 to 10 rules that say when, a time zone, and how long to keep. Without rules: daily."""
         policy = self._save(request, Policy(), dict(self.checked(PolicySerializer)))
         return self._shown(policy, status=status.HTTP_201_CREATED)
 
@@ -137,9 +139,12 @@ class PolicyView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSe
     def preview(self, request: Request, pk: str) -> Response:
         """Tell which points would go if the policy were changed like this. Changes nothing."""
         policy = self.get_object()
-        for name, value in self._changes(request, policy).items():
+        wanted = self._changes(request, policy)
+        listed = wanted.pop("rules", None)
+        for name, value in wanted.items():
             setattr(policy, name, value)
-        changes = retention.preview_change(policy, now=timezone.now())
+        rules = None if listed is None else services.rules_from(policy, listed)
+        changes = retention.preview_change(policy, rules=rules, now=timezone.now())
         return Response(ChangePreviewSerializer(changes, many=True).data)
 
     @extend_schema(request=None, responses={204: None})

@@ -20,7 +20,7 @@ def written_files() -> Iterator[Path]:
     folders = (*PACKAGES, "tests", "docs", "deploy", "bench", ".ci")
     inside = (path for folder in folders for path in sorted((ROOT / folder).rglob("*")))
     for path in (*sorted(ROOT.glob("*")), *inside):
-        if path.is_file() and path.suffix in PROSE and "__pycache__" not in path.parts:
+        if path.name != ".git" and path.is_file() and path.suffix in PROSE and "__pycache__" not in path.parts:
             yield path
 
 

@@ -46,6 +46,8 @@ def register(vault: Vault, body: Body | Row, *, now: dt.datetime) -> RecoveryPoi
         "bytes_stored": stats.bytes_stored,
         "problems_count": body.problems_total,
         "retention_days": body.retention_days,
+        "rule": body.rule,
+        "manual": body.manual,
         "locked_until": body.locked_until,
         "stats": msgspec.to_builtins(stats),
     }

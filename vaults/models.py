@@ -283,6 +283,7 @@ class RecoveryPoint(models.Model):
 
     It outlives plan, source and job, so it refers to none of them: `series` names the source's points in the vault.
     `locked_until` is the end of its lock in an immutable vault, which no rule and no person shortens.
+    `rule` is the id of the policy's rule that made it, empty for none; `manual` says that a person asked for it (D2).
     `retention_days` is what the point says of itself (0: until somebody deletes it); `expires_at` is what the rules in
     force made of it when expiry looked last. A point that is held stays, whatever the rules say.
     """
@@ -299,6 +300,8 @@ class RecoveryPoint(models.Model):
     started_at = models.DateTimeField()
     completed_at = models.DateTimeField()
     retention_days = models.PositiveIntegerField(default=0)
+    rule = models.CharField(max_length=36, blank=True)
+    manual = models.BooleanField(default=False)
     expires_at = models.DateTimeField(null=True)
     locked_until = models.DateTimeField(null=True)
     held_at = models.DateTimeField(null=True)

@@ -324,6 +324,8 @@ class RecoveryPointSerializer(serializers.ModelSerializer[RecoveryPoint]):
             "started_at",
             "completed_at",
             "retention_days",
+            "rule",
+            "manual",
             "expires_at",
             "locked_until",
             "held_at",

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
+
 from engine.cli.display import Display
 from engine.cli.opening import checking_input, clock, opener
 from engine.cli.options import ExpireOptions
@@ -68,7 +70,9 @@ def _rules(options: ExpireOptions) -> Rules:
     with checking_input():
         for series in options.series:
             check_series(series)
-        rules = Rules(days=days, **counts, at_least_one=options.keep_at_least_one, zone=options.time_zone)
+        rules = msgspec.structs.replace(
+            Rules(days=days), **counts, at_least_one=options.keep_at_least_one, zone=options.time_zone
+        )
         rules.check()
     return rules
 

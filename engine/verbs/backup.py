@@ -34,8 +34,9 @@ class BackupJob(msgspec.Struct, frozen=True, kw_only=True):
     """What to back up, and as what. `session` is a fresh ULID for every run; a retried run keeps it.
 
     `name` is what people call the source; `retention_days` counts from completion, 0 keeps the point until somebody
-    deletes it: both are kept with the point. `deep` reads everything again instead of trusting sizes and times; the
-    vault still takes only what it does not hold.
+    deletes it; `rule` is the policy's rule that asks for it, `manual` says that a person did: all are kept with the
+    point. `deep` reads everything again instead of trusting sizes and times; the vault still takes only what it does
+    not hold.
     """
 
     session: str
@@ -45,6 +46,8 @@ class BackupJob(msgspec.Struct, frozen=True, kw_only=True):
     deep: bool = False
     name: str = ""
     retention_days: int = 0
+    rule: str = ""
+    manual: bool = False
 
 
 class Carried(msgspec.Struct, array_like=True):
@@ -347,7 +350,7 @@ class _Gathered:
             parent=self._parent.body.point if self._parent else "",
             previous=self._parent.digest if self._parent else b"", problems=self._problems,
             problems_total=self._problems_total, mounts=scan.mounts,
-            options=self._job.source.options(),
+            options=self._job.source.options(), rule=self._job.rule, manual=self._job.manual,
         )  # fmt: skip
 
     def _count(self, result: Result) -> None:

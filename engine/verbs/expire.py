@@ -255,6 +255,7 @@ class _Judge:
                 Version(
                     point=decision.point, completed_at=body.ended_at, retention_days=body.retention_days,
                     complete=body.complete, held=decision.name in self._holds, locked_until=body.locked_until,
+                    rule=body.rule, manual=body.manual,
                 )
             )  # fmt: skip
 

@@ -71,6 +71,8 @@ class Row(msgspec.Struct, frozen=True):
     root_sha256: str
     locked_until: dt.datetime | None = None
     held: bool = False
+    rule: str = ""
+    manual: bool = False
 
 
 class Broken(msgspec.Struct, frozen=True):
@@ -299,5 +301,5 @@ def _row(root: Root, *, held: bool, locked_until: dt.datetime | None) -> Row:
         profile=body.profile, engine=body.engine, parent=body.parent, stats=body.stats,
         problems_total=body.problems_total, packs=len(root.needed),
         bytes_needed=sum(pack.size for pack in root.needed), root_sha256=root.digest.hex(),
-        locked_until=locked_until, held=held,
+        locked_until=locked_until, held=held, rule=body.rule, manual=body.manual,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from engine.verbs.backup import BackupJob, Outcome, Result, Unit
 from jobs import maintenance
 from jobs.executors.port import Clock, Executor, shown
 from jobs.models import Job
+from jobs.states import Trigger
 from policies.reading import engine_source
 from vaults import catalogue
 
@@ -27,8 +28,18 @@ def _prepare(job: Job, now: dt.datetime) -> BackupJob:
         started_at=job.started_at or now,
         deep=bool(job.settings.get("deep")),
         name=job.source.name,
-        retention_days=(job.plan.policy.retention_days or 0) if job.plan else 0,
+        retention_days=_retention_days(job),
+        rule=str(job.rule_id or ""),
+        manual=job.trigger == Trigger.MANUAL,
     )
+
+
+def _retention_days(job: Job) -> int:
+    """Return what the point says of itself: what its rule says now, 0 for ever."""
+    if job.plan is None:
+        return 0
+    days = (job.rule.retention_days if job.rule else None) or job.plan.policy.retention_days
+    return days or 0
 
 
 def _plan(vault: Vault, order: BackupJob, progress: Progress, clock: Clock) -> Iterator[Unit]:

@@ -12,7 +12,7 @@ from jobs import local, services, tasks
 from policies import forms, reading
 from policies.kinds import TYPES
 from policies.models import Plan, Source
-from tests.support.console import page, press
+from tests.support.console import page, press, rules_of
 from tests.support.control import Clock, Site, make_site
 from tests.support.people import T0, make_point, make_source, online
 from tests.support.sources import source_of
@@ -257,7 +257,8 @@ def test_a_plan_is_looked_at_and_its_schedule_changed_later(site, console):
     before = site.plan.next_run_at
     policy = console.get(page("policies_policy", "change", site.policy.pk)).context["adminform"].form
     values = {name: value for name, value in policy.initial.items() if value is not None}
-    console.post(page("policies_policy", "change", site.policy.pk), values | {"start_time": "13:37:00"}, follow=True)
+    rules = rules_of({"id": site.policy.rules.get().pk, "start_time": "13:37:00"}, stored=1)
+    console.post(page("policies_policy", "change", site.policy.pk), values | rules, follow=True)
     site.plan.refresh_from_db()
     assert site.plan.next_run_at != before
     assert (site.plan.next_run_at.hour, site.plan.next_run_at.minute) == (13, 37)

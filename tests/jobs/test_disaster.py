@@ -18,7 +18,7 @@ from jobs.models import Job, SystemExport
 from jobs.services import Selection
 from jobs.states import JobState, Kind
 from policies import reading
-from policies.models import Plan, PlanState, Policy, Source
+from policies.models import Plan, PlanState, Policy, Rule, Source
 from policies.services import pause, save_policy, save_source
 from tests.support.control import Clock, Site, make_site, read_tree, write_tree
 from tests.support.people import T0, join, make_account, make_plan, make_policy, online
@@ -46,7 +46,8 @@ def site(tmp_path, clock) -> Site:
     dump.settings = {"argv": ["pg_dump", "shop"], "marker": "PostgreSQL database dump complete"}
     save_source(dump, credentials=PROGRAM, actor=SERVICE, now=clock())
     policy = save_policy(
-        Policy(account=site.account, name="hourly", unit="hour", retention_days=7, time_zone="Europe/Berlin"),
+        Policy(account=site.account, name="hourly", retention_days=7, time_zone="Europe/Berlin"),
+        rules=[Rule(unit="hour")],
         actor=SERVICE,
         now=clock(),
     )
@@ -86,7 +87,7 @@ def drop_everything() -> None:
         for model in (Link, Event, ChainHead):
             cursor.execute(f"DELETE FROM {model._meta.db_table}")
     Job.objects.all().delete()
-    for rest in (RecoveryPoint, Plan, Policy, Source, SystemExport, Member):
+    for rest in (RecoveryPoint, Plan, Rule, Policy, Source, SystemExport, Member):
         rest._base_manager.all().delete()
     Vault.objects.all()._raw_delete("default")
     for other in (Region, Account, User):

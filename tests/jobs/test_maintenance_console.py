@@ -11,7 +11,7 @@ from jobs import maintenance, removal
 from jobs.models import Job
 from jobs.states import JobState, Kind
 from policies.models import Plan, PlanState, Policy, Source
-from tests.support.console import page, press
+from tests.support.console import page, press, rules_of
 from tests.support.people import T0, make_point
 from tests.support.story import Story
 from vaults.models import RecoveryPoint, Vault
@@ -115,7 +115,7 @@ def test_switching_keep_at_least_one_off_warns_and_so_does_pausing_then(story, c
     make_point(story.site.vault, story.site.source, at=T0, retention_days=30)
     policy = story.site.policy
     fields = {
-        "account": policy.account_id, "name": policy.name, "every": 1, "unit": "day", "starts_on": "2024-01-01",
+        "account": policy.account_id, "name": policy.name, **rules_of({"id": policy.rules.get().pk}, stored=1),
         "time_zone": "UTC", "retention_days": 364_000, "keep_last": 0, "keep_daily": 0, "keep_weekly": 0,
         "keep_monthly": 0, "keep_yearly": 0, "drill_every_days": 0, "drill_percent": 100,
     }  # fmt: skip
@@ -133,7 +133,7 @@ def test_saving_rules_tells_how_many_points_go(story, console):
         make_point(story.site.vault, story.site.source, at=T0 - dt.timedelta(days=days))
     policy = story.site.policy
     fields = {
-        "account": policy.account_id, "name": policy.name, "every": 1, "unit": "day", "starts_on": "2024-01-01",
+        "account": policy.account_id, "name": policy.name, **rules_of({"id": policy.rules.get().pk}, stored=1),
         "time_zone": "UTC", "retention_days": 1, "keep_last": 0, "keep_daily": 0, "keep_weekly": 0,
         "keep_monthly": 0, "keep_yearly": 0, "keep_at_least_one": "on", "drill_every_days": 0, "drill_percent": 100,
     }  # fmt: skip

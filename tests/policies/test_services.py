@@ -10,7 +10,7 @@ from accounts.models import Event
 from accounts.refusals import Refused
 from accounts.services import SERVICE
 from policies import reading, services
-from policies.models import RETENTION_DAYS_MAX, Plan, PlanState, Policy, Source
+from policies.models import RETENTION_DAYS_MAX, Plan, PlanState, Policy, Rule, Source
 from tests.support.people import T0, make_account, make_policy, make_region, make_source, make_vault, whole_plan
 from vaults.models import VaultType
 
@@ -120,15 +120,56 @@ def test_settings_that_a_kind_learned_later_have_their_defaults(account, region)
     [
         ({"retention_days": 0}, "greater than or equal to 1"),
         ({"retention_days": RETENTION_DAYS_MAX + 1}, "less than or equal to 364635"),
-        ({"cron": "61 * * * *"}, "not a cron expression"),
         ({"time_zone": "Mars/Olympus"}, "no time zone"),
-        ({"every": 0}, "greater than or equal to 1"),
-        ({"unit": "fortnight"}, "not a valid choice"),
     ],
 )
 def test_bad_policies_are_refused_with_what_to_do(account, values, message):
     with pytest.raises(ValidationError, match=message):
         services.save_policy(Policy(account=account, name="p", **values), actor=SERVICE, now=T0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"cron": "61 * * * *"}, "not a cron expression"),
+        ({"every": 0}, "greater than or equal to 1"),
+        ({"unit": "fortnight"}, "not a valid choice"),
+        ({"weekdays": [8]}, "from 1, Monday, to 7"),
+        ({"weekdays": [1, 1]}, "different days"),
+        ({"weekdays": "1"}, "different days"),
+        ({"window_minutes": 1441}, "less than or equal to 1440"),
+        ({"retention_days": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_bad_rules_are_refused_with_their_place_and_what_to_do(account, values, message):
+    rules = [Rule(), Rule(**values)]
+    with pytest.raises(ValidationError, match=message) as caught:
+        services.save_policy(Policy(account=account, name="p"), rules=rules, actor=SERVICE, now=T0)
+    assert [*caught.value.message_dict] == [f"rules.1.{next(iter(values))}"]
+    assert not Policy.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ([], "1 to 10 rules, not 0"),
+        ([Rule() for _ in range(11)], "1 to 10 rules, not 11"),
+        ([Rule(type="tag", settings={"tags": {"team": "web"}})], "needs a rule of type backup"),
+    ],
+)
+def test_a_policy_has_one_to_ten_rules_and_one_that_makes_points(account, rules, message):
+    with pytest.raises(services.RulesUnfit, match=message):
+        services.save_policy(Policy(account=account, name="p"), rules=rules, actor=SERVICE, now=T0)
+    assert not Policy.objects.exists()
+
+
+def test_rules_that_stay_keep_their_ids_wherever_they_stand(account):
+    daily, monthly = Rule(), Rule(unit="month", retention_days=365)
+    policy = services.save_policy(Policy(account=account, name="p"), rules=[daily, monthly], actor=SERVICE, now=T0)
+    services.save_policy(policy, rules=[monthly, Rule(unit="year")], actor=SERVICE, now=T0)
+    first, second = policy.rules.all()
+    assert (first.pk, first.retention_days, second.unit) == (monthly.pk, 365, "year")
+    assert first.pk != daily.pk
 
 
 def test_the_database_itself_refuses_a_retention_out_of_range(account):
@@ -199,8 +240,7 @@ def test_only_a_paused_plan_can_be_resumed_and_only_an_active_one_paused():
 
 def test_a_changed_policy_moves_its_active_plans():
     plan = whole_plan()
-    plan.policy.cron = "0 13 * * *"
-    services.save_policy(plan.policy, actor=SERVICE, now=T0)
+    services.save_policy(plan.policy, rules=[Rule(cron="0 13 * * *")], actor=SERVICE, now=T0)
     plan.refresh_from_db()
     assert plan.next_run_at == dt.datetime(2026, 3, 10, 13, 0, tzinfo=dt.UTC)
 

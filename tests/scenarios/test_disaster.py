@@ -67,7 +67,9 @@ def test_the_service_comes_back_from_a_bucket_on_minio_and_a_recovery_key(
     with full_set(first, database=postgres_service, broker=broker) as lost:
         lost.worker()
         lost.region("main", minio_service, bucket)
-        protected = lost.protect("home", folder, policy={"unit": "hour", "every": 3, "time_zone": "Europe/Berlin"})
+        protected = lost.protect(
+            "home", folder, policy={"rules": [{"unit": "hour", "every": 3}], "time_zone": "Europe/Berlin"}
+        )
         lost.ended(lost.backup(protected)["id"])
         (folder / "later").write_text("the second point has this")
         lost.ended(lost.backup(protected)["id"])

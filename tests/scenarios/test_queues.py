@@ -59,7 +59,7 @@ def slowly(site: Installation) -> Iterator[None]:
 def soon(seconds: float = 4) -> dict[str, Any]:
     """Return a daily policy whose next moment comes in a few seconds."""
     moment = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
-    return {"every": 1, "unit": "day", "start_time": moment.strftime("%H:%M:%S"), "time_zone": "UTC"}
+    return {"rules": [{"start_time": moment.strftime("%H:%M:%S")}], "time_zone": "UTC"}
 
 
 def jobs_of(site: Installation, protected: Protected) -> list[dict[str, Any]]:

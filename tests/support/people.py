@@ -7,7 +7,7 @@ from typing import Any
 
 from accounts.models import Account, Member, Role, User
 from jobs import presence
-from policies.models import Plan, Policy, Source
+from policies.models import Plan, Policy, Rule, Source
 from vaults.models import PointState, RecoveryPoint, Region, Vault
 
 T0 = dt.datetime(2026, 3, 10, 12, 0, tzinfo=dt.UTC)
@@ -45,8 +45,16 @@ def make_source(account: Account, region: Region, name: str = "web1", **values: 
     )
 
 
+# What of a policy's values its rule takes.
+OF_RULE = {"cron", "every", "unit", "weekdays", "starts_on", "start_time", "window_minutes"}
+
+
 def make_policy(account: Account, name: str = "daily", **values: Any) -> Policy:
-    return Policy.objects.create(account=account, name=name, created_at=T0, **values)
+    """Make a policy with one backup rule."""
+    own = {key: value for key, value in values.items() if key not in OF_RULE}
+    policy = Policy.objects.create(account=account, name=name, created_at=T0, **own)
+    Rule.objects.create(policy=policy, **{key: values[key] for key in values.keys() & OF_RULE})
+    return policy
 
 
 def make_plan(source: Source, policy: Policy, vault: Vault, **values: Any) -> Plan:

@@ -212,7 +212,8 @@ def test_the_source_is_listed_as_often_for_many_expired_points_as_for_one(source
         pruned(target)
         source.storage = calls.inner
         listed.append(calls.count("scan", "points/"))
-    assert len(set(listed)) == 1 and listed[0] > 0
+    assert len(set(listed)) == 1
+    assert listed[0] > 0
 
 
 def test_a_prune_of_the_replica_spares_what_the_source_still_has(source: Bench, target: Replica, home: Path):
