@@ -64,6 +64,10 @@ format: .venv/dev ## Format the code and fix what can be fixed
 rules: .venv/dev ## Write docs/rules.md from the tests' markers
 	$(PYTHON) -m tests.support.rules_page
 
+.PHONY: limits
+limits: .venv/dev ## Write docs/limits.md from the code's constants
+	$(PYTHON) -m tests.support.limits_page
+
 .PHONY: invariants
 invariants: .venv/dev ## Write docs/invariants.md from the tests' markers
 	$(PYTHON) -m tests.support.invariants_page
