@@ -3,11 +3,14 @@
 import uuid
 from typing import Any, ClassVar, TypeVar
 
+import rules
 from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser, AbstractUser, AnonymousUser
 from django.db import models
 
 from accounts.refusals import Refused
+from accounts.states import PRIVILEGES_OF, Scope
+from accounts.states import Role as Role
 
 M = TypeVar("M", bound=models.Model)
 # What the first line of the chain has in the place of a digest before it.
@@ -15,15 +18,26 @@ GENESIS = "0" * 64
 
 
 class User(AbstractUser):
-    """A person or a machine that logs in. Staff may use the console; a superuser runs the installation."""
+    """A person or a machine that logs in. Staff may use the console; a superuser runs the installation.
+
+    `scope` is set for the length of a request that came with a token that may do less than the person.
+    """
+
+    scope: Scope | None = None
+
+    def has_perm(self, perm: str, obj: Any = None) -> bool:
+        """Say whether the person may do something; a scope narrows a superuser, too."""
+        return super().has_perm(perm, obj) if self.scope is None else bool(rules.has_perm(perm, self, obj))
 
 
 class AccountQuerySet(models.QuerySet["Account"]):
     def visible_to(self, user: AbstractBaseUser | AnonymousUser) -> "AccountQuerySet":
-        """Return the accounts that `user` is a member of; all of them for a superuser."""
+        """Return the accounts that `user` is a member of; all of them for a superuser. A scope may leave one."""
+        scope = getattr(user, "scope", None)
+        seen = self.filter(pk=scope.account_id) if scope and scope.account_id else self
         if getattr(user, "is_superuser", False):
-            return self.all()
-        return self.filter(members__user_id=user.pk) if user.pk else self.none()
+            return seen.all()
+        return seen.filter(members__user_id=user.pk) if user.pk else self.none()
 
 
 class Account(models.Model):
@@ -42,28 +56,57 @@ class Account(models.Model):
         return self.name
 
 
-class Role(models.TextChoices):
-    """What a member may do; each role includes those after it."""
+class CustomRole(models.Model):
+    """A role that an account made for itself: named privileges (D3). Changed by accounts.services alone."""
 
-    OWNER = "owner", "Owner"
-    ADMIN = "admin", "Administrator"
-    OPERATOR = "operator", "Operator"
-    VIEWER = "viewer", "Viewer"
-
-
-class Member(models.Model):
-    """One person's role in one account."""
-
-    account = models.ForeignKey(Account, on_delete=models.CASCADE, related_name="members")
-    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="memberships")
-    role = models.CharField(max_length=16, choices=Role.choices, default=Role.VIEWER)
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    account = models.ForeignKey(Account, on_delete=models.CASCADE, related_name="custom_roles")
+    name = models.CharField(max_length=64)
+    privileges = models.JSONField(default=list)
     created_at = models.DateTimeField(editable=False)
 
     class Meta:
-        constraints: ClassVar = [models.UniqueConstraint(fields=["account", "user"], name="one_role_per_member")]
+        ordering: ClassVar = ["name"]
+        verbose_name = "role"
+        constraints: ClassVar = [models.UniqueConstraint(fields=["account", "name"], name="one_custom_role_per_name")]
 
     def __str__(self) -> str:
-        return f"{self.user} ({self.get_role_display()})"
+        return self.name
+
+
+class Member(models.Model):
+    """One person's role in one account: a ready made one, or one of the account's own, and then `role` is empty."""
+
+    account = models.ForeignKey(Account, on_delete=models.CASCADE, related_name="members")
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="memberships")
+    role = models.CharField(max_length=16, choices=Role.choices, default=Role.VIEWER, blank=True)
+    custom_role = models.ForeignKey(
+        CustomRole, null=True, blank=True, on_delete=models.RESTRICT, related_name="members"
+    )
+    created_at = models.DateTimeField(editable=False)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["account", "user"], name="one_role_per_member"),
+            models.CheckConstraint(
+                condition=models.Q(role="", custom_role__isnull=False)
+                | (~models.Q(role="") & models.Q(custom_role=None)),
+                name="ready_made_or_custom_role",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.user} ({self.role_name})"
+
+    @property
+    def role_name(self) -> str:
+        """Return the role as people call it."""
+        return str(self.custom_role) if self.custom_role else self.get_role_display()
+
+    @property
+    def privileges(self) -> frozenset[str]:
+        """Return what the member may do."""
+        return frozenset(self.custom_role.privileges) if self.custom_role else PRIVILEGES_OF[self.role]
 
 
 class Outcome(models.TextChoices):

@@ -1,28 +1,28 @@
-"""WHO MAY: predicates over roles, registered as permissions. Each role includes those after it.
+"""WHO MAY: privileges in an account (accounts.states), registered as permissions named `accounts.<privilege>`.
 
-accounts.view      viewer     see everything of the account but secrets
-accounts.operate   operator   start and cancel jobs, pause and resume plans, read files out of points
-accounts.manage    admin      sources, policies, plans, vaults
-accounts.own       owner      the account, its members, and what can't be undone: locks, deletions, keys
-accounts.install   staff      regions: they belong to the installation
+Three coarse ones ask for a whole ready made role: `accounts.operate` for what an operator may, `accounts.manage` for
+what an administrator may; `accounts.install` is for staff: regions belong to the installation.
 """
 
 from typing import Any
 
 import rules
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.db import models
 
-from accounts.models import Account, Member, Role
+from accounts.models import Account, Member
+from accounts.states import EVERYTHING, PRIVILEGES_OF, Privilege, Role
 
-VIEW, OPERATE, MANAGE, OWN = "accounts.view", "accounts.operate", "accounts.manage", "accounts.own"
-INSTALL = "accounts.install"
-
-_FROM = {
-    VIEW: (Role.VIEWER, Role.OPERATOR, Role.ADMIN, Role.OWNER),
-    OPERATE: (Role.OPERATOR, Role.ADMIN, Role.OWNER),
-    MANAGE: (Role.ADMIN, Role.OWNER),
-    OWN: (Role.OWNER,),
-}
+VIEW, SEE_USAGE, READ_DATA = "accounts.view", "accounts.see_usage", "accounts.read_data"
+BACKUP, RESTORE, MAINTAIN = "accounts.backup", "accounts.restore", "accounts.maintain"
+PAUSE_PLANS = "accounts.pause_plans"
+MANAGE_SOURCES, MANAGE_POLICIES = "accounts.manage_sources", "accounts.manage_policies"
+MANAGE_VAULTS, MANAGE_ALERTS = "accounts.manage_vaults", "accounts.manage_alerts"
+DELETE_POINTS, SEE_AUDIT = "accounts.delete_points", "accounts.see_audit"
+MANAGE_MEMBERS, OWN = "accounts.manage_members", "accounts.own"
+OPERATE, MANAGE, INSTALL = "accounts.operate", "accounts.manage", "accounts.install"
+NOTHING: frozenset[str] = frozenset()
+Person = AbstractBaseUser | AnonymousUser
 
 
 def account_of(thing: Any) -> Account | None:
@@ -34,24 +34,53 @@ def account_of(thing: Any) -> Account | None:
     return account
 
 
-def role_in(user: AbstractBaseUser | AnonymousUser, account: Account | None) -> str | None:
-    """Return the user's role in the account, None for an outsider. Asks the database once per user object."""
+def _memberships(user: Any) -> dict[Any, frozenset[str]]:
+    """Return the user's privileges by account. Asks the database once per user object."""
+    held: dict[Any, frozenset[str]] | None = getattr(user, "_privileges", None)
+    if held is None:
+        rows = Member.objects.filter(user_id=user.pk).values_list("account_id", "role", "custom_role__privileges")
+        held = {key: PRIVILEGES_OF[role] if role else frozenset(own) for key, role, own in rows}
+        user._privileges = held  # a per-request memo, as Django's own _perm_cache
+    return held
+
+
+def privileges_in(user: Person, account: Account | None) -> frozenset[str]:
+    """Return what the user may do in the account: nothing for an outsider, everything for a superuser.
+
+    The scope of the token that the user came with narrows it.
+    """
     if account is None or not user.pk:
-        return None
-    roles: dict[Any, str] | None = getattr(user, "_roles", None)
-    if roles is None:
-        roles = dict(Member.objects.filter(user_id=user.pk).values_list("account_id", "role"))
-        user._roles = roles  # type: ignore[union-attr]  # a per-request memo, as Django's own _perm_cache
-    return roles.get(account.pk)
+        return NOTHING
+    held = EVERYTHING if getattr(user, "is_superuser", False) else _memberships(user).get(account.pk, NOTHING)
+    scope = getattr(user, "scope", None)
+    return scope.narrowed(held, account.pk) if scope else held
 
 
-def _at_least(roles: tuple[Role, ...], name: str) -> Any:
-    def test(user: AbstractBaseUser | AnonymousUser, thing: Any) -> bool:
-        return thing is not None and role_in(user, account_of(thing)) in roles
+def accounts_where(user: Person, privilege: str) -> models.QuerySet[Account]:
+    """Return the accounts in which the user has the privilege."""
+    seen = Account.objects.visible_to(user)
+    scope = getattr(user, "scope", None)
+    if scope and privilege not in scope.privileges:
+        return seen.none()
+    if getattr(user, "is_superuser", False):
+        return seen
+    return seen.filter(pk__in=[key for key, held in _memberships(user).items() if privilege in held])
+
+
+def _holds(privileges: frozenset[str], name: str) -> Any:
+    def test(user: Person, thing: Any) -> bool:
+        return thing is not None and privileges <= privileges_in(user, account_of(thing))
 
     return rules.predicate(test, name=name)
 
 
-for _permission, _roles in _FROM.items():
-    rules.add_perm(_permission, _at_least(_roles, _permission))
-rules.add_perm(INSTALL, rules.is_staff)
+def _installs(user: Person) -> bool:
+    """Say whether the user runs the installation; a token with a scope never does."""
+    return bool(getattr(user, "is_staff", False)) and getattr(user, "scope", None) is None
+
+
+for _privilege in Privilege:
+    rules.add_perm(f"accounts.{_privilege.value}", _holds(frozenset({_privilege.value}), _privilege.value))
+rules.add_perm(OPERATE, _holds(PRIVILEGES_OF[Role.OPERATOR], OPERATE))
+rules.add_perm(MANAGE, _holds(PRIVILEGES_OF[Role.ADMIN], MANAGE))
+rules.add_perm(INSTALL, rules.predicate(_installs))

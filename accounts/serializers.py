@@ -1,12 +1,14 @@
 """Shapes of accounts, members, events and tokens in the API."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from django.db import models
 from knox.models import AuthToken
 from rest_framework import serializers
 
-from accounts.models import Account, Event, Member, Role, User
+from accounts.models import Account, CustomRole, Event, Member, Role, User
+from accounts.permissions import privileges_in
+from accounts.states import Privilege
 
 
 class OwnField(serializers.PrimaryKeyRelatedField[Any]):
@@ -26,9 +28,28 @@ class OwnField(serializers.PrimaryKeyRelatedField[Any]):
 
 
 class AccountSerializer(serializers.ModelSerializer[Account]):
+    """An account, and what the caller may do in it; needs the request in the context for that."""
+
+    privileges = serializers.SerializerMethodField()
+
     class Meta:
         model = Account
-        fields = ["id", "name", "created_at"]
+        fields = ["id", "name", "privileges", "created_at"]
+
+    def get_privileges(self, account: Account) -> list[str]:
+        held = privileges_in(self.context["request"].user, account)
+        return [name for name in Privilege.values if name in held]
+
+
+class CustomRoleSerializer(serializers.ModelSerializer[CustomRole]):
+    account = OwnField(queryset=Account.objects.all(), account_path="pk")
+    privileges = serializers.ListField(child=serializers.ChoiceField(choices=Privilege.choices))
+
+    class Meta:
+        model = CustomRole
+        fields = ["id", "account", "name", "privileges", "created_at"]
+        # The service tells of a name that is taken: 409.
+        validators: ClassVar[list[Any]] = []
 
 
 class AccountRequestSerializer(serializers.Serializer[Account]):
@@ -42,16 +63,24 @@ class AccountRequestSerializer(serializers.Serializer[Account]):
 
 
 class MemberSerializer(serializers.ModelSerializer[Member]):
+    """A member: `role` is a ready made one, or empty where `custom_role` is one of the account's own."""
+
     user = serializers.CharField(source="user.username")
 
     class Meta:
         model = Member
-        fields = ["user", "role", "created_at"]
+        fields = ["user", "role", "custom_role", "role_name", "created_at"]
 
 
 class MemberRequestSerializer(serializers.Serializer[Member]):
     user = serializers.SlugRelatedField(slug_field="username", queryset=User.objects.filter(is_active=True))
-    role = serializers.ChoiceField(choices=Role.choices)
+    role = serializers.ChoiceField(choices=Role.choices, required=False)
+    custom_role = OwnField(queryset=CustomRole.objects.all(), required=False, help_text="In the place of `role`")
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if ("role" in attrs) == ("custom_role" in attrs):
+            raise serializers.ValidationError("Give role or custom_role.")
+        return {"user": attrs["user"], "role": attrs.get("role") or attrs["custom_role"]}
 
 
 class EventSerializer(serializers.ModelSerializer[Event]):

@@ -22,12 +22,13 @@ from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
 
 from accounts import chain, exports, services
-from accounts.models import Account, Event, Member, Role, User
-from accounts.permissions import INSTALL, MANAGE, OWN, VIEW
+from accounts.models import Account, CustomRole, Event, Member, User
+from accounts.permissions import INSTALL, MANAGE, MANAGE_MEMBERS, SEE_AUDIT, VIEW, accounts_where
 from accounts.serializers import (
     AccountRequestSerializer,
     AccountSerializer,
     ChainSerializer,
+    CustomRoleSerializer,
     EventSerializer,
     LoginSerializer,
     MemberRequestSerializer,
@@ -35,6 +36,7 @@ from accounts.serializers import (
     NewTokenSerializer,
     TokenSerializer,
 )
+from accounts.states import Privilege
 
 log = structlog.get_logger(__name__)
 
@@ -143,7 +145,7 @@ class AccountView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewS
     queryset = Account.objects.all()
     serializer_class = AccountSerializer
     account_path = "pk"
-    permissions: ClassVar = {"events": MANAGE, "set_role": OWN, "remove_member": OWN}
+    permissions: ClassVar = {"events": SEE_AUDIT, "set_role": MANAGE_MEMBERS, "remove_member": MANAGE_MEMBERS}
 
     @extend_schema(request=AccountRequestSerializer, responses={201: AccountSerializer})
     def create(self, request: Request) -> Response:
@@ -156,19 +158,20 @@ class AccountView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewS
             actor=actor_of(request),
             now=timezone.now(),
         )
-        return Response(AccountSerializer(account).data, status=status.HTTP_201_CREATED)
+        shown = AccountSerializer(account, context=self.get_serializer_context())
+        return Response(shown.data, status=status.HTTP_201_CREATED)
 
     @extend_schema(responses={200: MemberSerializer(many=True)}, filters=False)
     @action(detail=True, pagination_class=None)
     def members(self, request: Request, pk: str) -> Response:
         """List the members."""
-        members = self.get_object().members.select_related("user").order_by("user__username")
+        members = self.get_object().members.select_related("user", "custom_role").order_by("user__username")
         return Response(MemberSerializer(members, many=True).data)
 
     @extend_schema(request=MemberRequestSerializer, responses={200: MemberSerializer})
     @members.mapping.post
     def set_role(self, request: Request, pk: str) -> Response:
-        """Give a user a role in the account, or another role."""
+        """Give a user a role in the account, or another role. Nobody gives privileges that they don't have: 409."""
         account = self.get_object()
         wanted = self.checked(MemberRequestSerializer)
         member = services.set_role(
@@ -196,6 +199,41 @@ class AccountView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewS
         return paginator.get_paginated_response(EventSerializer(page, many=True).data)
 
 
+class RoleView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[CustomRole]):
+    """Roles that accounts made for themselves, of named privileges (D3)."""
+
+    queryset = CustomRole.objects.select_related("account")
+    serializer_class = CustomRoleSerializer
+    filterset_fields: ClassVar = ["account"]
+    permissions: ClassVar = {"partial_update": MANAGE_MEMBERS, "destroy": MANAGE_MEMBERS}
+
+    def _save(self, role: CustomRole, values: dict[str, Any]) -> Response:
+        for name, value in values.items():
+            setattr(role, name, value)
+        new = role._state.adding
+        self.need(MANAGE_MEMBERS, role)
+        services.save_custom_role(role, actor=actor_of(self.request), now=timezone.now())
+        return Response(CustomRoleSerializer(role).data, status=201 if new else 200)
+
+    @extend_schema(request=CustomRoleSerializer, responses={201: CustomRoleSerializer})
+    def create(self, request: Request) -> Response:
+        """Make a role. `view` is always among its privileges; nobody gives privileges that they don't have: 409."""
+        return self._save(CustomRole(), dict(self.checked(CustomRoleSerializer)))
+
+    @extend_schema(request=CustomRoleSerializer(partial=True), responses={200: CustomRoleSerializer})
+    def partial_update(self, request: Request, pk: str) -> Response:
+        """Change a role's name or privileges; its members have the changed ones at once."""
+        role = self.get_object()
+        wanted = self.checked(CustomRoleSerializer, partial=True)
+        return self._save(role, {name: value for name, value in wanted.items() if name != "account"})
+
+    @extend_schema(request=None, responses={204: None})
+    def destroy(self, request: Request, pk: str) -> Response:
+        """Delete a role that no member has; 409 `role_in_use`."""
+        services.delete_custom_role(self.get_object(), actor=actor_of(request), now=timezone.now())
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+
 class EventView(mixins.ListModelMixin, viewsets.GenericViewSet[Event]):
     """The audit trail: of the accounts that the caller administers; all of it for a superuser."""
 
@@ -217,11 +255,10 @@ class EventView(mixins.ListModelMixin, viewsets.GenericViewSet[Event]):
         if getattr(self, "swagger_fake_view", False):
             return events.none()
         user = user_of(self.request)
-        if user.is_superuser:
+        if user.is_superuser and user.scope is None:
             return events
-        managed = Member.objects.filter(user=user, role__in=(Role.ADMIN, Role.OWNER)).values("account_id")
-        seen = models.Q(account_id__in=managed)
-        return events.filter(seen | models.Q(account_id=None) if user.is_staff else seen)
+        seen = models.Q(account_id__in=accounts_where(user, Privilege.SEE_AUDIT).values("pk"))
+        return events.filter(seen | models.Q(account_id=None) if user.has_perm(INSTALL) else seen)
 
     @extend_schema(
         parameters=[OpenApiParameter("as", str, enum=list(exports.TYPES), description="jsonl unless told")],

@@ -2,7 +2,7 @@
 
 from rest_framework.routers import SimpleRouter
 
-from accounts.views import EventView, TokenView
+from accounts.views import EventView, RoleView, TokenView
 from jobs.views import ClosableAccountView, ErasableSourceView, JobView, KeptPointView, MaintainedVaultView
 from policies.views import PlanView, PolicyView
 from vaults.views import RegionView
@@ -10,6 +10,7 @@ from vaults.views import RegionView
 router = SimpleRouter(use_regex_path=True)
 router.register("tokens", TokenView, basename="token")
 router.register("accounts", ClosableAccountView, basename="account")
+router.register("roles", RoleView, basename="role")
 router.register("events", EventView, basename="event")
 router.register("regions", RegionView, basename="region")
 router.register("vaults", MaintainedVaultView, basename="vault")

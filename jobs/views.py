@@ -11,7 +11,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
 
-from accounts.permissions import MANAGE, OPERATE, OWN
+from accounts.permissions import BACKUP, DELETE_POINTS, MAINTAIN, MANAGE_SOURCES, MANAGE_VAULTS, OWN, RESTORE, VIEW
 from accounts.views import AccountView, AccountViewSet, Pages, actor_of
 from jobs import closing, doorbell, maintenance, passwords, removal, services
 from jobs.models import Job
@@ -38,6 +38,9 @@ from vaults.models import Vault
 from vaults.serializers import ConfirmationSerializer, RecoveryPointSerializer
 from vaults.views import RecoveryPointView, VaultView
 
+# What starts and cancels jobs of a kind (D3); the rest is maintenance of a vault.
+NEEDED = {Kind.BACKUP.value: BACKUP, Kind.RESTORE.value: RESTORE}
+
 
 class StepPages(Pages):
     ordering: Any = ("-round", "pk")
@@ -47,7 +50,7 @@ class JobView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[J
     """Jobs of the caller's accounts."""
 
     queryset = Job.objects.select_related("account")
-    permissions: ClassVar = {"create": OPERATE, "cancel": OPERATE, "confirm": MANAGE, "passwords": MANAGE}
+    permissions: ClassVar = {"cancel": VIEW, "confirm": DELETE_POINTS, "passwords": MANAGE_SOURCES}
     filterset_fields: ClassVar = {
         "account": ["exact"],
         "kind": ["exact", "in"],
@@ -76,23 +79,25 @@ class JobView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[J
     def _request(self, wanted: Any) -> Job:
         values, actor, now = wanted.validated_data, actor_of(self.request), timezone.now()
         subject = values.get("plan") or values.get("point") or values.get("vault")
-        self.need(OPERATE, subject)
+        self.need(NEEDED.get(values["kind"], MAINTAIN), subject)
         if isinstance(wanted, RestoreRequestSerializer):
+            if values["destination"]:
+                self.need(RESTORE, values["destination"])
             if services.shows_credentials(values["point"], wanted.selection()):
-                self.need(MANAGE, subject)
+                self.need(MANAGE_SOURCES, subject)
             job = services.request_restore(values["point"], wanted.selection(), actor=actor, now=now)
         elif values["kind"] == Kind.BACKUP:
             job = services.request_backup(values["plan"], deep=values["deep"], actor=actor, now=now)
         elif isinstance(wanted, VerifyRequestSerializer):
             job = services.request_verify(values["vault"], level=values["level"], actor=actor, now=now)
         elif isinstance(wanted, DrillRequestSerializer):
-            self.need(OPERATE, values["source"])
+            self.need(MAINTAIN, values["source"])
             job = maintenance.request_drill(
                 values["source"], values["vault"], percent=values["percent"], actor=actor, now=now
             )
         else:
             if values.get("confirmed"):
-                self.need(MANAGE, subject)
+                self.need(DELETE_POINTS, subject)
             job = maintenance.request(values["vault"], values["kind"], wanted.wanted(), actor=actor, now=now)
         doorbell.ring(services.first_step(job), now=now)
         return job
@@ -101,7 +106,9 @@ class JobView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[J
     @action(detail=True, methods=["post"])
     def cancel(self, request: Request, pk: str) -> Response:
         """Stop the job: at once what only waits, at its next check what runs."""
-        job = services.request_cancel(self.get_object(), actor=actor_of(request), now=timezone.now())
+        job = self.get_object()
+        self.need(NEEDED.get(job.kind, MAINTAIN), job)
+        services.request_cancel(job, actor=actor_of(request), now=timezone.now())
         return Response(JobSerializer(job).data, status=status.HTTP_202_ACCEPTED)
 
     @extend_schema(request=None, responses={200: PasswordsSerializer})
@@ -133,7 +140,12 @@ class JobView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[J
 class KeptPointView(RecoveryPointView):
     """Recovery points: listed, browsed and read; held, released and deleted."""
 
-    permissions: ClassVar = {**RecoveryPointView.permissions, "hold": OPERATE}
+    permissions: ClassVar = {
+        **RecoveryPointView.permissions,
+        "hold": MAINTAIN,
+        "release": DELETE_POINTS,
+        "request_deletion": DELETE_POINTS,
+    }
 
     @extend_schema(request=HoldRequestSerializer, responses={200: RecoveryPointSerializer})
     @action(detail=True, methods=["post"])
@@ -167,7 +179,7 @@ class KeptPointView(RecoveryPointView):
 class ErasableSourceView(SourceView):
     """Sources of the caller's accounts."""
 
-    permissions: ClassVar = {**SourceView.permissions, "erase": OWN, "test": OPERATE}
+    permissions: ClassVar = {**SourceView.permissions, "erase": OWN, "test": BACKUP}
 
     @extend_schema(request=None, responses={200: SourceSerializer, 202: SourceSerializer})
     @action(detail=True, methods=["post"])
@@ -196,6 +208,8 @@ class ErasableSourceView(SourceView):
 
 class MaintainedVaultView(VaultView):
     """Vaults of the caller's accounts."""
+
+    permissions: ClassVar = {**VaultView.permissions, "set_maintenance": MANAGE_VAULTS}
 
     @extend_schema(responses={200: DutySerializer(many=True)}, filters=False)
     @action(detail=True, pagination_class=None)

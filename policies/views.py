@@ -10,7 +10,7 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts.permissions import MANAGE, OPERATE
+from accounts.permissions import MANAGE_POLICIES, MANAGE_SOURCES, PAUSE_PLANS
 from accounts.views import AccountViewSet, actor_of
 from policies import retention, services
 from policies.models import Plan, Policy, Source
@@ -36,12 +36,13 @@ class SourceView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSe
     queryset = Source.objects.select_related("region", "account")
     serializer_class = SourceSerializer
     filterset_fields: ClassVar = ["account", "region", "kind", "host"]
+    permissions: ClassVar = {"partial_update": MANAGE_SOURCES, "destroy": MANAGE_SOURCES}
 
     def _save(self, request: Request, source: Source, values: dict[str, Any]) -> Source:
         asked = {"credentials": values.pop("credentials", None), "skip_check": values.pop("skip_check", False)}
         for name, value in values.items():
             setattr(source, name, value)
-        self.need(MANAGE, source)
+        self.need(MANAGE_SOURCES, source)
         return services.save_source(source, **asked, actor=actor_of(request), now=timezone.now())
 
     @extend_schema(request=SourceRequestSerializer, responses={201: SourceSerializer})
@@ -100,12 +101,17 @@ class PolicyView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSe
     queryset = Policy.objects.filter(inline=False).select_related("account").prefetch_related("rules")
     serializer_class = PolicySerializer
     filterset_fields: ClassVar = ["account"]
+    permissions: ClassVar = {
+        "partial_update": MANAGE_POLICIES,
+        "preview": MANAGE_POLICIES,
+        "destroy": MANAGE_POLICIES,
+    }
 
     def _save(self, request: Request, policy: Policy, values: dict[str, Any]) -> Policy:
         listed = values.pop("rules", None)
         for name, value in values.items():
             setattr(policy, name, value)
-        self.need(MANAGE, policy)
+        self.need(MANAGE_POLICIES, policy)
         rules = None if listed is None else services.rules_from(policy, listed)
         return services.save_policy(policy, rules=rules, actor=actor_of(request), now=timezone.now())
 
@@ -160,14 +166,14 @@ class PlanView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[
     queryset = Plan.objects.select_related("account", "source", "policy", "vault")
     serializer_class = PlanSerializer
     filterset_fields: ClassVar = ["account", "source", "policy", "vault", "state"]
-    permissions: ClassVar = {"pause": OPERATE, "resume": OPERATE}
+    permissions: ClassVar = {"pause": PAUSE_PLANS, "resume": PAUSE_PLANS, "destroy": MANAGE_POLICIES}
 
     @extend_schema(request=PlanRequestSerializer, responses={201: PlanSerializer})
     def create(self, request: Request) -> Response:
         """Bind a source to a policy and a vault."""
         plan = Plan(**self.checked(PlanRequestSerializer))
         plan.account = plan.source.account
-        self.need(MANAGE, plan)
+        self.need(MANAGE_POLICIES, plan)
         services.create_plan(plan, actor=actor_of(request), now=timezone.now())
         return Response(PlanSerializer(plan).data, status=status.HTTP_201_CREATED)
 

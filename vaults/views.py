@@ -18,7 +18,7 @@ from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts.permissions import INSTALL, MANAGE, OPERATE, OWN
+from accounts.permissions import INSTALL, MANAGE_VAULTS, OWN, READ_DATA
 from accounts.views import AccountViewSet, AnyRenderer, Pages, actor_of
 from vaults import browsing, condition, deletion, recovery, replication, services
 from vaults.models import RecoveryPoint, Region, ReplicationLink, Vault, VaultState, VaultType
@@ -113,7 +113,9 @@ class VaultView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet
         "request_deletion": OWN,
         "replace_recovery_key": OWN,
         "rotate_keys": OWN,
-        "replicate": MANAGE,
+        "partial_update": MANAGE_VAULTS,
+        "prove_recovery_key": MANAGE_VAULTS,
+        "replicate": MANAGE_VAULTS,
         "stop_replication": OWN,
     }
 
@@ -145,7 +147,7 @@ class VaultView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet
         values = self.checked(VaultRequestSerializer)
         secret = values.pop("key_secret")
         vault = Vault(**values)
-        self.need(MANAGE, vault)
+        self.need(MANAGE_VAULTS, vault)
         key = services.create_vault(vault, key_secret=secret, actor=actor_of(request), now=timezone.now())
         return self._handed_out(vault, key, status_code=status.HTTP_201_CREATED)
 
@@ -188,7 +190,7 @@ class VaultView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet
             values = dict(wanted["new_target"])
             secret = values.pop("key_secret")
             target = Vault(account=source.account, type=VaultType.REPLICATION_TARGET, **values)
-        self.need(MANAGE, target)
+        self.need(MANAGE_VAULTS, target)
         link = replication.start(source, target, key_secret=secret, actor=actor_of(request), now=timezone.now())
         return self._linked(link, status_code=status.HTTP_201_CREATED)
 
@@ -256,7 +258,7 @@ class RecoveryPointView(mixins.ListModelMixin, mixins.RetrieveModelMixin, Accoun
     serializer_class = RecoveryPointSerializer
     pagination_class = PointPages
     account_path = "vault__account"
-    permissions: ClassVar = {"file": OPERATE}
+    permissions: ClassVar = {"entries": READ_DATA, "file": READ_DATA}
     filterset_fields: ClassVar = {
         "vault": ["exact"],
         "series": ["exact"],
