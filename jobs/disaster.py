@@ -12,7 +12,7 @@ from django.contrib.auth import get_user_model
 from django.db import IntegrityError, connections, models, transaction
 from django.db.utils import load_backend
 
-from accounts.models import Account, Member
+from accounts.models import Account, CustomRole, Member
 from accounts.refusals import Refused
 from accounts.services import SERVICE, record
 from engine import rotation, system
@@ -40,7 +40,18 @@ from vaults.models import KeyProvider as Providers
 from vaults.models import RecoveryPoint, Region, Vault
 
 VAULTS = "vaults/"
-SCRATCH: tuple[type[models.Model], ...] = (Account, Member, Region, Vault, Source, Policy, Rule, Plan, RecoveryPoint)
+SCRATCH: tuple[type[models.Model], ...] = (
+    Account,
+    CustomRole,
+    Member,
+    Region,
+    Vault,
+    Source,
+    Policy,
+    Rule,
+    Plan,
+    RecoveryPoint,
+)
 Clock = Callable[[], dt.datetime]
 
 

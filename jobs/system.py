@@ -17,7 +17,7 @@ from django.core import serializers
 from django.db import models, transaction
 
 from accounts import secrets
-from accounts.models import Account, Member
+from accounts.models import Account, CustomRole, Member
 from engine.system import Export
 from policies import moments
 from policies.models import Plan, PlanState, Policy, Rule, Source
@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 MEMBERS, PEOPLE, HOLDS = "accounts.member", "accounts.user", "vaults.hold"
 # In the order in which they can be stored.
-TABLES: tuple[type[models.Model], ...] = (Account, Region, Vault, Source, Policy, Rule, Plan)
+TABLES: tuple[type[models.Model], ...] = (Account, CustomRole, Region, Vault, Source, Policy, Rule, Plan)
 POINT = RecoveryPoint._meta.label_lower
 # What is secret, what a job or a sweep finds out again, and what the database makes up.
 LEFT_OUT: dict[str, set[str]] = {
@@ -56,7 +56,10 @@ def tables_of(account: Account, *, using: str = "default") -> Tables:
         for model in TABLES
     }
     members = Member.objects.using(using).filter(account=account.pk).order_by("user__username").select_related("user")
-    tables[MEMBERS] = [_plain({"user": m.user.username, "role": m.role, "created_at": m.created_at}) for m in members]
+    tables[MEMBERS] = [
+        _plain({"user": m.user.username, "role": m.role, "custom_role": m.custom_role_id, "created_at": m.created_at})
+        for m in members
+    ]
     tables[PEOPLE] = [_plain({name: getattr(m.user, name) for name in PERSON}) for m in members]
     held = RecoveryPoint.objects.using(using).filter(vault__account=account.pk, held_at__isnull=False)
     names = ("vault", "series", "point_id", "held_by")
@@ -160,7 +163,9 @@ def _store_people(tables: Tables, account: str, *, using: str) -> None:
             person.save(using=using)
     for row in tables[MEMBERS]:
         person = people.get(username=row["user"])
-        values = {"role": row["role"], "created_at": dt.datetime.fromisoformat(row["created_at"])}
+        # Exports from before there were custom roles tell of none.
+        values = {"role": row["role"], "custom_role_id": row.get("custom_role")}
+        values |= {"created_at": dt.datetime.fromisoformat(row["created_at"])}
         Member.objects.using(using).get_or_create(account_id=account, user=person, defaults=values)
 
 

@@ -201,8 +201,8 @@ class ErasableSourceView(SourceView):
 
         What a lock protects goes when the lock ends; the source goes with its last point.
         """
-        typed = self.checked(TypedRequestSerializer)
-        found = removal.erase(self.get_object(), actor=actor_of(request), now=timezone.now(), **typed)
+        source, typed = self.get_object(), self.checked(TypedRequestSerializer)
+        found = removal.erase(source, actor=actor_of(request), now=timezone.now(), **typed)
         return Response(ErasureSerializer(found).data, status=status.HTTP_202_ACCEPTED)
 
 
@@ -240,6 +240,6 @@ class ClosableAccountView(AccountView):
     @action(detail=True, methods=["post"], url_path="delete")
     def request_deletion(self, request: Request, pk: str) -> Response:
         """Delete an account that has no vaults; 409 `account_in_use`, or `account_locked` with the date (B6)."""
-        wanted = self.checked(ConfirmationSerializer)
-        closing.delete_account(self.get_object(), actor=actor_of(request), now=timezone.now(), **wanted)
+        account, wanted = self.get_object(), self.checked(ConfirmationSerializer)
+        closing.delete_account(account, actor=actor_of(request), now=timezone.now(), **wanted)
         return Response(status=status.HTTP_204_NO_CONTENT)

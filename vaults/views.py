@@ -198,8 +198,8 @@ class VaultView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet
     @action(detail=True, methods=["post"], url_path="stop-replication")
     def stop_replication(self, request: Request, pk: str) -> Response:
         """End the replication from this vault for good (E38). Its target stays, and lives by itself."""
-        wanted = self.checked(ConfirmationSerializer)
-        return self._linked(replication.stop(self.get_object(), actor=actor_of(request), now=timezone.now(), **wanted))
+        vault, wanted = self.get_object(), self.checked(ConfirmationSerializer)
+        return self._linked(replication.stop(vault, actor=actor_of(request), now=timezone.now(), **wanted))
 
     def _linked(self, link: ReplicationLink, *, status_code: int = status.HTTP_200_OK) -> Response:
         shown = ReplicationLinkSerializer(link, context={"now": timezone.now()})

@@ -3,6 +3,7 @@
 import pytest
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
+from django.utils import timezone
 
 from accounts.models import CustomRole, Event, Member, Role, User
 from accounts.permissions import MANAGE, OPERATE, OWN, VIEW
@@ -99,7 +100,7 @@ def test_a_role_with_the_backup_privilege_alone_backs_up_and_does_nothing_else(a
     region = make_region()
     source, vault, policy = make_source(account, region), make_vault(account, region), make_policy(account)
     plan, point = make_plan(source, policy, vault), make_point(vault, source)
-    online(source.queue)
+    online(source.queue, at=timezone.now())
     client = client_of(holding(account, "backup"))
     job = client.post("/api/v1/jobs/", {"kind": "backup", "plan": str(plan.pk)}).json()
     assert client.post(f"/api/v1/jobs/{job['id']}/cancel/").status_code == 202
@@ -115,7 +116,7 @@ def test_who_may_restore_cancels_restores_and_not_backups(account):
     source = make_source(account, region)
     vault = make_vault(account, region)
     plan, point = make_plan(source, make_policy(account), vault), make_point(vault, source)
-    online(source.queue)
+    online(source.queue, at=timezone.now())
     restorer = client_of(holding(account, "restore"))
     backup = client_of(join(account, "ann")).post("/api/v1/jobs/", {"kind": "backup", "plan": str(plan.pk)}).json()
     restore = restorer.post("/api/v1/jobs/", {"kind": "restore", "point": str(point.pk)}).json()
@@ -129,7 +130,7 @@ def test_a_restore_needs_the_right_in_the_destination_s_account_too(account):
     Member.objects.create(account=other, user=user, role=Role.VIEWER, created_at=T0)
     point = make_point(make_vault(account, region), make_source(account, region))
     there = make_source(other, region, "there")
-    online(there.queue)
+    online(there.queue, at=timezone.now())
     answer = client_of(user).post(
         "/api/v1/jobs/", {"kind": "restore", "point": str(point.pk), "destination": str(there.pk), "to": "/srv"}
     )

@@ -9,8 +9,8 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 
 from accounts import secrets
-from accounts.models import Account, ChainHead, Event, Link, Member, Role, User
-from accounts.services import SERVICE, Actor
+from accounts.models import Account, ChainHead, CustomRole, Event, Link, Member, Role, User
+from accounts.services import SERVICE, Actor, save_custom_role, set_role
 from engine import system as store
 from engine.progress import Silent
 from jobs import disaster, exporting, local, maintenance, removal, services, system, tasks
@@ -21,7 +21,7 @@ from policies import reading
 from policies.models import Plan, PlanState, Policy, Rule, Source
 from policies.services import pause, save_policy, save_source
 from tests.support.control import Clock, Site, make_site, read_tree, write_tree
-from tests.support.people import T0, join, make_account, make_plan, make_policy, online
+from tests.support.people import T0, join, make_account, make_plan, make_policy, make_user, online
 from tests.support.trail import guards_off
 from vaults import recovery, repositories
 from vaults.models import RecoveryPoint, Region, Vault
@@ -39,9 +39,12 @@ def clock() -> Clock:
 
 @pytest.fixture
 def site(tmp_path, clock) -> Site:
-    """A second policy and a paused plan; a source with credentials; a second person. No points yet."""
+    """A second policy and a paused plan; a source with credentials; people, one with a custom role. No points yet."""
     site = make_site(tmp_path)
     join(site.account, "vera", Role.VIEWER)
+    night = CustomRole(account=site.account, name="Night shift", privileges=["backup"])
+    save_custom_role(night, actor=SERVICE, now=clock())
+    set_role(account=site.account, user=make_user("otto"), role=night, actor=SERVICE, now=clock())
     dump = Source(account=site.account, region=site.region, name="dump", kind="command", host="db1")
     dump.settings = {"argv": ["pg_dump", "shop"], "marker": "PostgreSQL database dump complete"}
     save_source(dump, credentials=PROGRAM, actor=SERVICE, now=clock())
