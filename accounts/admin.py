@@ -15,7 +15,8 @@ from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationFo
 
 from accounts import chain, exports, guards, services
 from accounts.console import ReadOnlyAdmin, ServiceAdmin, action, actor_of, display, lines
-from accounts.models import Account, Event, Member, User
+from accounts.forms import CustomRoleForm, MemberForm, role_choices
+from accounts.models import Account, CustomRole, Event, Member, User
 
 admin.site.unregister(Group)
 
@@ -53,9 +54,46 @@ class UserAdmin(DjangoUserAdmin, ServiceAdmin):  # type: ignore[misc,type-arg]  
 
 class MemberInline(TabularInline):
     model = Member
-    fields = ["user", "role"]
+    form = MemberForm
+    fields = ["user", "given"]
     autocomplete_fields = ["user"]
     extra = 0
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return super().get_queryset(request).select_related("user", "custom_role")
+
+
+@admin.register(CustomRole)
+class CustomRoleAdmin(ServiceAdmin):
+    form = CustomRoleForm
+    list_display = ["name", "account", "may", "held_by"]
+    list_filter: ClassVar = ["account"]
+    list_select_related = ["account"]
+    search_fields = ["name", "account__name"]
+    fields = ["account", "name", "privileges", "held_by"]
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return super().get_queryset(request).prefetch_related("members__user")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: CustomRole | None = None) -> list[str]:
+        return ["account", "held_by"] if obj else ["held_by"]
+
+    def get_fields(self, request: HttpRequest, obj: CustomRole | None = None) -> list[str]:
+        return [name for name in self.fields if obj or name != "held_by"]
+
+    def save_model(self, request: HttpRequest, obj: CustomRole, form: Any, change: bool) -> None:
+        services.save_custom_role(obj, actor=actor_of(request), now=timezone.now())
+
+    def delete_model(self, request: HttpRequest, obj: CustomRole) -> None:
+        services.delete_custom_role(obj, actor=actor_of(request), now=timezone.now())
+
+    @display(description="May")
+    def may(self, role: CustomRole) -> str:
+        return ", ".join(role.privileges)
+
+    @display(description="Members")
+    def held_by(self, role: CustomRole) -> str:
+        return ", ".join(sorted(member.user.get_username() for member in role.members.all())) or "nobody"
 
 
 @admin.register(Account)
@@ -64,6 +102,10 @@ class AccountAdmin(ServiceAdmin):
     search_fields = ["name"]
     fields = ["name"]
     inlines = [MemberInline]
+
+    def get_formset_kwargs(self, request: HttpRequest, obj: Account, inline: Any, prefix: str) -> dict[str, Any]:
+        kwargs: dict[str, Any] = super().get_formset_kwargs(request, obj, inline, prefix)
+        return kwargs | {"form_kwargs": {"choices": role_choices(obj)}}
 
     def get_inlines(self, request: HttpRequest, obj: Account | None) -> list[Any]:
         return [MemberInline] if obj else []
@@ -83,7 +125,8 @@ class AccountAdmin(ServiceAdmin):
     def save_formset(self, request: HttpRequest, form: Any, formset: Any, change: bool) -> None:
         actor, now = actor_of(request), timezone.now()
         for member in formset.save(commit=False):
-            services.set_role(account=member.account, user=member.user, role=member.role, actor=actor, now=now)
+            given = member.custom_role or member.role
+            services.set_role(account=member.account, user=member.user, role=given, actor=actor, now=now)
         for member in formset.deleted_objects:
             services.remove_member(member, actor=actor, now=now)
 

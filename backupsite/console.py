@@ -73,6 +73,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
             "separator": True,
             "items": [
                 _item("Accounts", "apartment", "accounts_account"),
+                _item("Roles", "badge", "accounts_customrole"),
                 _item("Users", "person", "accounts_user"),
                 _item("Workers", "dns", "jobs_worker"),
                 _item("Audit trail", "history", "accounts_event"),

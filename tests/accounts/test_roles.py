@@ -1,8 +1,11 @@
 """Roles: ready made ones, custom ones of named privileges; nobody gives what they don't have."""
 
+from pathlib import Path
+
 import pytest
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
+from django.test import Client
 from django.utils import timezone
 
 from accounts.models import CustomRole, Event, Member, Role, User
@@ -20,6 +23,7 @@ from accounts.services import (
 )
 from accounts.states import PRIVILEGES_OF, Privilege
 from tests.support.api import client_of, error_code
+from tests.support.console import page
 from tests.support.people import (
     T0,
     join,
@@ -33,6 +37,7 @@ from tests.support.people import (
     make_vault,
     online,
 )
+from tests.support.privileges_page import table
 
 pytestmark = pytest.mark.django_db
 
@@ -234,3 +239,52 @@ class TestNobodyGivesWhatTheyDoNotHave:
         admin = client_of(join(account, "ann", Role.ADMIN))
         wanted = {"account": str(account.pk), "name": "new", "privileges": ["backup"]}
         assert admin.post("/api/v1/roles/", wanted).status_code == 403
+
+
+def test_the_page_for_operators_tells_which_privilege_is_for_whom():
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    assert "\n".join(table()) in text
+
+
+class TestConsole:
+    @pytest.fixture
+    def console(self):
+        console = Client()
+        console.force_login(User.objects.create_superuser("root"))
+        return console
+
+    def test_a_role_is_made_changed_and_deleted(self, account, console):
+        wanted = {"account": str(account.pk), "name": "Night shift", "privileges": ["backup", "restore"]}
+        console.post(page("accounts_customrole", "add"), wanted)
+        role = CustomRole.objects.get()
+        assert role.privileges == ["view", "backup", "restore"]
+        console.post(page("accounts_customrole", "change", role.pk), {"name": "Night", "privileges": ["backup"]})
+        role.refresh_from_db()
+        assert (role.name, role.privileges) == ("Night", ["view", "backup"])
+        console.post(page("accounts_customrole", "delete", role.pk), {"post": "yes"})
+        told = Event.objects.filter(object_type="customrole").order_by("pk")
+        assert [one.action for one in told] == ["role.create", "role.change", "role.delete"]
+
+    def test_a_role_that_members_have_stays_and_the_page_says_why(self, account, console):
+        holding(account, "backup")
+        role = CustomRole.objects.get()
+        told = console.post(page("accounts_customrole", "delete", role.pk), {"post": "yes"}, follow=True)
+        assert "holder (role of holder)" in told.content.decode()
+        assert CustomRole.objects.exists()
+
+    def test_members_get_ready_made_and_custom_roles_on_the_account_s_page(self, account, console):
+        owner, role = join(account, "ann"), make_role(account, "backup", name="Night shift")
+        kept = Member.objects.get(user=owner)
+        address = page("accounts_account", "change", account.pk)
+        assert "Night shift" in console.get(address).content.decode()
+        rows = {
+            "members-TOTAL_FORMS": "2", "members-INITIAL_FORMS": "1",
+            "members-0-id": str(kept.pk), "members-0-user": str(owner.pk), "members-0-given": "owner",
+            "members-1-user": str(make_user("bob").pk), "members-1-given": str(role.pk),
+        }  # fmt: skip
+        console.post(address, {"name": account.name} | rows)
+        assert {str(one) for one in account.members.all()} == {"ann (Owner)", "bob (Night shift)"}
+        bob = account.members.get(user__username="bob")
+        rows |= {"members-INITIAL_FORMS": "2", "members-1-id": str(bob.pk), "members-1-given": "admin"}
+        console.post(address, {"name": account.name} | rows)
+        assert str(account.members.get(user__username="bob")) == "bob (Administrator)"

@@ -134,7 +134,7 @@ def test_a_plan_that_is_changed_in_the_console_is_kept(site):
     console = Client()
     console.force_login(User.objects.create_superuser("root"))
     console.post(reverse("admin:policies_plan_change", args=[site.plan.pk]), {"catch_up": "on"})
-    assert Event.objects.get(action="plan.change", user_name="root").detail == {"catch_up": True}
+    assert Event.objects.get(action="plan.change", user_name="root").detail["catch_up"] is True
 
 
 @pytest.mark.parametrize(("role", "sees"), [(Role.OWNER, True), (Role.ADMIN, True), (Role.OPERATOR, False)])
