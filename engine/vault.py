@@ -36,6 +36,7 @@ from engine.point import PREFIX as POINTS
 from engine.point import Expired, PackRef, Root, decode_commit, decode_root, point_key
 from engine.session import READERS, Session, read_note
 from engine.storage.port import Storage, Stored
+from engine.storage.throttle import Pace, unpaced
 
 INFO_KEY = "vault.json"
 MAGIC = "backupsite-vault"
@@ -83,7 +84,8 @@ class Vault:
     """An open vault. Not shared between processes or threads; workers open their own.
 
     Opening reads vault.json and the keys. The index is loaded at first use. `other` is the store of the vault that this
-    one is a replica of, for who replicates; it is set by whoever opened the vault.
+    one is a replica of, for who replicates; `reading` is the pace at which sources are read for it. Both are set by
+    whoever opened the vault.
     """
 
     def __init__(self, storage: Storage, keys: Keys, info: Info, cache: Path | None) -> None:
@@ -94,6 +96,7 @@ class Vault:
         self._moves: Moves | None = None
         self._lock_policy: LockPolicy | None = _UNREAD
         self.other: Storage | None = None
+        self.reading: Pace = unpaced
 
     @classmethod
     def create(

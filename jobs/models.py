@@ -25,8 +25,8 @@ class Job(models.Model):
     `round` counts how often the job was planned: a planner that died is replaced in a new round, and the steps, units
     and results of earlier rounds count for nothing. `units_total` is known once `planned`; `units_done` of them have a
     result. `rule` is the policy's rule that asked for a backup. `settings` is what the person or the plan asked for, by
-    kind (jobs.executors). `host` is the machine whose files a backup reads, empty for other work. `passwords` is
-    sealed: what a restore made anew, until somebody
+    kind (jobs.executors), `limits` how fast it may run (policies.limits). `host` is the machine whose files a backup
+    reads, empty for other work. `passwords` is sealed: what a restore made anew, until somebody
     was shown it (D5).
     """
 
@@ -43,6 +43,7 @@ class Job(models.Model):
     requested_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
     scheduled_for = models.DateTimeField(null=True)
     settings = models.JSONField(default=dict)
+    limits = models.JSONField(default=dict)
     host = models.CharField(max_length=255, blank=True)
     queue_work = models.CharField(max_length=300)
     queue_finish = models.CharField(max_length=300)

@@ -12,7 +12,9 @@ from django.db import connection
 
 from jobs import steps
 from jobs.models import Step
+from jobs.speed import Share
 from jobs.steps import Counters
+from policies.limits import load
 
 BEAT_EVERY = dt.timedelta(seconds=60)
 # A worker that reported nothing for so long is stuck: its lease is let run out.
@@ -33,6 +35,7 @@ class StepProgress:
         self._beat: Callable[[dt.datetime], None] | None = None
         self._next_beat = clock()
         self._heard = time.monotonic()
+        self._share = Share(load(step.job.limits).cpu_percent)
 
     def keep_alive(self, beat: Callable[[dt.datetime], None]) -> None:
         """Call `beat` about every BEAT_EVERY from now on: it shows the vault that the engine's session lives."""
@@ -51,6 +54,7 @@ class StepProgress:
 
     def check(self) -> None:
         self._heard = time.monotonic()
+        self._share.rest()
         if self._clock() >= self._next:
             self.flush()
 

@@ -14,7 +14,7 @@ from accounts.services import Actor, record
 from jobs import doorbell, presence, steps
 from jobs.models import Job, Step
 from jobs.states import JobState, Kind, Stage, StepState, Trigger
-from policies import connection, moments, reading
+from policies import connection, limits, moments, reading
 from policies.kinds import TYPES
 from policies.models import Plan, Source
 from vaults.models import RecoveryPoint, Vault, VaultState, VaultType
@@ -117,6 +117,7 @@ def _backup_values(plan: Plan) -> dict[str, Any]:
         "source": plan.source,
         "plan": plan,
         "rule": plan.next_rule,
+        "limits": limits.kept(limits.of(plan)),
         "host": plan.source.host,
         "queue_work": plan.source.queue,
         "queue_finish": plan.vault.region.queue,

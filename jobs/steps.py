@@ -16,6 +16,7 @@ from django.db.models import F, Q
 from engine.errors import Canceled, Superseded
 from jobs.models import Job, JobEvent, Step
 from jobs.states import ACTIVE, ATTEMPTS_MAX, ENDED, STEP_OPEN, JobState, Stage, StepState, before
+from policies.limits import PARALLEL_MAX, load
 
 BACKOFF_S = (5, 30, 120, 600)
 
@@ -55,6 +56,7 @@ def claim(step_id: int, *, worker: str, now: dt.datetime) -> Step:
     if not waiting.update(state=JobState.RUNNING):
         raise NotClaimable(step_id)
     Job.objects.filter(pk=job_id, started_at=None).update(started_at=now)
+    _check_room(step_id, job_id)
     free = Q(state=StepState.QUEUED) & (Q(not_before=None) | Q(not_before__lte=now))
     free |= Q(state=StepState.RUNNING, lease_until__lt=now)
     claimed = Step.objects.filter(free, pk=step_id, attempt__lt=ATTEMPTS_MAX).update(
@@ -74,6 +76,21 @@ def claim(step_id: int, *, worker: str, now: dt.datetime) -> Step:
     elif step.round != step.job.round:
         raise NotClaimable(step_id)
     return step
+
+
+def _check_room(step_id: int, job_id: uuid.UUID) -> None:
+    """Raise NotClaimable while as many of the job's steps run as its limits allow (C10). The job's row is locked."""
+    most = load(Job.objects.values_list("limits", flat=True).get(pk=job_id)).steps_max
+    running = Step.objects.filter(job_id=job_id, state=StepState.RUNNING).exclude(pk=step_id)
+    if most and running.count() >= most:
+        raise NotClaimable(step_id)
+
+
+def _waiting(job_id: uuid.UUID, count: int) -> list[Step]:
+    """Return the next steps of a limited job: their doorbells rang while there was no room. None of other jobs."""
+    most = load(Job.objects.values_list("limits", flat=True).get(pk=job_id)).steps_max
+    steps = Step.objects.filter(job_id=job_id, state=StepState.QUEUED, not_before=None).order_by("round", "number")
+    return list(steps[: min(count, most)])
 
 
 def _forget_progress(step: Step) -> None:
@@ -161,8 +178,8 @@ def add_work(planner: Step, *, number: int, now: dt.datetime) -> Step:
 
 
 @transaction.atomic
-def end_plan(planner: Step, *, units_total: int, units_done: int, now: dt.datetime) -> Step | None:
-    """End the planner; `units_done` it did itself. Return the next stage's step when no work is left. Raises Fenced."""
+def end_plan(planner: Step, *, units_total: int, units_done: int, now: dt.datetime) -> list[Step]:
+    """End the planner; `units_done` it did itself. Return the steps to ring for. Raises Fenced."""
     _lock(planner)
     _owned(planner, state=StepState.COMPLETE, ended_at=now, lease_until=None)
     Job.objects.filter(pk=planner.job_id).update(
@@ -173,8 +190,8 @@ def end_plan(planner: Step, *, units_total: int, units_done: int, now: dt.dateti
 
 
 @transaction.atomic
-def end_work(step: Step, *, now: dt.datetime) -> Step | None:
-    """End a unit whose result is stored. Return the next stage's step when it was the last one. Raises Fenced."""
+def end_work(step: Step, *, now: dt.datetime) -> list[Step]:
+    """End a unit whose result is stored. Return the steps to ring for. Raises Fenced."""
     _lock(step)
     _owned(step, state=StepState.COMPLETE, ended_at=now, lease_until=None)
     Job.objects.filter(pk=step.job_id).update(units_done=F("units_done") + 1)
@@ -187,15 +204,17 @@ def _lock(step: Step) -> None:
         raise Fenced("the job ended or was planned anew")
 
 
-def _next_stage(step: Step, *, now: dt.datetime) -> Step | None:
-    """Begin the last stage if this transaction is the one that made the work complete."""
+def _next_stage(step: Step, *, now: dt.datetime) -> list[Step]:
+    """Begin the last stage if this transaction is the one that made the work complete. Return the steps to ring for."""
     job = Job.objects.filter(pk=step.job_id, stage=Stage.WORK, planned=True, units_done=F("units_total"))
     if not job.filter(state=JobState.RUNNING).update(stage=Stage.FINISH):
-        settle_cancel(step.job_id, now=now)
-        return None
-    return Step.objects.create(
+        ended = settle_cancel(step.job_id, now=now)
+        room = PARALLEL_MAX if step.stage == Stage.PLAN else 1  # until now one that ended made room for one
+        return [] if ended else _waiting(step.job_id, room)
+    last = Step.objects.create(
         job_id=step.job_id, round=step.round, stage=Stage.FINISH, queue=step.job.queue_finish, created_at=now
     )
+    return [last]
 
 
 @transaction.atomic

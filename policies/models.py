@@ -126,8 +126,8 @@ class Policy(models.Model):
     All times of day are in `time_zone`. `retention_days` None keeps for ever; a rule may keep what it makes for another
     time. Beyond that a point stays while a count of any policy of its source in its vault keeps it. `keep_at_least_one`
     keeps the newest point and the newest complete one (C9); switched off, it still counts until `keep_one_until` (C34).
-    One that is `inline` belongs to one plan, comes and goes with it, and stands in no list (B17, B19). `options` say
-    how backups run (policies.options). `vault` is where sources go that a rule binds by their tags.
+    One that is `inline` belongs to one plan, comes and goes with it, and stands in no list (B17, B19). `limits` say
+    how fast backups run (policies.limits). `vault` is where sources go that a rule binds by their tags.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -162,7 +162,7 @@ class Policy(models.Model):
         validators=[MinValueValidator(1), MaxValueValidator(100)],
         help_text="Share of the point's files that a trial restore takes",
     )
-    options = models.JSONField(default=dict, blank=True)
+    limits = models.JSONField(default=dict, blank=True)
     created_at = models.DateTimeField(editable=False)
 
     class Meta:

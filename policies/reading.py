@@ -26,15 +26,16 @@ class DestinationUnfit(Refused):
 
 def check_settings(kind: str, values: dict[str, Any]) -> dict[str, Any]:
     """Return a kind's settings, complete. Raises ValidationError with what to change, by "settings.<field>"."""
-    return _checked("settings", TYPES[kind].settings, values)
+    return checked("settings", TYPES[kind].settings, values)
 
 
 def check_credentials(kind: str, values: dict[str, Any]) -> dict[str, str]:
     """Return a kind's credentials, complete. Raises ValidationError with what to change, by "credentials.<field>"."""
-    return _checked("credentials", TYPES[kind].credentials, values)
+    return checked("credentials", TYPES[kind].credentials, values)
 
 
-def _checked(part: str, shape: Shape, values: dict[str, Any]) -> dict[str, Any]:
+def checked(part: str, shape: Shape, values: dict[str, Any]) -> dict[str, Any]:
+    """Return values in a shape, complete. Raises ValidationError with what to change, by "<part>.<field>"."""
     wanted = shape(data=values)
     if unknown := sorted(set(values) - set(wanted.fields)):
         raise ValidationError({part: f"Unknown {part}: {', '.join(unknown)}."})

@@ -9,6 +9,7 @@ from accounts.models import Account
 from accounts.serializers import OwnField
 from policies import retention
 from policies.kinds import TYPES
+from policies.limits import LimitsSerializer
 from policies.models import Plan, Policy, Rule, Source
 from vaults.models import PointState, Region, Vault
 
@@ -116,6 +117,7 @@ class PolicySerializer(serializers.ModelSerializer[Policy]):
     account = OwnField(queryset=Account.objects.all(), account_path="pk")
     vault = OwnField(queryset=Vault.objects.all(), required=False, allow_null=True)
     rules = RuleSerializer(many=True, required=False)
+    limits = LimitsSerializer(required=False)
 
     class Meta:
         model = Policy
@@ -134,6 +136,7 @@ class PolicySerializer(serializers.ModelSerializer[Policy]):
             "keep_yearly",
             "keep_at_least_one",
             "keep_one_until",
+            "limits",
             "drill_every_days",
             "drill_percent",
             "created_at",

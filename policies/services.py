@@ -13,7 +13,7 @@ from accounts.refusals import Refused
 from accounts.services import Actor, record
 from engine.errors import EngineError
 from engine.sources.mounts import mounts_inside
-from policies import addresses, connection, moments, reading, schedule
+from policies import addresses, connection, limits, moments, reading, schedule
 from policies.kinds import TYPES
 from policies.models import Plan, PlanState, Policy, Rule, RuleType, Source, SourceKind
 from vaults.models import VaultState, VaultType
@@ -68,6 +68,7 @@ AUDITED_RULES = (
     "keep_monthly",
     "keep_yearly",
     "keep_at_least_one",
+    "limits",
 )
 
 
@@ -178,6 +179,8 @@ def save_policy(policy: Policy, *, rules: list[Rule] | None = None, actor: Actor
         policy.keep_one_until = now + dt.timedelta(seconds=settings.KEEP_ONE_GRACE_S)
     elif policy.keep_at_least_one:
         policy.keep_one_until = None
+    found = reading.checked("limits", limits.LimitsSerializer, policy.limits)
+    policy.limits = limits.LimitsSerializer(found).data
     policy.full_clean()
     policy.save()
     changes = _changes(kept, policy) if kept else {}

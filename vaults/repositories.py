@@ -16,6 +16,7 @@ from engine.keyproviders.spec import KeySpec, open_provider
 from engine.storage.location import Location, open_storage
 from engine.storage.port import Storage
 from engine.storage.retry import Retrying
+from engine.storage.throttle import Pace, unpaced
 from engine.vault import Vault as EngineVault
 from vaults.models import KeyProvider, LinkState, Region, ReplicationLink, Vault
 
@@ -53,9 +54,11 @@ def bare_storage(region: Region) -> Storage:
     return store.inner if isinstance(store, Retrying) else store
 
 
-def storage(vault: Vault, *, create: bool = False, clock: Callable[[], dt.datetime] | None = None) -> Storage:
+def storage(
+    vault: Vault, *, create: bool = False, clock: Callable[[], dt.datetime] | None = None, pace: Pace = unpaced
+) -> Storage:
     """Return the store of one vault. What deletes passes a `clock`: without one a folder never forgets a lock."""
-    return open_storage(location(vault.region, prefix=vault.prefix), create=create, clock=clock)
+    return open_storage(location(vault.region, prefix=vault.prefix), create=create, clock=clock, pace=pace)
 
 
 def keyring() -> Keyring:
@@ -108,15 +111,24 @@ def followed(vault: Vault) -> Vault | None:
     return link.source if link else None
 
 
-def open_vault(vault: Vault, *, clock: Callable[[], dt.datetime] | None = None, across: bool = False) -> EngineVault:
+def open_vault(
+    vault: Vault,
+    *,
+    clock: Callable[[], dt.datetime] | None = None,
+    across: bool = False,
+    reading: Pace = unpaced,
+    sending: Pace = unpaced,
+) -> EngineVault:
     """Return the vault opened with its key. Raises WrongKey, VaultMissing, Unreachable, KeyUnavailable.
 
     What deletes passes a `clock`: without one a folder never forgets a lock. A replica that is opened
     `across` knows the store of the vault that it follows; else it is opened without it, because that may be lost.
+    Sources are read at the pace `reading`, the store is spoken to at the pace `sending`.
     """
     cache = Path(settings.CACHE_DIR) / str(vault.pk)
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    opened = EngineVault.open(storage(vault, clock=clock), provider=provider(vault), cache=cache)
+    opened = EngineVault.open(storage(vault, clock=clock, pace=sending), provider=provider(vault), cache=cache)
+    opened.reading = reading
     if across and (source := followed(vault)):
         opened.other = storage(source)
     if not vault.stored_id:  # a row that was made from what the bucket holds

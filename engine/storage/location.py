@@ -12,7 +12,7 @@ from engine.storage.directory import Directory
 from engine.storage.keys import check_key
 from engine.storage.port import Storage
 from engine.storage.retry import Retrying
-from engine.storage.throttle import Budget, unpaced
+from engine.storage.throttle import Budget, Pace, both, unpaced
 
 _SECRET = ("secret_key", "session_token")
 
@@ -100,14 +100,16 @@ def _shown(name: str, value: object) -> str:
 
 
 def open_storage(
-    location: Location, *, create: bool = False, clock: Callable[[], dt.datetime] | None = None
+    location: Location, *, create: bool = False, clock: Callable[[], dt.datetime] | None = None, pace: Pace = unpaced
 ) -> Storage:
     """Return the store at a location, retrying and, if the location says so, throttled; nothing is contacted yet.
 
-    `create` makes a missing folder (a bucket is never made). `clock` lets a folder forget locks that have ended.
+    `create` makes a missing folder (a bucket is never made). `clock` lets a folder forget locks that have ended. `pace`
+    is a limit beside the location's own.
     """
     location.validate()
-    pace = Budget(location.bytes_per_s).take if location.bytes_per_s else unpaced
+    if location.bytes_per_s:
+        pace = both(Budget(location.bytes_per_s).take, pace)
     if not location.is_s3:
         return Retrying(Directory(location.folder, create=create, clock=clock, pace=pace))
     # Loading the S3 client takes longer than a small backup into a folder: only buckets pay for it.

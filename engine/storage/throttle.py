@@ -1,5 +1,6 @@
 """A shared budget of bytes per second (rule C10)."""
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ Pace = Callable[[int], None]
 
 
 class Budget:
-    """Hand out bytes so that no window of ten seconds sees more than `bytes_per_s` on average.
+    """Hand out bytes so that no window of ten seconds sees more than `bytes_per_s` on average; 0 is no limit for now.
 
     Storages take a budget's `take` as their `pace` and call it before each `slice_bytes` they send and after each
     they receive: an object is larger than a second's budget, so charging it as a whole would either break the
@@ -25,15 +26,16 @@ class Budget:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        if bytes_per_s < 1000:
-            raise ValueError(f"a limit of {bytes_per_s} bytes/s is too low: give at least 1000, or none")
-        self.slice_bytes = min(SLICE_BYTES, bytes_per_s // 10)
-        # A window can begin just before one slice and end just after another: leave room for the one too many.
-        self._slice_rate = bytes_per_s - self.slice_bytes / WINDOW_S
+        self.slice_bytes, self._slice_rate = _slices(bytes_per_s)
         self._clock = clock
         self._sleep = sleep
         self._mutex = threading.Lock()
         self._free_at = clock()
+
+    def change(self, bytes_per_s: int) -> None:
+        """Let another limit count from now on; what was handed out stands."""
+        with self._mutex:
+            self.slice_bytes, self._slice_rate = _slices(bytes_per_s)
 
     def take(self, count: int) -> None:
         """Block until `count` bytes may flow."""
@@ -48,5 +50,28 @@ class Budget:
             count -= part
 
 
+def _slices(bytes_per_s: int) -> tuple[int, float]:
+    """Return the bytes of a slice, and at which rate slices are handed out."""
+    if not bytes_per_s:
+        return SLICE_BYTES, math.inf
+    if bytes_per_s < 1000:
+        raise ValueError(f"a limit of {bytes_per_s} bytes/s is too low: give at least 1000, or none")
+    slice_bytes = min(SLICE_BYTES, bytes_per_s // 10)
+    # A window can begin just before one slice and end just after another: leave room for the one too many.
+    return slice_bytes, bytes_per_s - slice_bytes / WINDOW_S
+
+
 def unpaced(count: int) -> None:
     """Let any number of bytes flow."""
+
+
+def both(one: Pace, other: Pace) -> Pace:
+    """Return a pace that keeps to both."""
+    if other is unpaced:
+        return one
+
+    def take(count: int) -> None:
+        one(count)
+        other(count)
+
+    return take

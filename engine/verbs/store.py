@@ -10,6 +10,7 @@ from engine.keys import ID_BYTES
 from engine.pack import DATA, PackWriter
 from engine.progress import Progress
 from engine.sources.port import Reader, Source, Span
+from engine.storage.throttle import SLICE_BYTES, unpaced
 from engine.vault import Vault
 
 _BATCH_FILES = 512
@@ -55,6 +56,7 @@ class Store:
             filled = self._source.fill(entry)
             return self._reported(filled) if isinstance(filled, Problem) else filled
         if entry.size < self._chunker.whole_below:
+            self._vault.reading(entry.size)
             small = self._source.read_small(entry, self._chunker.whole_below)
             if isinstance(small, Problem):
                 return self._reported(small)
@@ -142,7 +144,7 @@ class Store:
 
         def read(view: memoryview) -> int:
             nonlocal at
-            count = reader.readinto(view[: min(len(view), end - at, _READ_BYTES)], at) if at < end else 0
+            count = self._readinto(reader, view[: min(len(view), end - at, _READ_BYTES)], at) if at < end else 0
             at += count
             self.bytes_read += count
             self._progress.add(bytes=count)
@@ -157,3 +159,18 @@ class Store:
                 if not held:
                     self._add(ident, chunk)
             self._progress.check()
+
+    def _readinto(self, reader: Reader, view: memoryview, at: int) -> int:
+        """Read what the source has, in slices where a pace is kept."""
+        if self._vault.reading is unpaced:
+            return reader.readinto(view, at)
+        done = 0
+        while done < len(view):
+            part = view[done : done + SLICE_BYTES]
+            self._vault.reading(len(part))
+            count = reader.readinto(part, at + done)
+            self._progress.check()
+            if not count:
+                break
+            done += count
+        return done

@@ -14,12 +14,13 @@ from accounts.refusals import Refused
 from accounts.secrets import SecretUnreadable
 from engine.errors import Canceled, EngineError, SessionFenced, Unreachable
 from engine.vault import Vault
-from jobs import doorbell, steps
+from jobs import doorbell, speed, steps
 from jobs.executors.port import Clock, Executor
 from jobs.executors.staging import Staging
 from jobs.models import Step
 from jobs.progress import StepProgress
 from jobs.states import ACROSS, Stage
+from policies.limits import load
 from vaults import repositories
 
 log = structlog.get_logger(__name__)
@@ -49,7 +50,14 @@ def open_vault(step: Step, clock: Clock) -> Vault:
     key = (step.job.vault_id, step.job_id, step.round)
     if _opened.key != key or _opened.vault is None:
         across = step.job.kind in ACROSS
-        _opened.vault = repositories.open_vault(step.job.vault, clock=clock, across=across)
+        limits = load(step.job.limits)
+        _opened.vault = repositories.open_vault(
+            step.job.vault,
+            clock=clock,
+            across=across,
+            reading=speed.pace(limits, clock=clock),
+            sending=speed.pace(limits, clock=clock),
+        )
         _opened.key = key
     return _opened.vault
 
@@ -116,11 +124,13 @@ def _plan(executor: AnyExecutor, step: Step, progress: StepProgress, clock: Cloc
     staging.put_order(order)
     _keep_session(executor, vault, order, progress)
     total = done = 0
+    most = load(step.job.limits).steps_max
     for unit in executor.plan(vault, order, progress, clock):
         progress.check()
         if unit.needs_work:
             staging.put_unit(total, unit)
-            doorbell.ring(steps.add_work(step, number=total, now=clock()), now=clock())
+            added = steps.add_work(step, number=total, now=clock())
+            _ring([added] if most != 1 else [], clock)  # else there is no room before this step ends
         else:
             staging.put_result(total, executor.work(vault, order, unit, progress))
             done += 1
@@ -165,6 +175,6 @@ def _beat(vault: Vault, name: str, now: Any) -> None:
         session.beat(now)
 
 
-def _ring(step: Step | None, clock: Clock) -> None:
-    if step is not None:
+def _ring(waiting: list[Step], clock: Clock) -> None:
+    for step in waiting:
         doorbell.ring(step, now=clock())

@@ -136,8 +136,8 @@ def test_what_a_dead_attempt_counted_is_taken_back(job):
 
 def test_the_last_unit_begins_the_last_stage_exactly_once(job):
     one, two = planned(job, 2)
-    assert steps.end_work(one, now=T0) is None
-    finish = steps.end_work(two, now=T0)
+    assert steps.end_work(one, now=T0) == []
+    [finish] = steps.end_work(two, now=T0)
     assert finish is not None
     assert (finish.stage, finish.queue) == (Stage.FINISH, job.queue_finish)
     assert job.steps.filter(stage=Stage.FINISH).count() == 1
@@ -146,14 +146,14 @@ def test_the_last_unit_begins_the_last_stage_exactly_once(job):
 def test_units_that_end_before_the_planner_wait_for_it(job, planner):
     mine = claim(planner)
     unit = claim(steps.add_work(mine, number=0, now=T0))
-    assert steps.end_work(unit, now=T0) is None
-    finish = steps.end_plan(mine, units_total=2, units_done=1, now=T0)
+    assert steps.end_work(unit, now=T0) == []
+    [finish] = steps.end_plan(mine, units_total=2, units_done=1, now=T0)
     assert finish is not None
     assert finish.stage == Stage.FINISH
 
 
 def test_a_job_without_work_goes_from_plan_to_finish(job, planner):
-    finish = steps.end_plan(claim(planner), units_total=0, units_done=0, now=T0)
+    [finish] = steps.end_plan(claim(planner), units_total=0, units_done=0, now=T0)
     assert finish is not None
     steps.end_finish(claim(finish), state=JobState.COMPLETE, now=later(5))
     job.refresh_from_db()
@@ -217,16 +217,14 @@ def test_a_job_that_only_waits_is_canceled_at_once(job):
 
 
 def test_canceling_an_ended_job_is_refused(job, planner):
-    finish = steps.end_plan(claim(planner), units_total=0, units_done=0, now=T0)
-    assert finish
+    [finish] = steps.end_plan(claim(planner), units_total=0, units_done=0, now=T0)
     steps.end_finish(claim(finish), state=JobState.COMPLETE, now=T0)
     with pytest.raises(services.JobEnded):
         services.request_cancel(job, actor=SERVICE, now=T0)
 
 
 def test_a_cancel_that_comes_after_the_commit_point_is_too_late(job, planner):
-    finish = steps.end_plan(claim(planner), units_total=0, units_done=0, now=T0)
-    assert finish
+    [finish] = steps.end_plan(claim(planner), units_total=0, units_done=0, now=T0)
     mine = claim(finish)
     services.request_cancel(job, actor=SERVICE, now=T0)
     steps.end_finish(mine, state=JobState.COMPLETE, now=T0)
@@ -237,7 +235,7 @@ def test_a_cancel_that_comes_after_the_commit_point_is_too_late(job, planner):
 def test_no_last_stage_begins_for_a_job_that_is_being_canceled(job):
     (step,) = planned(job, 1)
     services.request_cancel(job, actor=SERVICE, now=T0)
-    assert steps.end_work(step, now=T0) is None
+    assert steps.end_work(step, now=T0) == []
     job.refresh_from_db()
     assert job.state == JobState.CANCELED
 

@@ -1,0 +1,64 @@
+"""How fast the worker that does a step may go: its part of the job's limits, as they are at each moment."""
+
+import datetime as dt
+import time
+from collections.abc import Callable
+
+from engine.storage.throttle import Budget, Pace, unpaced
+from policies.limits import Limits
+
+LOOK_EVERY = dt.timedelta(seconds=1)
+_TURN_S = 0.2
+
+
+class Speed:
+    """One step's part of its job's rate, which changes with the time of day. Threads share it."""
+
+    def __init__(self, limits: Limits, *, clock: Callable[[], dt.datetime], budget: Budget | None = None) -> None:
+        self._limits, self._clock = limits, clock
+        self._budget = budget or Budget(0)
+        self._look()
+
+    def take(self, count: int) -> None:
+        """Block until `count` bytes may flow (a Pace)."""
+        if self._clock() >= self._looks_at:
+            self._look()
+        self._budget.take(count)
+
+    def _look(self) -> None:
+        now = self._clock()
+        self._looks_at = now + LOOK_EVERY
+        self._budget.change(self._limits.share(now))
+
+
+def pace(limits: Limits, *, clock: Callable[[], dt.datetime]) -> Pace:
+    """Return the pace of one step, for reading or for sending."""
+    return Speed(limits, clock=clock).take if limits.is_limited else unpaced
+
+
+class Share:
+    """Keeps this process to a share of one core, by pauses between pieces of work."""
+
+    def __init__(
+        self,
+        percent: int,
+        *,
+        used: Callable[[], float] = time.process_time,
+        wall: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._share = percent / 100
+        self._used, self._wall, self._sleep = used, wall, sleep
+        self._since_used, self._since_wall = used(), wall()
+
+    def rest(self) -> None:
+        """Pause for as long as the work since the last pause was over the share."""
+        if self._share >= 1:
+            return
+        spent, passed = self._used() - self._since_used, self._wall() - self._since_wall
+        owed = spent / self._share - passed
+        if passed + owed < _TURN_S:
+            return
+        if owed > 0:
+            self._sleep(owed)
+        self._since_used, self._since_wall = self._used(), self._wall()
