@@ -156,6 +156,11 @@ def encode_root(keys: Keys, body: Body, packs: list[PackRef]) -> bytes:
     return head + seal(keys, Purpose.ROOT, msgspec.msgpack.encode(body), context=context)
 
 
+def table_end(head: bytes) -> int:
+    """Return where a root's pack set ends, as the first bytes of the root tell; nothing of it is checked."""
+    return _HEAD.size + _PACK.size * int(_HEAD.unpack_from(head)[2]) if len(head) >= _HEAD.size else 0
+
+
 def root_packs(key: str, data: bytes) -> tuple[list[PackRef], int]:
     """Return a root's pack set and where its sealed body starts; needs no key. Raises IntegrityError, FormatError."""
     if len(data) < _HEAD.size:
