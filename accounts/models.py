@@ -8,6 +8,11 @@ from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser, AbstractUser, AnonymousUser
 from django.db import models
 
+from accounts.metering import Allowance as Allowance
+from accounts.metering import MeteredDay as MeteredDay
+from accounts.metering import MeteringMode
+from accounts.metering import Price as Price
+from accounts.metering import Usage as Usage
 from accounts.refusals import Refused
 from accounts.states import PRIVILEGES_OF, Scope
 from accounts.states import Role as Role
@@ -41,10 +46,16 @@ class AccountQuerySet(models.QuerySet["Account"]):
 
 
 class Account(models.Model):
-    """A tenant. Everything but regions belongs to exactly one."""
+    """A tenant. Everything but regions belongs to exactly one.
+
+    `metering` is what of its capacity is priced from the next metered day on (C45).
+    """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     name = models.CharField(max_length=64, unique=True)
+    metering = models.CharField(
+        max_length=20, choices=MeteringMode.choices, default=MeteringMode.STORED_BYTES, editable=False
+    )
     created_at = models.DateTimeField(editable=False)
 
     objects = AccountQuerySet.as_manager()
