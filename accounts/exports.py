@@ -26,7 +26,7 @@ COLUMNS = (
 )
 
 
-class _Echo:
+class Echo:
     """A file that gives back what is written to it."""
 
     def write(self, text: str) -> str:
@@ -43,13 +43,14 @@ def stream(events: Any, *, form: str) -> Iterator[str]:
         for line in chain.lines(events):
             yield chain.canonical(line) + "\n"
         return
-    writer = csv.writer(_Echo())
+    writer = csv.writer(Echo())
     yield writer.writerow(COLUMNS)
     for line in chain.lines(events):
         shown = line | line["row"] | {"row": chain.canonical(line["row"])}
-        yield writer.writerow([_plain(shown[name]) for name in COLUMNS])
+        yield writer.writerow([plain(shown[name]) for name in COLUMNS])
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """Return a value as a cell of a table; nothing that a spreadsheet would take for a formula."""
     text = "" if value is None else str(value)
     return f"'{text}" if text.startswith(_FORMULA) else text

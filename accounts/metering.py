@@ -38,7 +38,7 @@ CAPACITY = (Meter.VAULT_BYTES, Meter.REPLICA_BYTES, Meter.ATTACHED_BYTES)
 
 
 class NetworkClass(models.TextChoices):
-    """How restored data travels; only the Internet is priced (B27). `REGION`: from a replica to its own region (E44)."""
+    """How restored data travels; only the Internet is priced (B27). `REGION` is from a replica to its region (E44)."""
 
     LAN = "LAN", "Local network"
     VPN = "VPN", "VPN or leased line"
@@ -118,7 +118,9 @@ class Price(models.Model):
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    account = models.ForeignKey("accounts.Account", null=True, blank=True, on_delete=models.CASCADE, related_name="prices")
+    account = models.ForeignKey(
+        "accounts.Account", null=True, blank=True, on_delete=models.CASCADE, related_name="prices"
+    )
     meter = models.CharField(max_length=24, choices=[(one.value, one.label) for one in PRICED])
     variant = models.CharField(max_length=64, blank=True)
     price = models.DecimalField(
@@ -158,8 +160,8 @@ class AllowanceKind(models.TextChoices):
 class Allowance(models.Model):
     """So many bytes of capacity on each day from `starts_on` to `ends_on` are not priced.
 
-    Of the free ones the account's newest counts, or else the newest of the installation (no account); prepaid ones add
-    up. Never for traffic (E43).
+    Of the free ones the account's newest counts, or else the newest of the installation (no account), or else what
+    accounts.pricing says; prepaid ones add up. Never for traffic (E43).
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
