@@ -17,6 +17,7 @@ app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
 
 SEEN_EVERY_S = 10
+HOST_EVERY_S = 3600
 
 
 @setup_logging.connect
@@ -30,19 +31,25 @@ class _Presence:
     def __init__(self) -> None:
         self.consumer: Any = None
         self._next = 0.0
+        self._next_host = 0.0
 
     def tell(self) -> None:
         # The app registry is not ready when this module is imported, so these come late.
         from django.db import DatabaseError, connection
 
-        from jobs import presence
+        from jobs import capacity, presence
 
         now = app.now()
         if self.consumer is None or now.timestamp() < self._next:
             return
         self._next = now.timestamp() + SEEN_EVERY_S
         try:
-            presence.seen(self.consumer.hostname, [q.name for q in self.consumer.task_consumer.queues], now=now)
+            queues = [queue.name for queue in self.consumer.task_consumer.queues]
+            presence.seen(self.consumer.hostname, queues, now=now)
+            if now.timestamp() >= self._next_host:
+                presence.report_hosts(queues, bytes_attached=capacity.attached_bytes(), now=now)
+                # Again early in each day (UTC), so that a worker that ran at all that day is known to have.
+                self._next_host = min(now.timestamp() + HOST_EVERY_S, (now.timestamp() // 86400 + 1) * 86400)
         except DatabaseError:
             pass  # the next heartbeat tells it; until then the host counts as seen a little longer ago
         finally:

@@ -300,6 +300,13 @@ SOURCE_CHECK_S = env.float("BACKUPSITE_SOURCE_CHECK_S", default=15.0)
 # The name under which this machine's worker serves the sources of its host.
 HOST_NAME = env.str("BACKUPSITE_HOST", default=socket.gethostname())
 
+# How data that is restored reaches this machine: LAN, VPN or INTERNET; empty is as the source's region says.
+NETWORK_CLASS = env.str("BACKUPSITE_NETWORK", default="")
+if NETWORK_CLASS not in ("", "LAN", "VPN", "INTERNET"):
+    raise ImproperlyConfigured(f"BACKUPSITE_NETWORK must be LAN, VPN or INTERNET, not {NETWORK_CLASS!r}.")
+# For how many points of a vault a person is told at once what deleting some of them would free.
+FREED_POINTS_MAX = env.int("BACKUPSITE_FREED_POINTS_MAX", default=2000)
+
 # --- API ---------------------------------------------------------------------------------------------------------
 
 REST_FRAMEWORK = {

@@ -12,6 +12,7 @@ from kombu.exceptions import OperationalError
 
 from jobs.models import Step
 from policies.models import Source
+from vaults.models import Vault
 
 log = structlog.get_logger(__name__)
 
@@ -19,6 +20,7 @@ _muted: ContextVar[bool] = ContextVar("doorbell_muted", default=False)
 
 RUN_STEP = "jobs.run_step"
 TRY_SOURCE = "jobs.try_source"
+READ_VAULT = "jobs.read_vault"
 # A worker that comes later need not answer any more: the person has gone.
 ASKED_FOR_S = 120
 
@@ -41,6 +43,13 @@ def ask_to_try(source: Source) -> None:
 def _ask(source: Source) -> None:
     with contextlib.suppress(OperationalError):
         current_app.send_task(TRY_SOURCE, args=(str(source.pk),), queue=source.queue, retry=False, expires=ASKED_FOR_S)
+
+
+def ask_to_read(vault: Vault) -> None:
+    """Ask a worker of the vault's region to meter it. A lost message is sent again by a later sweep."""
+    if not _muted.get():
+        with contextlib.suppress(OperationalError):
+            current_app.send_task(READ_VAULT, args=(str(vault.pk),), queue=vault.region.queue, retry=False)
 
 
 @contextlib.contextmanager

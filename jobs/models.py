@@ -245,6 +245,21 @@ class Worker(models.Model):
         return self.name
 
 
+class HostDay(models.Model):
+    """That a host's worker ran on a day (UTC), and how many bytes the disks attached to it hold (B23, C45)."""
+
+    host = models.CharField(max_length=255)
+    day = models.DateField()
+    bytes_attached = models.PositiveBigIntegerField()
+
+    class Meta:
+        ordering: ClassVar = ["-day", "host"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["host", "day"], name="one_row_per_host_and_day")]
+
+    def __str__(self) -> str:
+        return f"{self.host} {self.day}"
+
+
 class BeatLease(models.Model):
     """Which beat process ticks: two may run, one is active."""
 

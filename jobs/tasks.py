@@ -8,11 +8,24 @@ from django.conf import settings
 from django.utils import timezone
 
 from accounts import chain
-from jobs import doorbell, erasure, executors, exporting, maintenance, presence, removal, scratch, services, steps
+from jobs import (
+    doorbell,
+    erasure,
+    executors,
+    exporting,
+    maintenance,
+    meters,
+    presence,
+    removal,
+    scratch,
+    services,
+    steps,
+)
 from jobs.models import Job, Step
 from jobs.states import ENDED
 from policies import connection
 from policies.models import Plan, Source
+from vaults.models import Vault
 
 log = structlog.get_logger(__name__)
 SWEEP_ROWS_MAX = 1000
@@ -35,6 +48,21 @@ def try_source(source_id: str) -> None:
     source = Source.objects.filter(pk=source_id).select_related("region").first()
     if source is not None:
         connection.note(source, now=timezone.now())
+
+
+@shared_task(name=doorbell.READ_VAULT)
+def read_vault(vault_id: str) -> None:
+    """Look at a vault's store and meter its last day, unless that is done."""
+    vault = Vault.objects.present().filter(pk=vault_id).select_related("account", "region").first()
+    if vault is not None:
+        meters.read_vault(vault, now=timezone.now())
+
+
+@shared_task(name="jobs.sweep_metering")
+def sweep_metering() -> None:
+    """Meter the day that ended, account by account, and ask for looks at the stores of vaults."""
+    for vault in meters.sweep(now=timezone.now(), rows_max=SWEEP_ROWS_MAX):
+        doorbell.ask_to_read(vault)
 
 
 @shared_task(name="jobs.sweep_due_plans")

@@ -9,6 +9,7 @@ from django.db import models
 from django.db.models.signals import pre_delete
 from django.dispatch import receiver
 
+from accounts.metering import NETWORK_CHOICES, NetworkClass
 from accounts.models import Account
 from accounts.refusals import Refused
 from engine.storage.probe import APPLICATION_LEVEL
@@ -71,6 +72,12 @@ class Region(models.Model):
     supports_policies = models.BooleanField(default=True)
     supports_replication = models.BooleanField(default=True)
     redundancy = models.CharField(max_length=3, choices=Redundancy.choices, default=Redundancy.LRS)
+    network = models.CharField(
+        max_length=8,
+        choices=NETWORK_CHOICES,
+        default=NetworkClass.LAN,
+        help_text="How restored data reaches this region's sources, unless their worker says otherwise",
+    )
     capabilities = models.JSONField(default=dict, editable=False)
     probe_error = models.TextField(blank=True, editable=False)
     probed_at = models.DateTimeField(null=True, editable=False)
@@ -220,6 +227,24 @@ def keep_vault(sender: Any, instance: Vault, **_: Any) -> None:
     """Let no row go whose vault is still there, whoever deletes it: the row goes after the contents."""
     if instance.state != VaultState.DELETED:
         raise VaultKept(f"{instance} holds data. Delete the vault itself: its row goes with it.")
+
+
+class VaultReading(models.Model):
+    """What a vault held when its store was last looked at for the metering of a day, and the look that is asked for.
+
+    `day` is the last metered one. `bytes_needed` is what points need, `bytes_stored` all that lies there in packs.
+    """
+
+    vault = models.OneToOneField(Vault, on_delete=models.CASCADE, related_name="reading")
+    day = models.DateField(null=True)
+    bytes_stored = models.PositiveBigIntegerField(default=0)
+    bytes_needed = models.PositiveBigIntegerField(default=0)
+    read_at = models.DateTimeField(null=True)
+    rung_at = models.DateTimeField(null=True)
+    error = models.TextField(blank=True)
+
+    def __str__(self) -> str:
+        return f"{self.vault} {self.day}"
 
 
 class LinkState(models.TextChoices):

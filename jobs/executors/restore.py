@@ -11,7 +11,7 @@ from engine.progress import Progress
 from engine.vault import Vault
 from engine.verbs import restore
 from engine.verbs.restore import OVERWRITE, Outcome, RestoreJob, Result, Unit
-from jobs import passwords
+from jobs import meters, passwords
 from jobs.executors.port import Clock, Executor, point_of, shown
 from jobs.models import Job
 from policies.reading import engine_target
@@ -61,6 +61,7 @@ def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dic
             "entries": outcome.entries,
             "files": outcome.files,
             "bytes": outcome.bytes,
+            "network": meters.network_of(job),
             "skipped": outcome.skipped,
             "problems": shown(problems),
         },

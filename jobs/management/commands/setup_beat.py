@@ -16,18 +16,22 @@ SWEEPS = (
     "jobs.sweep_steps",
     "jobs.sweep_ended_jobs",
     "jobs.sweep_exports",
+    "jobs.sweep_metering",
 )
+# Every so many intervals only: these look at more, and nobody waits for them.
+RARELY = {"jobs.sweep_metering": 20}
 
 
 class Command(BaseCommand):
     help = "Declare the periodic sweeps. Safe to run again: every start may do it."
 
     def handle(self, *args: Any, **options: Any) -> None:
-        interval, _ = IntervalSchedule.objects.get_or_create(every=settings.SWEEP_S, period=IntervalSchedule.SECONDS)
         for task in SWEEPS:
+            every_s = settings.SWEEP_S * RARELY.get(task, 1)
+            interval, _ = IntervalSchedule.objects.get_or_create(every=every_s, period=IntervalSchedule.SECONDS)
             # Through save(), not QuerySet.update(): only save() tells a running beat.
             PeriodicTask.objects.update_or_create(
-                name=task, defaults={"task": task, "interval": interval, "expire_seconds": settings.SWEEP_S * 4}
+                name=task, defaults={"task": task, "interval": interval, "expire_seconds": every_s * 4}
             )
         maintenance.complete_duties(Vault.objects.present().iterator(), now=timezone.now())
         if options["verbosity"]:
