@@ -85,7 +85,7 @@ def _missing(account: Account, day: dt.date) -> list[dt.date]:
 
 
 def meter_account(account: Account, day: dt.date, *, now: dt.datetime) -> None:
-    """Store what rows tell of an account's day, once. Safe to call at once; after a crash the next call adds the rest."""
+    """Store what rows tell of an account's day, once; what a crash left out the next call adds."""
     if MeteredDay.objects.filter(account=account, day=day).exists():
         return
     trials = _trial_vaults(account)
@@ -143,7 +143,7 @@ def _hosts(account: Account, day: dt.date) -> dict[str, dict[str, Any]]:
     active = Q(plans__state=PlanState.ACTIVE, plans__created_at__lt=end_of(day))
     rows = Source.objects.filter(account=account, created_at__lt=end_of(day)).exclude(host="").order_by("host")
     counted = rows.values("host").annotate(place=Min("region__name"), active=Count("plans", filter=active))
-    return {row["host"]: row for row in counted}
+    return {row["host"]: dict(row) for row in counted}
 
 
 def _clients(account: Account, day: dt.date) -> Iterator[dict[str, Any]]:

@@ -60,7 +60,7 @@ def total(account: Account) -> Decimal | None:
     return found[0]["amount"] if found else None
 
 
-def line(account: Account, **wanted: Any) -> dict[str, Any]:
+def line(account: Account, **wanted: Any) -> Any:
     (found,) = [one for one in report(account)["lines"] if wanted.items() <= one.items()]
     return found
 
@@ -231,7 +231,7 @@ def test_a_month_that_is_over_stays_as_it_was_charged(account):
     used(account, Meter.VAULT_BYTES, 10 * GIB, vault="v")
     before = report(account)
     assert before["closed"]
-    late = {"actor": SERVICE, "now": LATER}
+    late: Any = {"actor": SERVICE, "now": LATER}
     for change in (
         lambda: pricebook.set_price(Price(meter=Meter.CLIENTS, price=Decimal(1), valid_from=MARCH.last), **late),
         lambda: pricebook.withdraw_price(Price.objects.get(), **late),
