@@ -9,8 +9,9 @@ from django.conf import settings
 from accounts.refusals import Refused
 from accounts.secrets import SecretUnreadable
 from engine.errors import EngineError, SourceUnavailable
+from engine.sources.kinds import AnySource
 from policies import reading
-from policies.models import Source
+from policies.models import Source, SourceKind
 
 log = structlog.get_logger(__name__)
 
@@ -24,6 +25,12 @@ class SourceUnreachable(Refused):
     """A trial connection failed; the text says how."""
 
     code = "source_unreachable"
+
+
+class ArchiveRefused(Refused):
+    """The bucket's default storage class is an archive class (A3)."""
+
+    code = "archive_bucket"
 
 
 class TooManyTrials(Refused):
@@ -43,6 +50,36 @@ def check(source: Source) -> str:
         hidden = reading.secret_texts(source)
     except (SecretUnreadable, EngineError) as error:
         return _text(error)
+    try:
+        found = _attempt(engine_source)
+    except TimeoutError:
+        return f"nothing answered within {settings.SOURCE_CHECK_S:g} s"
+    return _told(found, hidden) if found else ""
+
+
+def check_class(source: Source) -> None:
+    """See that a bucket's own class is none of an archive (A3). Raises ArchiveRefused.
+
+    A bucket that can't be looked at from here passes: the worker looks again before each backup.
+    """
+    if source.kind != SourceKind.BUCKET:
+        return
+    # Loading the S3 client takes long: only buckets pay for it.
+    from engine.connections.bucket import ArchiveBucket
+
+    try:
+        found = _attempt(reading.engine_source(source))
+    except (Refused, SecretUnreadable, EngineError, TimeoutError):
+        return
+    if isinstance(found, ArchiveBucket):
+        raise ArchiveRefused(
+            f"{found.args[0]}: buckets of archive classes can't be read. Choose one of the class Standard or "
+            "Infrequent Access."
+        )
+
+
+def _attempt(engine_source: AnySource) -> Exception | None:
+    """Try a source in a thread of its own; return what is wrong. Raises TooManyTrials, TimeoutError."""
     trials = _trials
     if not trials.acquire(blocking=False):
         raise TooManyTrials(f"{AT_ONCE} sources are being tried already. Try again in a minute.")
@@ -60,8 +97,8 @@ def check(source: Source) -> str:
 
     threading.Thread(target=attempt, name="trial", daemon=True).start()
     if not done.wait(settings.SOURCE_CHECK_S):
-        return f"nothing answered within {settings.SOURCE_CHECK_S:g} s"
-    return _told(found[0], hidden) if found else ""
+        raise TimeoutError
+    return found[0] if found else None
 
 
 def _told(error: Exception, hidden: list[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from rest_framework import serializers
 
-from policies import moments
+from policies import editions, moments
 from policies.models import Plan
 
 RATE_MIN = 1000
@@ -65,7 +65,10 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 def of(plan: Plan) -> Limits:
-    """Return the limits of a backup of the plan that begins now."""
+    """Return the limits of a backup of the plan that begins now: its edition's, where it has some, or its policy's."""
+    bytes_per_s, parallel_max = editions.limits_of(plan)
+    if bytes_per_s:
+        return Limits(bytes_per_s=bytes_per_s, parallel_max=parallel_max, zone=moments.zone_of(plan))
     return msgspec.structs.replace(load(plan.policy.limits), zone=moments.zone_of(plan))
 
 

@@ -243,6 +243,13 @@ class Edition(models.TextChoices):
     CLUSTER = "cluster", "Automatic backup of a cluster"
 
 
+class Priority(models.TextChoices):
+    """How much of a host a backup may take; policies.editions says how much that is (C10, C15)."""
+
+    LOW = "low", "Low"
+    HIGH = "high", "High"
+
+
 class PlanState(models.TextChoices):
     ACTIVE = "active", "Active"
     PAUSED = "paused", "Paused"
@@ -263,7 +270,7 @@ class Plan(models.Model):
 
     `start_minute` is the minute after midnight drawn for this plan, used when a rule has no start time; `start_time`
     takes the place of both (C38). `time_zone` empty is the policy's. No run lies before `start_not_before`.
-    `last_run_at` is the moment that was due last, whatever became of it.
+    `last_run_at` is the moment that was due last, whatever became of it. `priority` counts in editions that have one.
     `catch_up` runs a missed moment late instead of recording it as missed. `next_drill_at` is when the newest point is
     restored on trial.
     """
@@ -275,6 +282,7 @@ class Plan(models.Model):
     vault = models.ForeignKey(Vault, on_delete=models.PROTECT, related_name="plans")
     edition = models.CharField(max_length=12, choices=Edition.choices, default=Edition.STANDARD, editable=False)
     state = models.CharField(max_length=8, choices=PlanState.choices, default=PlanState.ACTIVE)
+    priority = models.CharField(max_length=4, choices=Priority.choices, default=Priority.LOW, editable=False)
     time_zone = models.CharField(max_length=64, blank=True, validators=[validate_time_zone])
     start_not_before = models.DateTimeField(null=True, blank=True)
     start_time = models.TimeField(null=True, blank=True, editable=False)

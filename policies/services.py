@@ -13,9 +13,9 @@ from accounts.refusals import Refused
 from accounts.services import Actor, record
 from engine.errors import EngineError
 from engine.sources.mounts import mounts_inside
-from policies import addresses, connection, limits, moments, reading, schedule
+from policies import addresses, connection, editions, limits, moments, reading, schedule
 from policies.kinds import TYPES
-from policies.models import Plan, PlanState, Policy, Rule, RuleType, Source, SourceKind
+from policies.models import Edition, Plan, PlanState, Policy, Rule, RuleType, Source, SourceKind
 from vaults.models import VaultState, VaultType
 
 
@@ -60,6 +60,8 @@ _HOST_WRONG = {
     False: "Name the host whose worker reads this source.",
 }
 RULES_MAX = 10
+# What a region must be set up for to protect sources of these kinds (A6, C55).
+FEATURE_OF = {SourceKind.BUCKET: "supports_bucket_backup", SourceKind.FILES: "supports_host_backup"}
 AUDITED_RULES = (
     "retention_days",
     "keep_last",
@@ -106,10 +108,22 @@ def check_source(source: Source, *, credentials: dict[str, str] | None = None, o
         raise ValidationError({"credentials": "They belong to the former server: give those of the new one."})
     with contextlib.suppress(EngineError):
         addresses.check(own.endpoints(source.settings))
+    if kept:
+        check_scope(source)
     if kept and credentials is None and kept.settings == source.settings:
         return False
     source.checked_at, source.check_error = None, ""
     return not own.on_host
+
+
+def check_scope(source: Source) -> None:
+    """See that a bucket on trial is covered as a whole (A9). Raises ScopeFixed."""
+    narrowed = [name for name in ("prefix", "include", "exclude") if source.settings.get(name)]
+    if narrowed and source.plans.filter(edition=Edition.TRIAL).exists():
+        raise editions.ScopeFixed(
+            f"A trial covers the whole bucket: leave {', '.join(narrowed)} empty, or convert the plan to a full one.",
+            fields=narrowed,
+        )
 
 
 def _servers(source: Source) -> list[Any]:
@@ -182,6 +196,8 @@ def save_policy(policy: Policy, *, rules: list[Rule] | None = None, actor: Actor
     found = reading.checked("limits", limits.LimitsSerializer, policy.limits)
     policy.limits = limits.LimitsSerializer(found).data
     policy.full_clean()
+    for edition in [] if new else policy.plans.values_list("edition", flat=True).distinct():
+        editions.check_policy(edition, policy, policy.rules.all() if rules is None else rules)
     policy.save()
     changes = _changes(kept, policy) if kept else {}
     if rules is not None:
@@ -270,10 +286,16 @@ def end_keep_one(*, now: dt.datetime) -> list[Any]:
     return list(Plan.objects.filter(policy__in=over).values_list("vault_id", flat=True).distinct())
 
 
+def draw_start() -> int:
+    """Return a minute between 00:00 and 06:00, each as likely (C8)."""
+    return random.SystemRandom().randrange(schedule.DRAWN_START_MINUTES)
+
+
 def create_plan(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
     """Bind a source to a policy and a vault (B16). Raises PlanUnfit, PlanExists, SourceErasing.
 
-    The start between 00:00 and 06:00 is drawn here, once (C8).
+    Raises also NotInRegion, ArchiveRefused (A3), and what the plan's edition forbids. The start between 00:00 and
+    06:00 is drawn here, once (C8), unless the caller drew it.
     """
     if plan.source.erasing_since:
         raise SourceErasing(f"The backups of {plan.source} are being deleted. Make a new source to protect it again.")
@@ -286,8 +308,15 @@ def create_plan(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
         raise PlanUnfit(f"{plan.vault} is a replication target and takes no new plans.", code="vault_read_only")
     if plan.vault.state in (VaultState.DELETING, VaultState.DELETED):
         raise PlanUnfit(f"{plan.vault} is being deleted. Choose another vault.", code="vault_not_ready")
+    if plan.vault.trial_started_at and (plan.edition != Edition.TRIAL or plan.vault.plans.exists()):
+        raise PlanUnfit(f"{plan.vault} is of a trial's plan alone. Choose another vault.", code="vault_of_a_trial")
+    if feature := FEATURE_OF.get(plan.source.kind):
+        plan.source.region.need(feature)
+    editions.check_policy(plan.edition, plan.policy, plan.policy.rules.all())
+    connection.check_class(plan.source)
     plan.account_id = plan.source.account_id
-    plan.start_minute = random.SystemRandom().randrange(schedule.DRAWN_START_MINUTES)
+    if plan.start_minute is None:
+        plan.start_minute = draw_start()
     moments.move_on(plan, after=now)
     plan.next_drill_at = moments.next_drill_at(plan, plan.policy, after=now)
     plan.created_at = now

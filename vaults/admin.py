@@ -25,7 +25,7 @@ from vaults.forms import (
     RegionForm,
     VaultForm,
 )
-from vaults.models import RecoveryPoint, Region, Vault, VaultState
+from vaults.models import FEATURES, RecoveryPoint, Region, Vault, VaultState
 
 DAMAGE_ON_PAGE = 50
 PILL = "font-semibold inline-block leading-6 mr-2 px-2 rounded-default text-[11px] uppercase whitespace-nowrap"
@@ -46,7 +46,7 @@ class RegionAdmin(ServiceAdmin):
             "S3 service",
             {"fields": ["endpoint", "store_region", "access_key", "secret_key", "path_style", "tls_verify", "ca_file"]},
         ),
-        ("Declared", {"fields": ["redundancy", "supports_policies", "supports_replication", "bytes_per_s"]}),
+        ("Declared", {"fields": ["redundancy", *FEATURES, "bytes_per_s"]}),
         ("Found by the last probe", {"fields": ["health", "retention", "findings", "probed_at"]}),
     ]
 

@@ -41,6 +41,21 @@ class VaultKept(Refused):
     code = "vault_kept"
 
 
+class NotInRegion(Refused):
+    """What a region is not set up for does not work there (A6, C55)."""
+
+    code = "not_in_region"
+
+
+# What may be set up in some regions only: the flag, and how people call it.
+FEATURES = {
+    "supports_policies": "policies",
+    "supports_replication": "replication",
+    "supports_bucket_backup": "backup of buckets",
+    "supports_host_backup": "backup of hosts",
+}
+
+
 class Redundancy(models.TextChoices):
     """What the operator declares about the store behind a region (B25)."""
 
@@ -71,6 +86,8 @@ class Region(models.Model):
     credentials = models.TextField(blank=True, editable=False)
     supports_policies = models.BooleanField(default=True)
     supports_replication = models.BooleanField(default=True)
+    supports_bucket_backup = models.BooleanField(default=True)
+    supports_host_backup = models.BooleanField(default=True)
     redundancy = models.CharField(max_length=3, choices=Redundancy.choices, default=Redundancy.LRS)
     network = models.CharField(
         max_length=8,
@@ -88,6 +105,15 @@ class Region(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def need(self, feature: str) -> None:
+        """Raise NotInRegion, which names the regions where it works, unless the region has one of FEATURES."""
+        if not getattr(self, feature):
+            able = list(Region.objects.filter(**{feature: True}).values_list("name", flat=True))
+            named = ", ".join(able) or "none"
+            raise NotInRegion(
+                f"The region {self} is not set up for {FEATURES[feature]}. Regions that are: {named}.", regions=able
+            )
 
     @property
     def queue(self) -> str:
@@ -139,6 +165,9 @@ class Vault(models.Model):
     nothing is secret, `key_credentials` is sealed. `deletable_at` is when the last lock ends, as far as known.
     `coverage_*`: bytes that the points need, and how many of them were read in full within the last 30 days.
 
+    The vault of a trial belongs to the one plan that it was made with, for ever. Until `trial_expires_at` it costs
+    nothing, at `trial_release_at` it goes, unless the plan was converted at `trial_converted_at`.
+
     `maintenance` says, by kind of job, after how many seconds it is done again here; what is absent follows the
     installation's settings, 0 is never.
     """
@@ -167,6 +196,10 @@ class Vault(models.Model):
     deletable_at = models.DateTimeField(null=True, editable=False)
     deleted_at = models.DateTimeField(null=True, editable=False)
     maintenance = models.JSONField(default=dict, blank=True, editable=False)
+    trial_started_at = models.DateTimeField(null=True, editable=False)
+    trial_expires_at = models.DateTimeField(null=True, editable=False, db_index=True)
+    trial_release_at = models.DateTimeField(null=True, editable=False)
+    trial_converted_at = models.DateTimeField(null=True, editable=False)
     created_at = models.DateTimeField(editable=False)
 
     objects = VaultQuerySet.as_manager()
@@ -208,6 +241,16 @@ class Vault(models.Model):
     def secret_context(self) -> str:
         """Return the context that binds sealed credentials to this row."""
         return f"vault:{self.pk}"
+
+    @property
+    def is_trial(self) -> bool:
+        """Say whether the vault belongs to a trial, running or over, that was not converted."""
+        return self.trial_started_at is not None and self.trial_converted_at is None
+
+    def free_at(self, moment: dt.datetime) -> bool:
+        """Say whether what the vault holds at a moment costs nothing, because a trial runs (A8)."""
+        began, ends = self.trial_started_at, self.trial_converted_at or self.trial_expires_at
+        return began is not None and ends is not None and began <= moment < ends
 
     @property
     def coverage_share(self) -> float | None:

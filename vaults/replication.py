@@ -75,6 +75,8 @@ def start(source: Vault, target: Vault, *, key_secret: str = "", actor: Actor, n
 def _check_source(source: Vault) -> None:
     if source.type != VaultType.GENERAL:
         raise NotReplicable(f"{source} is a replication target itself: replicas are not replicated on.")
+    if source.is_trial:
+        raise NotReplicable(f"{source} is the vault of a trial, which is not replicated. Convert its plan first.")
     if source.state != VaultState.READY:
         raise NotReplicable(f"{source} is {source.get_state_display().lower()}: mend it first.")
     if source.links_out.filter(state=LinkState.ACTIVE).exists():

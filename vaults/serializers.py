@@ -8,7 +8,7 @@ from accounts.models import Account
 from accounts.serializers import OwnField
 from engine.entries import Kind
 from vaults import replication
-from vaults.models import RecoveryPoint, Region, ReplicationLink, Vault, VaultType
+from vaults.models import FEATURES, RecoveryPoint, Region, ReplicationLink, Vault, VaultType
 
 ENTRY_KINDS = [kind.name.lower() for kind in Kind]
 REGION_FIELDS = [
@@ -20,8 +20,7 @@ REGION_FIELDS = [
     "tls_verify",
     "ca_file",
     "bytes_per_s",
-    "supports_policies",
-    "supports_replication",
+    *FEATURES,
     "redundancy",
 ]
 
@@ -95,6 +94,10 @@ class VaultSerializer(serializers.ModelSerializer[Vault]):
             "recovery_threshold",
             "recovery_shares",
             "coverage",
+            "trial_started_at",
+            "trial_expires_at",
+            "trial_release_at",
+            "trial_converted_at",
             "points_count",
             "bytes_stored",
             "delete_requested_at",
