@@ -10,7 +10,7 @@ from celery import current_app
 from django.db import transaction
 from kombu.exceptions import OperationalError
 
-from jobs.models import Step
+from jobs.models import Job, Step
 from policies.models import Source
 from vaults.models import Vault
 
@@ -21,6 +21,7 @@ _muted: ContextVar[bool] = ContextVar("doorbell_muted", default=False)
 RUN_STEP = "jobs.run_step"
 TRY_SOURCE = "jobs.try_source"
 READ_VAULT = "jobs.read_vault"
+THAW = "jobs.thaw"
 # A worker that comes later need not answer any more: the person has gone.
 ASKED_FOR_S = 120
 
@@ -50,6 +51,19 @@ def ask_to_read(vault: Vault) -> None:
     if not _muted.get():
         with contextlib.suppress(OperationalError):
             current_app.send_task(READ_VAULT, args=(str(vault.pk),), queue=vault.region.queue, retry=False)
+
+
+def ask_to_thaw(job: Job) -> None:
+    """Ask the worker on the job's host, once the transaction is committed, to let the application go on. A lost message
+    is sent again by the sweep.
+    """
+    transaction.on_commit(lambda: _ask_to_thaw(job))
+
+
+def _ask_to_thaw(job: Job) -> None:
+    if not _muted.get():
+        with contextlib.suppress(OperationalError):
+            current_app.send_task(THAW, args=(str(job.pk),), queue=job.queue_work, retry=False, expires=ASKED_FOR_S)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from django.db.models import Q
 
-from jobs import doorbell, executors, steps
+from jobs import doorbell, executors, freezing, steps
 from jobs.executors.port import Clock
 from jobs.models import Job, Step
 from jobs.states import ACTIVE, StepState
@@ -25,6 +25,7 @@ def do(job: Job, *, clock: Clock, watch: Callable[[Job], None] | None = None) ->
             if watch is not None:
                 job.refresh_from_db()
                 watch(job)
+        freezing.settle(job.pk, clock=clock)
     job.refresh_from_db()
     return job
 

@@ -27,7 +27,8 @@ class Job(models.Model):
     result. `rule` is the policy's rule that asked for a backup. `settings` is what the person or the plan asked for, by
     kind (jobs.executors), `limits` how fast it may run (policies.limits). `host` is the machine whose files a backup
     reads, empty for other work. `passwords` is sealed: what a restore made anew, until somebody
-    was shown it (D5).
+    was shown it (D5). `frozen_at` is when its host was brought to rest, `thaw_due_at` when that ends at the latest
+    (jobs.freezing).
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -64,6 +65,9 @@ class Job(models.Model):
     passwords = models.TextField(blank=True, editable=False)
     error = models.TextField(blank=True)
     error_code = models.CharField(max_length=64, blank=True)
+    frozen_at = models.DateTimeField(null=True, editable=False)
+    thaw_due_at = models.DateTimeField(null=True, editable=False, db_index=True)
+    thawed_at = models.DateTimeField(null=True, editable=False)
     cleaned = models.BooleanField(default=False)
     created_at = models.DateTimeField()
     started_at = models.DateTimeField(null=True)

@@ -14,6 +14,7 @@ from django.db import transaction
 from django.db.models import F, Q
 
 from engine.errors import Canceled, Superseded
+from jobs import doorbell
 from jobs.models import Job, JobEvent, Step
 from jobs.states import ACTIVE, ATTEMPTS_MAX, ENDED, STEP_OPEN, JobState, Stage, StepState, before
 from policies.limits import PARALLEL_MAX, load
@@ -235,6 +236,9 @@ def end_job(job_id: uuid.UUID, *, state: str, now: dt.datetime, **outcome: objec
         if not ended:
             return False
         Step.objects.filter(job_id=job_id, state__in=STEP_OPEN).update(state=StepState.CANCELED, ended_at=now)
+        frozen = Job.objects.filter(pk=job_id, frozen_at__isnull=False, thawed_at=None)
+        if frozen.update(thaw_due_at=now):
+            doorbell.ask_to_thaw(frozen.get())
         tell(job_id, f"Ended: {JobState(state).label}", now=now, level="error" if state == JobState.FAILED else "info")
         return True
 

@@ -1,6 +1,7 @@
 """The messages that workers take: ids only, every one safe to run twice. The rows say what to do."""
 
 import datetime as dt
+import uuid
 
 import structlog
 from celery import shared_task
@@ -13,6 +14,7 @@ from jobs import (
     erasure,
     executors,
     exporting,
+    freezing,
     maintenance,
     meters,
     presence,
@@ -65,6 +67,12 @@ def sweep_metering() -> None:
         doorbell.ask_to_read(vault)
 
 
+@shared_task(name=doorbell.THAW)
+def thaw(job_id: str) -> None:
+    """Let the application on this host go on, if it is still at rest."""
+    freezing.thaw(uuid.UUID(job_id), clock=timezone.now)
+
+
 @shared_task(name="jobs.sweep_due_plans")
 def sweep_due_plans() -> None:
     """Turn the plans whose moment has come into jobs."""
@@ -107,6 +115,8 @@ def sweep_steps() -> None:
     for step in Step.objects.stalled(now).select_related("job")[:SWEEP_ROWS_MAX]:
         if steps.give_up(step, now=now) and step.rung_in_vain(rung_before):
             doorbell.ring(step, now=now)
+    for _ in freezing.sweep(now=now, rows_max=SWEEP_ROWS_MAX):
+        pass
     for job_id in services.canceling():
         steps.settle_cancel(job_id, now=now)
 

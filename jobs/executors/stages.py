@@ -14,7 +14,7 @@ from accounts.refusals import Refused
 from accounts.secrets import SecretUnreadable
 from engine.errors import Canceled, EngineError, SessionFenced, Unreachable
 from engine.vault import Vault
-from jobs import doorbell, speed, steps
+from jobs import doorbell, freezing, speed, steps
 from jobs.executors.port import Clock, Executor
 from jobs.executors.staging import Staging
 from jobs.models import Step
@@ -69,6 +69,8 @@ def run(executor: AnyExecutor, step: Step, *, clock: Clock) -> None:
     except steps.Fenced as fenced:
         log.info("step.fenced", reason=str(fenced))
         steps.clean_again([step.job_id])  # what this worker wrote late lies where it was tidied up already
+    if step.queue == step.job.queue_work:
+        freezing.settle(step.job_id, clock=clock)
 
 
 def _attempt(executor: AnyExecutor, step: Step, clock: Clock) -> None:
@@ -120,6 +122,7 @@ def _code(error: EngineError) -> str:
 def _plan(executor: AnyExecutor, step: Step, progress: StepProgress, clock: Clock) -> None:
     order = executor.prepare(step.job, clock())
     vault = open_vault(step, clock)
+    freezing.freeze(step.job, clock=clock, check=progress.check)
     staging = Staging(vault, step.job_id, step.round)
     staging.put_order(order)
     _keep_session(executor, vault, order, progress)

@@ -66,11 +66,37 @@ class FilesSettings(serializers.Serializer[Any]):
         default=False, help_text="Refuse to back up a folder at which nothing is mounted: it would look empty"
     )
 
+    freeze_command = TextList(
+        default=list,
+        help_text="A program and its arguments, one a line, that brings an application to rest before its files are "
+        "read",
+    )
+    thaw_command = TextList(
+        default=list, help_text="The program that lets it go on after the last file was read; it may be run twice"
+    )
+    command_s_max = serializers.IntegerField(
+        default=60, min_value=1, max_value=3600, label="Seconds for a command", help_text="After them it has failed"
+    )
+    frozen_s_max = serializers.IntegerField(
+        default=1800,
+        min_value=1,
+        max_value=86_400,
+        label="Seconds at rest",
+        help_text="After them the application goes on, and a backup that still reads fails",
+    )
+
     def validate_roots(self, roots: list[str]) -> list[str]:
         for root in roots:
             if not root.startswith("/") or "\0" in root or ".." in root.split("/"):
                 raise serializers.ValidationError(f"{root!r} is not an absolute path without '..'.")
         return roots
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        for name in ("freeze_command", "thaw_command"):
+            if attrs[name] and not attrs[name][0].startswith("/"):
+                text = f"Give the whole path of the program, not {attrs[name][0]!r}."
+                raise serializers.ValidationError({name: text})
+        return attrs
 
 
 def _source(reading: Reading) -> AnySource:
