@@ -4,25 +4,24 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('jobs', '0010_metering'),
+        ("jobs", "0010_metering"),
     ]
 
     operations = [
         migrations.AddField(
-            model_name='job',
-            name='frozen_at',
+            model_name="job",
+            name="frozen_at",
             field=models.DateTimeField(editable=False, null=True),
         ),
         migrations.AddField(
-            model_name='job',
-            name='thaw_due_at',
+            model_name="job",
+            name="thaw_due_at",
             field=models.DateTimeField(db_index=True, editable=False, null=True),
         ),
         migrations.AddField(
-            model_name='job',
-            name='thawed_at',
+            model_name="job",
+            name="thawed_at",
             field=models.DateTimeField(editable=False, null=True),
         ),
     ]

@@ -54,7 +54,7 @@ def texts(job: Job) -> str:
 
 
 def test_it_rests_before_anything_is_read_and_goes_on_before_the_point_is_committed(site, clock, log, monkeypatch):
-    seen = {}
+    seen: dict[str, list[str]] = {}
     for name in ("plan", "work", "finish"):
         verb = getattr(backup_verb, name)
 
@@ -105,7 +105,7 @@ def test_a_worker_that_died_at_rest_is_followed_by_a_thaw(site, clock, log, monk
     step = steps.claim(services.first_step(job).pk, worker="w1", now=clock())
     freezing.freeze(step.job, clock=clock, check=lambda: None)
     assert said(log) == ["freeze"]  # and then the worker is killed
-    asked = []
+    asked: list[Job] = []
     monkeypatch.setattr(doorbell, "ask_to_thaw", asked.append)
     services.request_cancel(job, actor=SERVICE, now=clock())
     assert not list(freezing.sweep(now=clock(), rows_max=10))
@@ -113,7 +113,7 @@ def test_a_worker_that_died_at_rest_is_followed_by_a_thaw(site, clock, log, monk
     assert asked == [job]
     assert list(freezing.sweep(now=clock(), rows_max=10)) == [job]
     clock.now += HOUR
-    monkeypatch.setattr(tasks.timezone, "now", clock)
+    monkeypatch.setattr("django.utils.timezone.now", clock)
     tasks.thaw(str(job.pk))
     tasks.thaw(str(job.pk))
     assert said(log) == ["freeze", "thaw"]
