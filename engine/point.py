@@ -46,7 +46,8 @@ class Stats(msgspec.Struct):
     """What a backup did.
 
     `bytes` is the size of the point, `bytes_read` what was read for it, `bytes_new` what of that the vault did not
-    hold, `bytes_stored` the objects written for it. `skipped` counts what was left out, by reason.
+    hold, `bytes_stored` the objects written for it. `skipped` counts what was left out, by reason. `files_new` to
+    `entries_deleted` compare the walk with the point before; of the first point everything is new.
     """
 
     entries: int = 0
@@ -57,6 +58,14 @@ class Stats(msgspec.Struct):
     bytes_new: int = 0
     bytes_stored: int = 0
     skipped: dict[str, int] = {}
+    files_new: int = 0
+    files_changed: int = 0
+    files_unchanged: int = 0
+    files_deleted: int = 0
+    entries_new: int = 0
+    entries_changed: int = 0
+    entries_unchanged: int = 0
+    entries_deleted: int = 0
 
 
 class Body(msgspec.Struct, omit_defaults=True):

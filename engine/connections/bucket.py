@@ -10,7 +10,6 @@ import email.utils
 import functools
 import hashlib
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -21,6 +20,7 @@ from xml.sax.saxutils import escape
 import urllib3
 from minio.error import S3Error
 
+from engine import halt
 from engine.connections.objectmeta import attributes
 from engine.errors import (
     Forbidden,
@@ -275,7 +275,7 @@ class BucketClient:
             except StorageError as error:
                 if not error.transient or pause_s is None:
                     raise
-                time.sleep(pause_s)
+                halt.sleep(pause_s)
         raise AssertionError("the last attempt returns or raises")
 
 

@@ -6,9 +6,10 @@ paths, in which "/" is the least of all. So everything is listed first, and sort
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, wait
 from typing import NamedTuple
 
+from engine import halt
 from engine.connections.bucket import PAGE, BucketClient, Listed, identity, is_archive
 from engine.connections.keypaths import path_of
 from engine.connections.sorting import Row, Sorter
@@ -51,7 +52,7 @@ def list_into(
             large.append(prefix)
         else:
             sorter.add(map(row_of, page.objects))
-    with ThreadPoolExecutor(threads, "list") as executor:
+    with halt.threads(threads, "list") as executor:
         ranges = [part for prefix in large for part in ranges_of(client, prefix, wanted=threads * _RANGES)]
         futures = [executor.submit(_list, client, part, sorter.add, versions, stopped) for part in ranges]
         try:

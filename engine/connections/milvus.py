@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from engine import halt
 from engine.errors import (
     EngineError,
     ExtraMissing,
@@ -153,7 +154,7 @@ class Client:
                 answer = getattr(self._stub, verb)(message, timeout=self._endpoint.timeout_s, metadata=metadata)
             except self.protocol.grpc.RpcError as error:
                 if attempt < _TRIES and retry and error.code() == self.protocol.grpc.StatusCode.UNAVAILABLE:
-                    time.sleep(_PAUSE_S * attempt)
+                    halt.sleep(_PAUSE_S * attempt)
                     continue
                 raise self._failure(verb, error) from None
             status = getattr(answer, "status", answer)
@@ -162,7 +163,7 @@ class Client:
             limited = status.code in _RATE_LIMIT or status.error_code in _RATE_LIMIT
             if not limited or time.monotonic() > deadline_s:
                 raise self._refusal(verb, status)
-            time.sleep(_PAUSE_S)
+            halt.sleep(_PAUSE_S)
         raise AssertionError("a deadline ends every loop of tries")
 
     def _failure(self, verb: str, error: Any) -> EngineError:
@@ -252,6 +253,6 @@ class Client:
         end_s, pause_s = time.monotonic() + WAIT_S, 0.05
         while time.monotonic() < end_s:
             yield
-            time.sleep(pause_s)
+            halt.sleep(pause_s)
             pause_s = min(pause_s * 1.5, 5.0)
         raise self._side.unavailable(f"the Milvus server at {self._address} is not done with {what} after {WAIT_S:g} s")

@@ -11,9 +11,10 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
+from engine import halt
 from engine.errors import ExtraMissing, SourceIncomplete, SourceUnavailable, TargetFailed, TargetUnavailable
 
 IDLE_S = 600
@@ -73,6 +74,24 @@ def _closing_on_error(file: IO[bytes]) -> Iterator[None]:
         raise
 
 
+def _until(happened: Callable[[float], object], timeout_s: float) -> bool:
+    """Say whether `happened(seconds)`, asked again and again, came true in time; an order to stop ends the wait."""
+    end_s = time.monotonic() + timeout_s
+    while True:
+        halt.check()
+        left_s = max(end_s - time.monotonic(), 0)
+        if happened(min(left_s, halt.STEP_S)):
+            return True
+        if left_s <= 0:
+            return False
+
+
+def _ended(process: "subprocess.Popen[bytes]", timeout_s: float) -> bool:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout_s)
+    return process.returncode is not None
+
+
 class Output:
     """A program's standard output, read once from the front. `tail` is the end of what was read."""
 
@@ -95,8 +114,7 @@ class Output:
         done = 0
         short_at_s = time.monotonic() + _SLICE_S
         while done < len(view) and not self.ended and not (done and time.monotonic() > short_at_s):
-            ready, _, _ = select.select([self._process.stdout], [], [], self._idle_s)
-            if not ready:
+            if not _until(lambda left_s: select.select([self._process.stdout], [], [], left_s)[0], self._idle_s):
                 raise SourceUnavailable(f"{self.name} has written nothing for {self._idle_s:g} s")
             count = os.readv(self._process.stdout.fileno(), [view[done:]])
             self.ended = count == 0
@@ -107,12 +125,10 @@ class Output:
 
     def code(self) -> int:
         """Wait for the program's end and return its exit code (minus the signal that killed it)."""
-        try:
-            return self._process.wait(self._idle_s)
-        except subprocess.TimeoutExpired as error:
-            raise SourceUnavailable(
-                f"{self.name} closed its output and did not end within {self._idle_s:g} s"
-            ) from error
+        if not _until(lambda left_s: _ended(self._process, left_s), self._idle_s):
+            raise SourceUnavailable(f"{self.name} closed its output and did not end within {self._idle_s:g} s")
+        code: int = self._process.wait()
+        return code
 
     def prove(self, *, marker: bytes = b"") -> None:
         """Raise SourceIncomplete unless all was read, the program ended with 0 and `marker` stands near the end."""
@@ -154,8 +170,8 @@ class Input:
         view = memoryview(data)
         deadline_s = time.monotonic() + self._idle_s
         while view:
-            _, ready, _ = select.select([], [self._process.stdin], [], max(deadline_s - time.monotonic(), 0))
-            if not ready:
+            left_s = max(deadline_s - time.monotonic(), 0)
+            if not _until(lambda step_s: select.select([], [self._process.stdin], [], step_s)[1], left_s):
                 raise TargetUnavailable(f"{self.name} has taken nothing for {self._idle_s:g} s")
             try:
                 count = os.write(self._process.stdin.fileno(), view)
@@ -171,11 +187,9 @@ class Input:
         """Close the input and wait; raise TargetFailed unless the program ends with 0."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        try:
-            code = self._process.wait(self._idle_s)
-        except subprocess.TimeoutExpired as error:
-            raise TargetUnavailable(f"{self.name} did not end within {self._idle_s:g} s") from error
-        if code:
+        if not _until(lambda left_s: _ended(self._process, left_s), self._idle_s):
+            raise TargetUnavailable(f"{self.name} did not end within {self._idle_s:g} s")
+        if code := self._process.wait():
             raise TargetFailed(f"{self.name} ended with code {code}: {self._said()}")
 
     def _said(self) -> str:

@@ -14,6 +14,8 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import msgspec
 
+from engine import halt
+
 Schema = dict[str, Any]
 
 FORMAT = 1
@@ -162,7 +164,7 @@ class Pace:
         per_s: float,
         *,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = halt.sleep,
     ) -> None:
         self._per_s, self._clock, self._sleep = per_s, clock, sleep
         self._free_at = clock()
@@ -184,7 +186,7 @@ def patiently(act: Callable[[], bool], *, tries: int, first_s: float, most_s: fl
         if act():
             return True
         if number + 1 < tries:
-            time.sleep(wait_s)
+            halt.sleep(wait_s)
             wait_s = min(wait_s * 2, most_s)
     return False
 

@@ -4,6 +4,7 @@ import errno
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from engine import halt
 from engine.connections.keypaths import key_of
 from engine.entries import Entry, Problem
 from engine.errors import NotFound, ShortRead, StorageError
@@ -68,7 +69,7 @@ class ObjectReader:
     def _piece(self, number: int) -> bytes:
         for wanted in (number, number + 1):
             if wanted not in self._pieces and (wanted == number or wanted * PIECE_BYTES < self._end):
-                self._executor = self._executor or ThreadPoolExecutor(1, "piece")
+                self._executor = self._executor or halt.threads(1, "piece")
                 self._pieces[wanted] = self._executor.submit(self._get, wanted)
         for past in [known for known in self._pieces if known < number]:
             del self._pieces[past]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine import halt
 from engine.connections import walfiles
 from engine.connections.pgnames import WAL
 from engine.connections.postgres import Client, literal, source_error
@@ -170,7 +171,7 @@ class Spool:
                     f"archive_command has not put {path.name} into {str(self.folder)!r} within "
                     f"{self.client.idle_s:g} s: the server's view pg_stat_archiver tells why"
                 )
-            time.sleep(_TICK_S)
+            halt.sleep(_TICK_S)
 
     def _run(self, *options: str) -> None:
         """Run pg_receivewal to its end; what writes nothing into the folder for `idle_s` hangs."""
@@ -185,7 +186,7 @@ class Spool:
                         seen, deadline_s = written, now_s + self.client.idle_s
                     elif now_s > deadline_s:
                         raise SourceUnavailable(f"pg_receivewal has written nothing for {self.client.idle_s:g} s")
-                    time.sleep(_TICK_S)
+                    halt.sleep(_TICK_S)
                 if process.returncode:
                     raise source_error("pg_receivewal", quoted(errors))
             finally:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+from engine import halt
 from engine.entries import Entry
 
 T = TypeVar("T")
@@ -60,7 +61,7 @@ class Prefetch(Generic[T]):
         while self._waiting and (not self._begun or self._has_room(self._waiting[0])):
             entry = self._waiting.popleft()
             if self._executor is None:
-                self._executor = ThreadPoolExecutor(self._threads, "fetch")
+                self._executor = halt.threads(self._threads, "fetch")
             self._begun[entry.path] = self._executor.submit(self._fetch, entry), entry.size
             self._bytes += entry.size
         if not self._begun and self._executor is not None:

@@ -1,7 +1,6 @@
 """Retry what may succeed later: errors whose `transient` is true, and only those."""
 
 import datetime as dt
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 import tenacity
 from tenacity.stop import stop_base
 
+from engine import halt
 from engine.errors import StorageError
 from engine.storage.port import Bytes, History, Refusal, Storage, Stored, StoredVersion, history_of
 
@@ -34,7 +34,8 @@ class Retrying:
     """Pass every call on and repeat it while it fails transiently, with exponential backoff and full jitter.
 
     A put that failed after it took effect is put again with the same bytes; a scan goes on after the last key that
-    it yielded. Gives up, raising the last error, after `attempts` or when `total_s` would be exceeded.
+    it yielded. An order to stop ends a pause. Gives up, raising the last error, after `attempts` or when
+    `total_s` would be exceeded.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Retrying:
         first_s: float = 0.2,
         longest_s: float = 20.0,
         total_s: float = 120.0,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = halt.sleep,
     ) -> None:
         self.inner = inner
         self._attempts = attempts

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from engine.storage.location import Location
 
 _CONNECTIONS = 16
+PIECE_BYTES = 1 << 20  # an order to stop is heard between two pieces of a large body
 _DOTS = re.compile(r"(?<=/)\.\.?(?=[/?]|\Z)")  # a signature is made of the decoded path: encoding these changes none
 _NO_VERSIONS = ("NotImplemented", "MethodNotAllowed")
 _NO_LOCKING = ("InvalidRequest", "ObjectLockConfigurationNotFoundError", "NotImplemented", "MethodNotAllowed")
@@ -166,10 +167,8 @@ class S3Storage:
         return self._versions if self._is_versioned else None
 
     def _body(self, response: Any) -> bytes:
-        if self._pace is unpaced:
-            return bytes(response.read())
         parts = []
-        for part in response.stream(SLICE_BYTES):
+        for part in response.stream(SLICE_BYTES if self._pace is not unpaced else PIECE_BYTES):
             self._pace(len(part))
             parts.append(part)
         return b"".join(parts)
@@ -224,13 +223,13 @@ class _Transport(urllib3.PoolManager):
 
     def urlopen(self, method: str, url: str, redirect: bool = True, **kw: Any) -> urllib3.BaseHTTPResponse:  # type: ignore[override]  # the options only pass through
         body = kw.get("body")
-        if body and self._pace is not unpaced:
+        if body and (self._pace is not unpaced or len(body) > PIECE_BYTES):
             kw["body"] = _PacedBody(body, self._pace)
         return super().urlopen(method, _DOTS.sub(lambda dots: dots[0].replace(".", "%2E"), url), redirect, **kw)
 
 
 class _PacedBody:
-    """A request body that urllib3 reads piece by piece."""
+    """A request body that urllib3 reads piece by piece; without a limit the pieces are larger than it asks for."""
 
     def __init__(self, data: bytes, pace: Pace) -> None:
         self._data = memoryview(data)
@@ -239,7 +238,7 @@ class _PacedBody:
 
     def read(self, size: int = SLICE_BYTES) -> bytes:
         """Return the next piece once it may flow."""
-        piece = self._data[self._at : self._at + size]
+        piece = self._data[self._at : self._at + (PIECE_BYTES if self._pace is unpaced else size)]
         self._pace(len(piece))
         self._at += len(piece)
         return bytes(piece)

@@ -5,6 +5,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from engine import halt
+
 WINDOW_S = 10.0
 SLICE_BYTES = 64 * 1024
 
@@ -24,7 +26,7 @@ class Budget:
         bytes_per_s: int,
         *,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = halt.sleep,
     ) -> None:
         self.slice_bytes, self._slice_rate = _slices(bytes_per_s)
         self._clock = clock
@@ -40,6 +42,7 @@ class Budget:
     def take(self, count: int) -> None:
         """Block until `count` bytes may flow."""
         while count > 0:
+            halt.check()
             part = min(count, self.slice_bytes)
             with self._mutex:
                 now = self._clock()
@@ -62,7 +65,8 @@ def _slices(bytes_per_s: int) -> tuple[int, float]:
 
 
 def unpaced(count: int) -> None:
-    """Let any number of bytes flow."""
+    """Let any number of bytes flow, until the work must stop."""
+    halt.check()
 
 
 def both(one: Pace, other: Pace) -> Pace:

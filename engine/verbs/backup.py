@@ -20,7 +20,7 @@ from engine.sources.kinds import AnySource
 from engine.sources.port import STREAM_NS, Source
 from engine.vault import PointName, Vault, check_series
 from engine.verbs.assemble import Listing
-from engine.verbs.changes import Parent
+from engine.verbs.changes import Parent, Tally
 from engine.verbs.store import Store
 
 UNIT_BYTES = 64 << 20
@@ -58,11 +58,14 @@ class Carried(msgspec.Struct, array_like=True):
 
 
 class Scan(msgspec.Struct):
-    """What the walk as a whole knows; travels with the last unit. `requests` counts what it asked the source for."""
+    """What the walk as a whole knows; travels with the last unit. `requests` counts what it asked the source for,
+    `changes` what is new, changed, unchanged and deleted (Stats).
+    """
 
     scan_ns: int
     mounts: list[str]
     requests: dict[str, int] = {}
+    changes: dict[str, int] = {}
 
 
 class Unit(msgspec.Struct):
@@ -138,7 +141,8 @@ def plan(vault: Vault, job: BackupJob, progress: Progress, *, now: dt.datetime) 
     if root:
         progress.total(entries=root.body.stats.entries)  # the best guess there is before the walk ends
     vault.distrust(session, root.needed if root else [])
-    parent = Parent(vault, root, session.forbidden) if root and not job.deep else None
+    tally = Tally(root)
+    parent = Parent(vault, root, session.forbidden, tally) if root else None
     job.source.follows(root.body.started_at if root and root.body.complete else None)
     cutter = _Cutter(root.body.point if root else "", session.forbidden)
     for rows, problems in _blocks(job.source, vault.keys.chunker_seed):
@@ -146,15 +150,16 @@ def plan(vault: Vault, job: BackupJob, progress: Progress, *, now: dt.datetime) 
         cutter.problems.extend(problems)
         if not rows:
             continue
-        block = parent.same_block(rows) if parent else None
+        block = parent.same_block(rows) if parent and not job.deep else None
         if block:
             progress.add(entries=block.rows)
             yield from cutter.carry(block)
         else:
-            kept = parent.carry(rows) if parent else [False] * len(rows)
-            for row, is_kept in zip(rows, kept, strict=True):
+            for row, is_kept in zip(rows, _kept(rows, parent, tally, deep=job.deep), strict=True):
                 yield from cutter.add(row, todo=not is_kept)
-    yield cutter.last(Scan(int(now.timestamp() * 1e9), job.source.mounts(), job.source.requests()))
+        progress.total(entries=max(cutter.entries, root.body.stats.entries if root else 0), bytes=cutter.bytes_todo)
+    progress.total(entries=cutter.entries, bytes=cutter.bytes_todo)
+    yield cutter.last(Scan(int(now.timestamp() * 1e9), job.source.mounts(), job.source.requests(), tally.total()))
 
 
 def work(vault: Vault, job: BackupJob, unit: Unit, progress: Progress) -> Result:
@@ -212,6 +217,8 @@ def finish(
                 session = vault.join_session(job.session, forbidden=set(result.forbidden))
             gathered.take(result)
             progress.check()
+        gathered.close()
+        progress.check()
         progress.phase("commit")
         session = vault.join_session(job.session)
         return gathered.commit(session, clock())
@@ -224,10 +231,22 @@ def finish(
         raise
 
 
+def _kept(rows: list[Entry], parent: Parent | None, tally: Tally, *, deep: bool) -> list[bool]:
+    """Say which rows stay as the parent has them, after putting its version in their place; count all of them."""
+    if parent is None:
+        tally.new(rows)
+    elif not deep:
+        return parent.carry(rows)
+    else:
+        parent.compare(rows)
+    return [False] * len(rows)
+
+
 class _Cutter:
-    """Cuts the stream of rows and carried blocks into units."""
+    """Cuts the stream of rows and carried blocks into units. `bytes_todo` of its files are to be read."""
 
     def __init__(self, parent: str, forbidden: set[str]) -> None:
+        self.entries = self.bytes_todo = 0
         self._number = 0
         self._parent = parent
         self._forbidden = sorted(forbidden)
@@ -242,10 +261,13 @@ class _Cutter:
 
     def carry(self, block: Block) -> Iterator[Unit]:
         self._carried.append(Carried(len(self._rows), block))
+        self.entries += block.rows
         if len(self._carried) >= UNIT_BLOCKS:
             yield self._cut()
 
     def add(self, row: Entry, *, todo: bool) -> Iterator[Unit]:
+        self.entries += 1
+        self.bytes_todo += row.size if todo and row.kind == Kind.FILE else 0
         if todo and row.mtime_ns == STREAM_NS:
             if self._todo:
                 yield self._cut()
@@ -318,12 +340,17 @@ class _Gathered:
             self._carry(following.block)
             following = next(carried)
 
-    def commit(self, session: Session, now: dt.datetime) -> Outcome:
+    def close(self) -> None:
+        """Store the rest of the listing."""
         assert self._listing is not None
-        assert self._scan is not None
         self._end_part()
-        blocks, packs = self._listing.close()
+        self._table = self._listing.close()
         self._stats.bytes_stored += self._listing.bytes_stored
+
+    def commit(self, session: Session, now: dt.datetime) -> Outcome:
+        """Write root and commit, once all before is stored."""
+        assert self._scan is not None
+        blocks, packs = self._table
         state = "partial_complete" if self._lost else "complete"
         body = self._body(blocks, self._scan, now, complete=not self._lost)
         # Asked anew: the vault may have been locked since the session opened.
@@ -362,6 +389,8 @@ class _Gathered:
         self._requests.update(result.requests)
         if result.scan is not None:
             self._scan = result.scan
+            for name, count in result.scan.changes.items():
+                setattr(stats, name, count)
             self._requests.update(result.scan.requests)
         for problem in result.problems:
             self._problems_total += 1

@@ -6,6 +6,7 @@ from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
+from engine import halt
 from engine.codec import Compressor
 from engine.entries import Entry, Extent, Problem
 from engine.errors import IntegrityError, UnsafePath
@@ -68,7 +69,7 @@ class Pour:
         self._sinks = [_Sink(entry) for entry in files]
         self._done = []
         try:
-            with ThreadPoolExecutor(_READERS, "read") as readers, ThreadPoolExecutor(_WRITERS, "write") as writers:
+            with halt.threads(_READERS, "read") as readers, halt.threads(_WRITERS, "write") as writers:
                 for batch, places, reads in self._read_ahead(readers, _batches(_pieces(files))):
                     self._pour(batch, self._chunks(batch, places, reads), writers)
                     self._progress.check()
@@ -200,7 +201,7 @@ class Pour:
 
         A cancel ends the program.
         """
-        with ThreadPoolExecutor(1, "end") as executor:
+        with halt.threads(1, "end") as executor:
             future = executor.submit(writer.commit)
             try:
                 while wait([future], timeout=_ALIVE_S).not_done:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
+from engine import halt
 from engine.codec import Compressor
 from engine.entries import Entry, Extent, Problem
 from engine.errors import IntegrityError, UnsafePath
@@ -83,7 +84,7 @@ class Refill:
                     self._fail(filling, "damaged", "its listing contradicts itself")
                 elif not filling.left:
                     self._settle(filling, self._write_empty(filling), done)
-            with ThreadPoolExecutor(_AHEAD, "read") as executor:
+            with halt.threads(_AHEAD, "read") as executor:
                 for part, stored in self._read_ahead(executor, self._ranges(fillings)):
                     self._fill_range(part, stored, fillings, done)
                     self._progress.check()

@@ -1,12 +1,12 @@
 """Copy the live chunks of old packs into new ones: the work of a compaction."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
+from engine import halt
 from engine.codec import Compressor
 from engine.errors import IntegrityError
 from engine.fetch import cut_chunk, open_slot, read_footer, read_range
@@ -44,7 +44,7 @@ class Repacker:
 
     def __init__(self, vault: Vault, progress: Progress, *, kind: int) -> None:
         self._vault, self._progress, self._kind = vault, progress, kind
-        self._executor = ThreadPoolExecutor(1, "pack")
+        self._executor = halt.threads(1, "pack")
         self._writer = PackWriter(vault.keys, kind, vault.storage.put, executor=self._executor)
         self._zstd = Compressor()
         self._own: set[bytes] = set()

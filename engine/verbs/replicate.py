@@ -12,10 +12,10 @@ nothing the next point needs is condemned there.
 import contextlib
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
+from engine import halt
 from engine.damage import note_damaged
 from engine.entries import Problem
 from engine.errors import NotFound, StorageError, Superseded, VaultReadOnly
@@ -149,7 +149,7 @@ def work(vault: Vault, job: ReplicateJob, unit: Unit, progress: Progress) -> Res
         vault.storage.put(key, data)
         return ""
 
-    with ThreadPoolExecutor(READ_AHEAD, "copy") as copiers:
+    with halt.threads(READ_AHEAD, "copy") as copiers:
         for at in range(0, len(unit.packs), READ_AHEAD):
             some = unit.packs[at : at + READ_AHEAD]
             for pack, problem in zip(some, copiers.map(copy, some), strict=True):

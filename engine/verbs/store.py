@@ -1,8 +1,8 @@
 """Read the entries of one unit and store what the vault does not hold: the work of a backup."""
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from engine import halt
 from engine.chunker import Chunker
 from engine.entries import Entry, Extent, Kind, Problem
 from engine.index import encode_segment
@@ -36,7 +36,7 @@ class Store:
     def __init__(self, vault: Vault, source: Source, profile: str, progress: Progress) -> None:
         self._vault, self._source, self._progress = vault, source, progress
         self._chunker = Chunker(profile, vault.keys.chunker_seed)
-        self._executor = ThreadPoolExecutor(1, "pack")
+        self._executor = halt.threads(1, "pack")
         self._writer = PackWriter(vault.keys, DATA, vault.storage.put, executor=self._executor)
         self._own: set[bytes] = set()
         self._batch: list[_Small] = []

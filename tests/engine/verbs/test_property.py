@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine import listing as listings
-from engine.entries import Entry
+from engine.entries import Entry, Kind
 from engine.sources.files import files_source
 from engine.storage import Directory
 from tests.support.runs import backed_up, backup_job, landed, listing, restored, run_backup
@@ -23,6 +24,9 @@ MODEST = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
 )
+
+
+CHANGES = ("new", "changed", "unchanged", "deleted")
 
 
 @contextmanager
@@ -126,6 +130,29 @@ def rows(bench: Bench, point: str) -> list[Entry]:
     return listing(bench.open(), point)
 
 
+def naive_diff(before: list[Entry], after: list[Entry]) -> dict[str, int]:
+    """Count by the names of Stats, path by path."""
+    old, new = {row.path: row for row in before}, {row.path: row for row in after}
+    counts: Counter[str] = Counter()
+    for path in {*old, *new}:
+        was, now = old.get(path), new.get(path)
+        if now is not None:
+            counts["entries_" + word(was, now)] += 1
+            if now.kind == Kind.FILE:
+                counts["files_" + ("new" if was and was.kind != Kind.FILE else word(was, now))] += 1
+        if was is not None:
+            counts["entries_deleted"] += now is None
+            counts["files_deleted"] += was.kind == Kind.FILE and (now is None or now.kind != Kind.FILE)
+    return {f"{what}_{how}": counts[f"{what}_{how}"] for what in ("files", "entries") for how in CHANGES}
+
+
+def word(was: Entry | None, now: Entry) -> str:
+    if was is None:
+        return "new"
+    same = all(getattr(was, name) == getattr(now, name) for name in ("kind", "size", "mtime_ns", "ctime_ns", "inode"))
+    return "unchanged" if same else "changed"
+
+
 @pytest.mark.invariant(14, 16)
 @pytest.mark.rule("B12")
 @MODEST
@@ -139,12 +166,15 @@ def test_an_incremental_backup_says_what_a_deep_one_says_and_every_point_keeps_i
         build(tree, folder)
         bench = Bench()
         source = files_source([str(folder)], host="host")
-        states = []
+        states: list[tuple[str, dict[bytes, dict[str, object]]]] = []
         for script in [[], *scripts]:
             edit(folder, script)
             point = backed_up(bench, folder).point
             states.append((point, snapshot(folder)))
             deep = run_backup(bench, backup_job(bench, source, series="deep", deep=True)).point
             assert rows(bench, point) == rows(bench, deep)
+            expected = naive_diff(rows(bench, states[-2][0]) if len(states) > 1 else [], rows(bench, point))
+            for counted in (bench.open().root(bench.open().find(one)).body.stats for one in (point, deep)):
+                assert {name: getattr(counted, name) for name in expected} == expected
         for number, (point, state) in enumerate(states):
             assert difference(state, come_back(bench, folder, top / f"target{number}", point)) == []
