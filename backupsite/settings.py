@@ -262,8 +262,10 @@ CELERY_BEAT_SCHEDULER = "jobs.beat:LeasedDatabaseScheduler"
 
 # How long a worker owns a step without a heartbeat, in seconds. A dead worker's step is taken over after it.
 STEP_LEASE_S = env.int("BACKUPSITE_STEP_LEASE_S", default=90)
-# How often a running step renews its lease and reads the cancel flag, in seconds.
-STEP_HEARTBEAT_S = env.float("BACKUPSITE_STEP_HEARTBEAT_S", default=5.0)
+# How often a running step renews its lease and tells its progress, in seconds.
+STEP_HEARTBEAT_S = env.float("BACKUPSITE_STEP_HEARTBEAT_S", default=2.0)
+# How often a running step looks whether a person canceled its job, in seconds.
+STEP_CANCEL_CHECK_S = env.float("BACKUPSITE_STEP_CANCEL_CHECK_S", default=1.0)
 # After how many seconds without a claim a queued step's doorbell is rung again.
 STEP_RING_AGAIN_S = env.int("BACKUPSITE_STEP_RING_AGAIN_S", default=300)
 # How often the sweeps run, in seconds.

@@ -30,6 +30,7 @@ from engine.errors import EngineError
 
 _FOLDER_OR_END = "(?:(?P<ps_d>/)|$)"
 _FOLDER = "(?P<ps_d>/)"
+_SPECIAL = re.compile(r"([*?\[\]\\!])")
 _GLOB = re.compile(r"[*?\[\\]")
 
 
@@ -37,6 +38,12 @@ class BadPattern(EngineError):
     """An include or exclude pattern means nothing."""
 
     advice = "Write it like a line of a gitignore file, for example *.log, cache/ or /home/x/*.iso"
+
+
+def literal(path: str) -> str:
+    """Return the pattern that means this path (absolute) and what is below it, whatever characters are in it."""
+    escaped = _SPECIAL.sub(r"\\\1", path)
+    return escaped[:-1] + "\\ " if escaped.endswith(" ") else escaped
 
 
 class Verdict(enum.IntEnum):

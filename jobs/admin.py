@@ -1,31 +1,29 @@
 """Console pages of jobs and workers, and the buttons that start jobs on the pages of plans, points and vaults."""
 
 from typing import Any, ClassVar
+from uuid import UUID
 
 from django.contrib import admin, messages
-from django.core.exceptions import ValidationError
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import transaction
-from django.http import HttpRequest, HttpResponse
+from django.db.models import QuerySet
+from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.template.response import TemplateResponse
-from django.urls import reverse
+from django.urls import path, reverse
 from django.utils import timezone
 from django.utils.html import format_html
 
 from accounts.console import ReadOnlyAdmin, ReadOnlyInline, action, actor_of, display, human_bytes, leave_dialog, lines
-from jobs import passwords, removal, services
+from jobs import course, jobpage, passwords, problems, removal, retrying, services
 from jobs.console import (
     PointButtons,
     SourceButtons,
     VaultButtons,
-    decision_lines,
     dialog,
-    done_so_far,
-    problem_lines,
-    report_lines,
     start,
     started,
 )
-from jobs.forms import ConfirmExpiryForm, RestoreForm, VerifyForm
+from jobs.forms import ConfirmExpiryForm, RestoreForm, RetryForm, VerifyForm
 from jobs.models import Job, JobEvent, Step, Worker
 from policies.admin import PlanAdmin, SourceAdmin
 from policies.models import Plan, Source
@@ -71,19 +69,55 @@ class StepInline(ReadOnlyInline):
 
 @admin.register(Job)
 class JobAdmin(ReadOnlyAdmin):
-    list_display = ["created_at", "kind", "status", "about", "vault", "amount", "duration", "trigger"]
+    list_display = ["created_at", "kind", "status", "about", "vault", "told", "read", "added", "duration", "trigger"]
     list_filter: ClassVar = ["state", "kind", "trigger", "vault"]
     list_select_related = ["source", "vault", "point"]
     search_fields = ["id", "source__name", "error"]
     date_hierarchy = "created_at"
-    actions_detail: ClassVar = ["confirm", "passwords", "cancel"]
+    actions_detail: ClassVar = ["cancel", "retry", "confirm", "passwords"]
     inlines = [EventInline, StepInline]
     fieldsets = [
-        (None, {"fields": ["kind", "status", "about", "vault", "point", "trigger", "requested_by", "error_shown"]}),
-        ("Progress", {"fields": ["progress", "amount", "stored", "requests", "problems_count", "problems", "mounts"]}),
-        ("Result", {"fields": ["report_shown", "decisions"]}),
+        ("State", {"fields": ["live", "error_shown", "problems"]}),
+        ("About", {"fields": ["kind", "about", "vault", "point", "trigger", "requested_by", "retry_of", "retried_by"]}),
+        ("Result", {"fields": ["report_shown", "requests", "mounts", "decisions"]}),
         ("Time", {"fields": ["created_at", "scheduled_for", "started_at", "ended_at", "duration"]}),
     ]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Job]:
+        found: QuerySet[Job] = super().get_queryset(request)
+        is_list = request.resolver_match is not None and request.resolver_match.url_name == "jobs_job_changelist"
+        return found.defer("report") if is_list else found.select_related("source", "vault__region")
+
+    def get_urls(self) -> list[Any]:
+        return [
+            path("<uuid:object_id>/live/", self.admin_site.admin_view(self.live_view), name="jobs_job_live"),
+            path(
+                "<uuid:object_id>/problems.<str:format>",
+                self.admin_site.admin_view(self.problems_view),
+                name="jobs_job_problems",
+            ),
+            *super().get_urls(),
+        ]
+
+    def live_view(self, request: HttpRequest, object_id: UUID) -> HttpResponse:
+        """Return the page's moving part; once the job has ended, let the browser load the whole page a last time."""
+        job = self._visible(request, object_id)
+        return HttpResponse(
+            jobpage.live(job, now=timezone.now()), headers={"HX-Refresh": "true"} if job.ended else None
+        )
+
+    def problems_view(self, request: HttpRequest, object_id: UUID, format: str) -> StreamingHttpResponse:
+        if format not in problems.FORMATS:
+            raise Http404
+        return jobpage.problems_download(self._visible(request, object_id), format)
+
+    def _visible(self, request: HttpRequest, object_id: UUID) -> Job:
+        job: Job | None = self.get_object(request, str(object_id))
+        if job is None:
+            raise Http404
+        if not self.has_view_permission(request, job):
+            raise PermissionDenied
+        return job
 
     @display(description="State", label=STATE_LABELS, ordering="state")
     def status(self, job: Job) -> str:
@@ -93,24 +127,32 @@ class JobAdmin(ReadOnlyAdmin):
     def about(self, job: Job) -> str:
         return str(job.source or "–")
 
-    @display(description="Read")
-    def amount(self, job: Job) -> str:
-        return f"{job.entries_done:,} entries, {human_bytes(job.bytes_done)}" if job.started_at else "–"
+    @display(description="How it goes")
+    def told(self, job: Job) -> str:
+        return jobpage.outcome(job, now=timezone.now())
 
-    @display(description="Added to the vault")
-    def stored(self, job: Job) -> str:
-        return human_bytes(job.bytes_stored)
+    @display(description="Processed")
+    def read(self, job: Job) -> str:
+        return human_bytes(course.statistics(job)["bytes_processed"]) if job.started_at else "–"
+
+    @display(description="New")
+    def added(self, job: Job) -> str:
+        new = course.statistics(job)["bytes_new"]
+        return "–" if new is None else human_bytes(new)
 
     @display(description="Took")
     def duration(self, job: Job) -> str:
         if not job.started_at:
             return "–"
-        seconds = ((job.ended_at or timezone.now()) - job.started_at).total_seconds()
-        return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+        return jobpage.span(((job.ended_at or timezone.now()) - job.started_at).total_seconds())
 
     @display(description="Progress")
-    def progress(self, job: Job) -> str:
-        return f"{job.get_stage_display()}{f' ({job.phase})' if job.phase else ''}: {done_so_far(job)}"
+    def live(self, job: Job) -> str:
+        return jobpage.live(job, now=timezone.now())
+
+    @display(description="Done again by")
+    def retried_by(self, job: Job) -> str:
+        return lines([f"{one} ({one.get_state_display().lower()})" for one in job.retries.all()])
 
     @display(description="Error")
     def error_shown(self, job: Job) -> str:
@@ -122,15 +164,15 @@ class JobAdmin(ReadOnlyAdmin):
 
     @display(description="Problems")
     def problems(self, job: Job) -> str:
-        return problem_lines(job)
+        return jobpage.problem_lines_and_files(job)
 
     @display(description="Report")
     def report_shown(self, job: Job) -> str:
-        return report_lines(job)
+        return jobpage.report_lines(job)
 
     @display(description="Points")
     def decisions(self, job: Job) -> str:
-        return decision_lines(job)
+        return jobpage.decision_lines(job)
 
     @action(
         description="Let it pass",
@@ -153,11 +195,36 @@ class JobAdmin(ReadOnlyAdmin):
         )
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
-        """Offer to let pass only what a guard refused."""
+        """Offer what the job's state allows: to let pass only what a guard refused, to retry what ended badly."""
         found: list[Any] = super().get_actions_detail(request, object_id)
-        if Job.objects.filter(pk=object_id, error_code=removal.EXPIRY_REFUSED).exists():
-            return found
-        return [one for one in found if one.method.__name__ != "confirm"]
+        job = Job.objects.filter(pk=object_id).only("kind", "state", "error_code", "passwords").first()
+        if job is None:
+            return []
+        offered = {
+            "cancel": not job.ended,
+            "retry": retrying.offered(job),
+            "confirm": job.error_code == removal.EXPIRY_REFUSED,
+            "passwords": bool(job.passwords),
+        }
+        return [one for one in found if offered.get(one.method.__name__, True)]
+
+    @action(
+        description="Retry",
+        icon="replay",
+        permissions=["view"],
+        dialog=dialog("Retry this job", "Starts a new job of the same request.", RetryForm, "Start"),
+    )
+    def retry(self, request: HttpRequest, form: RetryForm, object_id: str) -> HttpResponse:
+        job = Job.objects.select_related("point", "source", "vault__account").get(pk=object_id)
+
+        def ask() -> Job:
+            if retrying.shows_credentials(job) and not request.user.has_perm(CHANGE_SOURCE):
+                raise ValidationError("Only who may change the destination may show its credentials to another server.")
+            return retrying.retry(
+                job, failed_only=form.cleaned_data["failed_only"], actor=actor_of(request), now=timezone.now()
+            )
+
+        return start(self, request, ask, reverse("admin:jobs_job_change", args=[object_id]))
 
     @display(description="Other file systems inside")
     def mounts(self, job: Job) -> str:

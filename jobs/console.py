@@ -1,6 +1,5 @@
-"""The buttons that jobs put on the pages of sources, points and vaults; and how a job's report reads."""
+"""The buttons that jobs put on the pages of sources, points and vaults."""
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -9,9 +8,8 @@ from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.html import format_html, format_html_join
 
-from accounts.console import ServiceAdmin, action, actor_of, display, human_bytes, leave_dialog
+from accounts.console import ServiceAdmin, action, actor_of, display, leave_dialog
 from jobs import doorbell, maintenance, removal, services
 from jobs.forms import (
     DrillForm,
@@ -23,16 +21,9 @@ from jobs.forms import (
     PointDeletionForm,
 )
 from jobs.models import Job
-from jobs.states import Kind, Stage, StepState
-from policies.kinds import TYPES
-from policies.kinds.port import UNITS
+from jobs.states import Kind
 from policies.models import Source
 from vaults.models import RecoveryPoint, Vault
-
-# What stands elsewhere on a job's page, or is for programs.
-_ELSEWHERE = ("problems", "mounts", "requests", "stats", "census", "decisions", "dry_run")
-DECISIONS_ON_PAGE = 200
-PROBLEMS_ON_PAGE = 50
 
 
 def dialog(title: str, text: str, form: Any, submit: str) -> dict[str, Any]:
@@ -53,97 +44,6 @@ def start(admin: ServiceAdmin, request: HttpRequest, call: Callable[[], Job], ba
     """Start a job and go to it; a refusal is shown where one came from."""
     with transaction.atomic():
         return started(request, admin.tell_refusals(request, call), back)
-
-
-def report_lines(job: Job) -> str:
-    """Return the figures of a job's report, one a line."""
-    shown = [
-        (name.replace("_", " "), _figure(name, value)) for name, value in job.report.items() if _is_told(name, value)
-    ]
-    if job.report.get("dry_run"):
-        shown.insert(0, ("dry run", "nothing was changed"))
-    return (
-        format_html_join(
-            "",
-            '<div><span class="inline-block text-font-subtle-light w-48 dark:text-font-subtle-dark">{}</span>{}</div>',
-            shown,
-        )
-        or "–"
-    )
-
-
-def done_so_far(job: Job) -> str:
-    """Return how many of a job's units are done; of a source that is read as streams, how many streams."""
-    kind = job.source.kind if job.kind == Kind.BACKUP and job.source else ""
-    word = TYPES[kind].parts if kind else UNITS
-    done, total = job.units_done, job.units_total
-    if word != UNITS:  # its other units hold what needs no reading
-        read = job.steps.filter(round=job.round, stage=Stage.WORK)
-        done, total = read.filter(state=StepState.COMPLETE).count(), read.count()
-    return f"{done} of {total} {word}" if job.planned else f"{done} {word}, planning"
-
-
-def problem_lines(job: Job) -> str:
-    """Return how many entries had which problem, and the first of them; what is lost in the point stands out."""
-    found = job.report.get("problems", [])
-    if not found:
-        return "–"
-    counts = Counter(one["reason"] for one in found)
-    more = f" (of the first {len(found)})" if job.problems_count > len(found) else ""
-    told = ", ".join(f"{reason.replace('-', ' ')}: {count:,}" for reason, count in counts.most_common())
-    shown = format_html_join(
-        "",
-        '<div><span class="font-semibold inline-block w-32 {}">{}</span>{} <span class="{}">{}</span></div>',
-        (
-            (
-                "text-red-700 dark:text-red-400" if one["lost"] else "text-orange-700 dark:text-orange-400",
-                one["reason"].replace("-", " "),
-                one["path"],
-                "text-font-subtle-light dark:text-font-subtle-dark",
-                one["detail"],
-            )
-            for one in found[:PROBLEMS_ON_PAGE]
-        ),
-    )
-    return format_html('<div class="mb-2">{}{}</div>{}', told, more, shown)
-
-
-def decision_lines(job: Job) -> str:
-    """Return what an expiry decided of each point, one a line."""
-    found = job.report.get("decisions", [])
-    line = (
-        '<div><span class="font-semibold inline-block w-12 {}">{}</span>'
-        '<span class="inline-block w-36" title="{}">{}</span>{}</div>'
-    )
-    shown = format_html_join(
-        "",
-        line,
-        (
-            (
-                "text-green-700 dark:text-green-400" if one["keep"] else "text-red-700 dark:text-red-400",
-                "stays" if one["keep"] else "goes",
-                one["point"],
-                one.get("completed_at") or one["point"].rpartition("/")[2],
-                one["text"].partition(": ")[2],
-            )
-            for one in found[:DECISIONS_ON_PAGE]
-        ),
-    )
-    return shown or "–"
-
-
-def _is_told(name: str, value: Any) -> bool:
-    return name not in _ELSEWHERE and value not in (None, "", [], {}) and not isinstance(value, dict)
-
-
-def _figure(name: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float):
-        return human_bytes(value) if name.startswith("bytes") else f"{value:,}"
-    if isinstance(value, list):
-        return ", ".join(str(one) for one in value[:10]) + (f" and {len(value) - 10} more" if len(value) > 10 else "")
-    return str(value)
 
 
 class PointButtons(ServiceAdmin):

@@ -20,7 +20,7 @@ from accounts.console import ConfirmedForm
 from jobs import removal
 from jobs.models import Job
 from jobs.services import VERIFY_LEVELS, Selection, destinations
-from jobs.states import RECURRING
+from jobs.states import RECURRING, Kind
 from policies import reading, retention
 from policies.kinds import TYPES
 from policies.models import Source, SourceKind
@@ -102,6 +102,21 @@ class RestoreForm(BaseDialogForm):
             overwrite_confirmed=values["overwrite_confirmed"],
             destination=values["destination"],
         )
+
+
+class RetryForm(BaseDialogForm):
+    """Asks of a restore whether all of it is wanted again."""
+
+    failed_only = forms.BooleanField(
+        label="Only what failed (what was restored is left as it is)",
+        required=False,
+        widget=UnfoldBooleanSwitchWidget,
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if Job.objects.get(pk=str(self.object_id)).kind != Kind.RESTORE:
+            self.fields["failed_only"].widget = forms.HiddenInput()
 
 
 class VerifyForm(BaseDialogForm):

@@ -26,9 +26,10 @@ class Job(models.Model):
     and results of earlier rounds count for nothing. `units_total` is known once `planned`; `units_done` of them have a
     result. `rule` is the policy's rule that asked for a backup. `settings` is what the person or the plan asked for, by
     kind (jobs.executors), `limits` how fast it may run (policies.limits). `host` is the machine whose files a backup
-    reads, empty for other work. `passwords` is sealed: what a restore made anew, until somebody
-    was shown it (D5). `frozen_at` is when its host was brought to rest, `thaw_due_at` when that ends at the latest
-    (jobs.freezing).
+    reads, empty for other work. `passwords` is sealed: what a restore made anew, until somebody was shown it (D5).
+    `frozen_at` is when its host was brought to rest, `thaw_due_at` when that ends at the latest (jobs.freezing).
+    `samples` are the last looks at the counters, [seconds since 1970, entries, bytes], of which the speed is made
+    (jobs.pace). `statistics` is what the job's end counted (jobs.course).
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -62,6 +63,9 @@ class Job(models.Model):
     bytes_stored = models.PositiveBigIntegerField(default=0)
     problems_count = models.PositiveBigIntegerField(default=0)
     report = models.JSONField(default=dict)
+    statistics = models.JSONField(default=dict)
+    samples = models.JSONField(default=list)
+    retry_of = models.ForeignKey("self", null=True, on_delete=models.SET_NULL, related_name="retries")
     passwords = models.TextField(blank=True, editable=False)
     error = models.TextField(blank=True)
     error_code = models.CharField(max_length=64, blank=True)

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from drf_spectacular.utils import PolymorphicProxySerializer
+from drf_spectacular.utils import PolymorphicProxySerializer, extend_schema_field
 from rest_framework import serializers
 
 from accounts.serializers import OwnField
+from jobs.course import look, statistics
 from jobs.maintenance import every_s
 from jobs.models import Duty, Job, JobEvent, Step
 from jobs.services import VERIFY_LEVELS, Selection
@@ -35,18 +36,57 @@ JOB_FIELDS = [
     "bytes_done",
     "bytes_stored",
     "problems_count",
+    "statistics",
     "error",
     "error_code",
+    "retry_of",
     "created_at",
     "started_at",
     "ended_at",
 ]
 
 
+class StatisticsSerializer(serializers.Serializer[Any]):
+    """What a job counted; null is what does not apply to its kind, or is known only at its end."""
+
+    bytes_logical = serializers.IntegerField(allow_null=True, help_text="Size of the recovery point")
+    bytes_processed = serializers.IntegerField(allow_null=True, help_text="Read, or written by a restore")
+    bytes_new = serializers.IntegerField(allow_null=True, help_text="Of what was read, what the vault did not hold")
+    bytes_stored = serializers.IntegerField(allow_null=True, help_text="Compressed and encrypted, as stored for it")
+    files_total = serializers.IntegerField(allow_null=True, help_text="Found in the source")
+    files_done = serializers.IntegerField(allow_null=True, help_text="In the point, or restored")
+    files_new = serializers.IntegerField(allow_null=True)
+    files_changed = serializers.IntegerField(allow_null=True)
+    files_unchanged = serializers.IntegerField(allow_null=True)
+    files_deleted = serializers.IntegerField(allow_null=True, help_text="In the point before, and not found any more")
+    entries_total = serializers.IntegerField(allow_null=True, help_text="Files, folders, links, ...")
+    entries_done = serializers.IntegerField(allow_null=True)
+    skipped = serializers.DictField(child=serializers.IntegerField(), help_text="What was left out, by reason")
+
+
+class CourseSerializer(serializers.Serializer[Any]):
+    """A moment of a running job; null is what is not known yet."""
+
+    stage = serializers.CharField()
+    phase = serializers.CharField(help_text="scan, process, upload, commit, restore, ...: what goes on now")
+    share = serializers.FloatField(allow_null=True, help_text="How much is done, of 1")
+    bytes_per_s = serializers.FloatField(allow_null=True, help_text="Over about the last 30 s")
+    entries_per_s = serializers.FloatField(allow_null=True, help_text="Over about the last 30 s")
+    elapsed_s = serializers.FloatField(allow_null=True)
+    left_s = serializers.FloatField(allow_null=True, help_text="Remaining time")
+    basis = serializers.CharField(help_text="What left_s is made of: speed, or last_run")
+
+
 class JobSerializer(serializers.ModelSerializer[Job]):
+    statistics = serializers.SerializerMethodField()
+
     class Meta:
         model = Job
         fields = JOB_FIELDS
+
+    @extend_schema_field(StatisticsSerializer)
+    def get_statistics(self, job: Job) -> dict[str, Any]:
+        return statistics(job)
 
 
 class StepSerializer(serializers.ModelSerializer[Step]):
@@ -79,10 +119,19 @@ class JobEventSerializer(serializers.ModelSerializer[JobEvent]):
 class JobDetailSerializer(JobSerializer):
     report = serializers.DictField()
     events = JobEventSerializer(many=True)
+    progress = serializers.SerializerMethodField()
 
     class Meta:
         model = Job
-        fields = [*JOB_FIELDS, "report", "events"]
+        fields = [*JOB_FIELDS, "progress", "report", "events"]
+
+    @extend_schema_field(CourseSerializer)
+    def get_progress(self, job: Job) -> dict[str, Any]:
+        return look(job, now=self.context["now"])._asdict()
+
+
+class RetryRequestSerializer(serializers.Serializer[Any]):
+    failed_only = serializers.BooleanField(default=False, help_text="Of a restore: only what failed")
 
 
 class BackupRequestSerializer(serializers.Serializer[Any]):

@@ -4,6 +4,7 @@ import datetime as dt
 import time
 from collections.abc import Callable
 
+from engine import halt
 from engine.storage.throttle import Budget, Pace, unpaced
 from policies.limits import Limits
 
@@ -45,7 +46,7 @@ class Share:
         *,
         used: Callable[[], float] = time.process_time,
         wall: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = halt.sleep,
     ) -> None:
         self._share = percent / 100
         self._used, self._wall, self._sleep = used, wall, sleep

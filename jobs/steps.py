@@ -14,7 +14,7 @@ from django.db import transaction
 from django.db.models import F, Q
 
 from engine.errors import Canceled, Superseded
-from jobs import doorbell
+from jobs import doorbell, pace
 from jobs.models import Job, JobEvent, Step
 from jobs.states import ACTIVE, ATTEMPTS_MAX, ENDED, STEP_OPEN, JobState, Stage, StepState, before
 from policies.limits import PARALLEL_MAX, load
@@ -111,6 +111,7 @@ def _new_round(step: Step, *, now: dt.datetime) -> None:
         entries_done=0,
         bytes_done=0,
         bytes_stored=0,
+        samples=[],
     )
     Step.objects.open().filter(job_id=step.job_id).exclude(pk=step.pk).update(state=StepState.CANCELED, ended_at=now)
     Step.objects.filter(pk=step.pk).update(round=round_)
@@ -149,8 +150,16 @@ def heartbeat(step: Step, counters: Counters, *, phase: str, now: dt.datetime) -
         raise Fenced("the job ended or was planned anew")
     _owned(step, lease_until=now + dt.timedelta(seconds=settings.STEP_LEASE_S))
     _count(step, counters)
-    if Job.objects.filter(pk=step.job_id, state=JobState.CANCELING).exists():
+    job = Job.objects.only("state", "entries_done", "bytes_done", "samples").get(pk=step.job_id)
+    if taken := pace.sampled(job.samples, entries=job.entries_done, bytes=job.bytes_done, now=now):
+        Job.objects.filter(pk=step.job_id).update(samples=taken)
+    if job.state == JobState.CANCELING:
         raise Canceled("canceled by a person")
+
+
+def is_to_stop(step: Step) -> bool:
+    """Say whether a person asked to stop the step's job."""
+    return Job.objects.filter(pk=step.job_id, state=JobState.CANCELING).exists()
 
 
 def renew(step: Step, *, now: dt.datetime) -> None:

@@ -3,8 +3,11 @@
 from typing import Any, ClassVar
 
 from django.db import transaction
+from django.db.models import QuerySet
+from django.http import StreamingHttpResponse
 from django.utils import timezone
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import exceptions, mixins, status
 from rest_framework.decorators import action
 from rest_framework.request import Request
@@ -13,7 +16,8 @@ from rest_framework.serializers import BaseSerializer
 
 from accounts.permissions import BACKUP, DELETE_POINTS, MAINTAIN, MANAGE_SOURCES, MANAGE_VAULTS, OWN, RESTORE, VIEW
 from accounts.views import AccountView, AccountViewSet, Pages, actor_of
-from jobs import closing, doorbell, maintenance, passwords, removal, services
+from jobs import closing, doorbell, maintenance, passwords, problems, removal, retrying, services
+from jobs.jobpage import problems_download
 from jobs.models import Job
 from jobs.serializers import (
     REQUESTS,
@@ -27,6 +31,7 @@ from jobs.serializers import (
     JobSerializer,
     PasswordsSerializer,
     RestoreRequestSerializer,
+    RetryRequestSerializer,
     StepSerializer,
     TypedRequestSerializer,
     VerifyRequestSerializer,
@@ -50,7 +55,7 @@ class JobView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[J
     """Jobs of the caller's accounts."""
 
     queryset = Job.objects.select_related("account")
-    permissions: ClassVar = {"cancel": VIEW, "confirm": DELETE_POINTS, "passwords": MANAGE_SOURCES}
+    permissions: ClassVar = {"cancel": VIEW, "retry": VIEW, "confirm": DELETE_POINTS, "passwords": MANAGE_SOURCES}
     filterset_fields: ClassVar = {
         "account": ["exact"],
         "kind": ["exact", "in"],
@@ -63,6 +68,13 @@ class JobView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[J
 
     def get_serializer_class(self) -> type[BaseSerializer[Any]]:
         return JobDetailSerializer if self.action == "retrieve" else JobSerializer
+
+    def get_queryset(self) -> QuerySet[Job]:
+        found = super().get_queryset()
+        return found.defer("report", "samples") if self.action == "list" else found
+
+    def get_serializer_context(self) -> dict[str, Any]:
+        return {**super().get_serializer_context(), "now": timezone.now()}
 
     @extend_schema(request=JobRequest, responses={202: JobSerializer})
     def create(self, request: Request) -> Response:
@@ -110,6 +122,37 @@ class JobView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[J
         self.need(NEEDED.get(job.kind, MAINTAIN), job)
         services.request_cancel(job, actor=actor_of(request), now=timezone.now())
         return Response(JobSerializer(job).data, status=status.HTTP_202_ACCEPTED)
+
+    @extend_schema(request=RetryRequestSerializer, responses={202: JobSerializer})
+    @action(detail=True, methods=["post"])
+    @transaction.atomic
+    def retry(self, request: Request, pk: str) -> Response:
+        """Ask again for what the job did not bring about: a new job; 409 and a code when that is impossible."""
+        job, now, wanted = self.get_object(), timezone.now(), self.checked(RetryRequestSerializer)
+        self.need(NEEDED.get(job.kind, MAINTAIN), job)
+        if job.kind == Kind.RESTORE and job.source:
+            self.need(RESTORE, job.source)
+        if retrying.shows_credentials(job):
+            self.need(MANAGE_SOURCES, job)
+        new = retrying.retry(job, actor=actor_of(request), now=now, **wanted)
+        doorbell.ring(services.first_step(new), now=now)
+        return Response(JobSerializer(new).data, status=status.HTTP_202_ACCEPTED)
+
+    @extend_schema(
+        parameters=[OpenApiParameter("as", enum=problems.FORMATS, default="csv")],
+        responses={(200, "text/csv"): OpenApiTypes.STR, (200, "application/jsonl"): OpenApiTypes.STR},
+        filters=False,
+    )
+    @action(detail=True, pagination_class=None)
+    def problems(self, request: Request, pk: str) -> StreamingHttpResponse:
+        """Download every error and every skipped entry of the job, with its reason, as CSV or JSON Lines.
+
+        The last line says how many more there are that nobody listed.
+        """
+        wanted = request.query_params.get("as", "csv")
+        if wanted not in problems.FORMATS:
+            raise exceptions.ValidationError({"as": f"Must be one of {', '.join(problems.FORMATS)}."})
+        return problems_download(self.get_object(), wanted)
 
     @extend_schema(request=None, responses={200: PasswordsSerializer})
     @action(detail=True, methods=["post"])

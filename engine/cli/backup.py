@@ -14,7 +14,7 @@ from engine.cli.options import BackupOptions
 from engine.cli.output import COMPLETE, PARTIAL, Answer, WrongUsage, plain, problem_fields, problem_lines, shown, size
 from engine.cli.stopping import Stopping
 from engine.ids import new_ulid
-from engine.patterns import Selection
+from engine.patterns import Selection, literal
 from engine.runner import run as run_verb
 from engine.sources.files import FilesSource, files_source
 from engine.sources.kinds import AnySource
@@ -24,7 +24,6 @@ from engine.verbs import backup
 from engine.verbs.backup import BackupJob, Outcome
 
 _UNFIT = re.compile(r"[^a-z0-9]+")
-_SPECIAL = re.compile(r"([*?\[\]\\!])")
 
 
 def run(options: BackupOptions) -> Answer:
@@ -82,7 +81,7 @@ def _source(options: BackupOptions, place: Location) -> tuple[AnySource, list[st
             above = os.path.realpath(path)
             if folder.startswith(above.rstrip("/") + "/"):
                 inside = os.path.join(os.path.abspath(path), os.path.relpath(folder, above))
-                exclude.append(_SPECIAL.sub(r"\\\1", inside) + "/")
+                exclude.append(literal(inside) + "/")
                 warnings.append(f"note: the vault itself, {inside}, is left out")
                 break
     source = files_source(

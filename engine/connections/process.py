@@ -110,13 +110,14 @@ class Output:
 
         Raises SourceUnavailable.
         """
-        assert self._process.stdout is not None
+        output = self._process.stdout
+        assert output is not None
         done = 0
         short_at_s = time.monotonic() + _SLICE_S
         while done < len(view) and not self.ended and not (done and time.monotonic() > short_at_s):
-            if not _until(lambda left_s: select.select([self._process.stdout], [], [], left_s)[0], self._idle_s):
+            if not _until(lambda step_s: select.select([output], [], [], step_s)[0], self._idle_s):
                 raise SourceUnavailable(f"{self.name} has written nothing for {self._idle_s:g} s")
-            count = os.readv(self._process.stdout.fileno(), [view[done:]])
+            count = os.readv(output.fileno(), [view[done:]])
             self.ended = count == 0
             done += count
         self.at += done
@@ -166,15 +167,16 @@ class Input:
 
     def write(self, data: bytes | memoryview) -> None:
         """Write all of it. Raises TargetFailed when the program ended before, TargetUnavailable when it hangs."""
-        assert self._process.stdin is not None
+        taker = self._process.stdin
+        assert taker is not None
         view = memoryview(data)
         deadline_s = time.monotonic() + self._idle_s
         while view:
             left_s = max(deadline_s - time.monotonic(), 0)
-            if not _until(lambda step_s: select.select([], [self._process.stdin], [], step_s)[1], left_s):
+            if not _until(lambda step_s: select.select([], [taker], [], step_s)[1], left_s):
                 raise TargetUnavailable(f"{self.name} has taken nothing for {self._idle_s:g} s")
             try:
-                count = os.write(self._process.stdin.fileno(), view)
+                count = os.write(taker.fileno(), view)
             except BlockingIOError:
                 continue
             except BrokenPipeError:

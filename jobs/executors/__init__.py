@@ -4,6 +4,7 @@ from typing import Any
 
 import structlog
 
+from engine.entries import Problem
 from engine.errors import EngineError, NotFound
 from engine.vault import Vault
 from jobs.executors import (
@@ -22,10 +23,10 @@ from jobs.executors import (
     staging,
     verify,
 )
-from jobs.executors.port import Clock, Executor
+from jobs.executors.port import PROBLEMS_SHOWN, Clock, Executor, shown
 from jobs.executors.stages import worker_name
 from jobs.models import Job, Step
-from jobs.states import ACROSS, Kind, Stage
+from jobs.states import ACROSS, JobState, Kind, Stage
 from vaults import repositories
 from vaults.models import VaultState
 
@@ -67,12 +68,27 @@ def clean(job: Job, *, clock: Clock) -> bool:
         vault = repositories.open_vault(job.vault, across=job.kind in ACROSS)
         if job.stage != Stage.FINISH:
             _close_sessions(executor, job, vault, clock)
+        _keep_problems(executor, job, vault)
         staging.remove(vault, job.pk)
     except (EngineError, OSError) as error:
         log.warning("job.not_cleaned", job=str(job.pk), error=str(error))
         return False
     Job.objects.filter(pk=job.pk).update(cleaned=True)
     return True
+
+
+def _keep_problems(executor: Executor[Any, Any, Any, Any], job: Job, vault: Vault) -> None:
+    """Put the first problems that a job met before it failed, or was canceled, into its report."""
+    if job.state not in (JobState.FAILED, JobState.CANCELED) or "problems" in job.report:
+        return
+    found: list[Problem] = []
+    for result in staging.Staging(vault, job.pk, job.round).results_there(executor.result):
+        found += getattr(result, "problems", [])
+        if len(found) > PROBLEMS_SHOWN:
+            break
+    if found:
+        report = job.report | {"problems": shown(found)}
+        Job.objects.filter(pk=job.pk).update(report=report, problems_count=len(found))
 
 
 def _close_sessions(executor: Executor[Any, Any, Any, Any], job: Job, vault: Vault, clock: Clock) -> None:

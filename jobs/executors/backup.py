@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from engine.ids import new_ulid
+from engine.point import Stats
 from engine.progress import Progress
 from engine.vault import PointName, Vault
 from engine.verbs import backup
@@ -59,12 +60,32 @@ def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dic
         "state": outcome.state,
         "point": point,
         "problems_count": outcome.problems_total,
+        "statistics": _statistics(outcome.stats),
         "report": {
             "stats": msgspec.to_builtins(outcome.stats),
             "problems": shown(outcome.problems),
             "mounts": outcome.mounts,
             "requests": outcome.requests,
         },
+    }
+
+
+def _statistics(stats: Stats) -> dict[str, Any]:
+    """Return what jobs.course tells: `files_total` were found, `files_done` of them are in the point."""
+    return {
+        "bytes_logical": stats.bytes,
+        "bytes_processed": stats.bytes_read,
+        "bytes_new": stats.bytes_new,
+        "bytes_stored": stats.bytes_stored,
+        "files_total": stats.files_new + stats.files_changed + stats.files_unchanged,
+        "files_done": stats.files,
+        "files_new": stats.files_new,
+        "files_changed": stats.files_changed,
+        "files_unchanged": stats.files_unchanged,
+        "files_deleted": stats.files_deleted,
+        "entries_total": stats.entries_new + stats.entries_changed + stats.entries_unchanged,
+        "entries_done": stats.entries,
+        "skipped": stats.skipped,
     }
 
 

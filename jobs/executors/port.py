@@ -13,6 +13,7 @@ from engine.progress import Progress
 from engine.vault import Vault
 from engine.verbs.findings import Finding
 from jobs.models import Job
+from jobs.problems import row
 from vaults.models import RecoveryPoint
 
 Clock = Callable[[], dt.datetime]
@@ -53,16 +54,8 @@ def point_of(job: Job) -> RecoveryPoint:
 
 
 def shown(problems: Iterable[Problem]) -> list[dict[str, Any]]:
-    """Return the first problems as the job's report keeps them; bytes that are no UTF-8 are written as \\xNN."""
-    return [
-        {
-            "path": "/" + problem.path.decode("utf-8", "backslashreplace"),
-            "reason": problem.reason,
-            "detail": problem.detail,
-            "lost": problem.lost,
-        }
-        for _, problem in zip(range(PROBLEMS_SHOWN), problems, strict=False)
-    ]
+    """Return the first problems as the job's report keeps them."""
+    return [row(problem) for _, problem in zip(range(PROBLEMS_SHOWN), problems, strict=False)]
 
 
 def found(findings: Iterable[Finding]) -> list[dict[str, Any]]:

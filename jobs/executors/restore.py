@@ -56,6 +56,12 @@ def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dic
     return {
         "state": outcome.state,
         "problems_count": outcome.problems_total,
+        "statistics": {
+            "bytes_processed": outcome.bytes,
+            "files_done": outcome.files,
+            "entries_done": outcome.entries,
+            "skipped": {"exists": outcome.skipped} if outcome.skipped else {},
+        },
         "passwords": passwords.sealed(job, made),
         "report": {
             "entries": outcome.entries,

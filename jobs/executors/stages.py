@@ -12,6 +12,7 @@ from django.db import Error as DatabaseTrouble
 
 from accounts.refusals import Refused
 from accounts.secrets import SecretUnreadable
+from engine import halt
 from engine.errors import Canceled, EngineError, SessionFenced, Unreachable
 from engine.vault import Vault
 from jobs import doorbell, freezing, speed, steps
@@ -77,7 +78,7 @@ def _attempt(executor: AnyExecutor, step: Step, clock: Clock) -> None:
     progress = StepProgress(step, clock=clock)
     stage = {Stage.PLAN: _plan, Stage.WORK: _work, Stage.FINISH: _finish}[Stage(step.stage)]
     try:
-        with progress.lease_kept():
+        with progress.lease_kept(), halt.heard(progress.halt):
             stage(executor, step, progress, clock)
     except (steps.Fenced, DatabaseTrouble):
         raise  # without the database nothing can be written down: the lease runs out and the step is claimed anew

@@ -17,6 +17,7 @@ from engine.vault import Vault
 T = TypeVar("T", bound=msgspec.Struct)
 PREFIX = "staging/"
 DELETE_MANY = 500
+RESULTS_READ = 200
 
 
 class Staging:
@@ -45,6 +46,12 @@ class Staging:
         """Yield the results of all units in order. Raises NotFound when one is missing."""
         for number in range(count):
             yield self._get(f"results/{number:08d}", kind)
+
+    def results_there(self, kind: type[T]) -> Iterator[T]:
+        """Yield the results of the first units that have one: a job that did not finish may lack any of them."""
+        start = f"{self._prefix}results/"
+        for _, stored in zip(range(RESULTS_READ), self._vault.storage.scan(start), strict=False):
+            yield self._get(stored.key.removeprefix(self._prefix), kind)
 
     def _put(self, name: str, value: msgspec.Struct) -> None:
         key = self._prefix + name
