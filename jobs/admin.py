@@ -30,15 +30,7 @@ from policies.models import Plan, Source
 from vaults.admin import RecoveryPointAdmin, VaultAdmin
 from vaults.models import RecoveryPoint, Vault
 
-STATE_LABELS = {
-    "Complete": "success",
-    "Partially complete": "warning",
-    "Failed": "danger",
-    "Running": "info",
-    "Queued": "info",
-    "Canceling": "warning",
-    "Missed": "danger",
-}
+STATE_LABELS = {state.label: variant for state, variant in jobpage.VARIANTS.items()}
 
 
 CHANGE_SOURCE = "policies.change_source"
@@ -87,6 +79,20 @@ class JobAdmin(ReadOnlyAdmin):
         found: QuerySet[Job] = super().get_queryset(request)
         is_list = request.resolver_match is not None and request.resolver_match.url_name == "jobs_job_changelist"
         return found.defer("report") if is_list else found.select_related("source", "vault__region")
+
+    def get_fieldsets(self, request: HttpRequest, obj: Job | None = None) -> Any:
+        """Show only what there is something to tell of."""
+        found = super().get_fieldsets(request, obj)
+        if obj is None:
+            return found
+        told = [(title, [name for name in shown["fields"] if self._tells(obj, str(name))]) for title, shown in found]
+        return [(title, {"fields": names}) for title, names in told if names]
+
+    def _tells(self, job: Job, name: str) -> bool:
+        if name == "live":
+            return True
+        value = getattr(self, name)(job) if hasattr(self, name) else getattr(job, name)
+        return value not in (None, "", "–")
 
     def get_urls(self) -> list[Any]:
         return [

@@ -21,7 +21,17 @@ _ELSEWHERE = ("problems", "mounts", "requests", "stats", "census", "decisions", 
 _COUNTED = ("entries", "files", "bytes", "skipped")
 DECISIONS_ON_PAGE = 200
 PROBLEMS_ON_PAGE = 50
+EVENTS_ON_PAGE = 5
 POLL_S = 2
+VARIANTS = {
+    JobState.COMPLETE: "success",
+    JobState.PARTIAL_COMPLETE: "warning",
+    JobState.FAILED: "danger",
+    JobState.MISSED: "danger",
+    JobState.QUEUED: "info",
+    JobState.RUNNING: "info",
+    JobState.CANCELING: "warning",
+}
 # What the engine calls a phase, and what goes on in it (B11).
 PHASES = {
     "scan": "Scan: looking for what changed",
@@ -56,10 +66,12 @@ def live(job: Job, *, now: dt.datetime) -> str:
             "job": job,
             "poll_url": "" if job.ended else reverse("admin:jobs_job_live", args=[job.pk]),
             "poll_s": POLL_S,
-            "percent": None if seen.share is None else int(seen.share * 100),
+            "percent": None if seen.share is None or job.ended else int(seen.share * 100),
+            "variant": VARIANTS.get(job.state, ""),
             "phase": _phase(job),
             "figures": _figures(job, seen),
             "counts": count_cells(job),
+            "events": list(job.events.order_by("-happened_at", "-pk")[:EVENTS_ON_PAGE])[::-1],
         },
     )
 
@@ -83,7 +95,8 @@ def _figures(job: Job, seen: course.Course) -> list[str]:
         told.append(f"about {span(seen.left_s)} left {_BASIS[seen.basis]}")
     if seen.elapsed_s is not None:
         told.append(f"{'took' if job.ended else 'for'} {span(seen.elapsed_s)}")
-        told.append(done_so_far(job))
+        if job.units_total or not job.ended:
+            told.append(done_so_far(job))
     return told
 
 
@@ -93,13 +106,13 @@ _COUNTS = (
     ("New", "bytes_new"),
     ("Stored", "bytes_stored"),
     ("Files", "files_total"),
-    ("done", "files_done"),
-    ("new", "files_new"),
-    ("changed", "files_changed"),
-    ("unchanged", "files_unchanged"),
-    ("deleted", "files_deleted"),
+    ("Files done", "files_done"),
+    ("Files new", "files_new"),
+    ("Files changed", "files_changed"),
+    ("Files unchanged", "files_unchanged"),
+    ("Files deleted", "files_deleted"),
     ("Entries", "entries_total"),
-    ("done", "entries_done"),
+    ("Entries done", "entries_done"),
 )
 
 

@@ -1,13 +1,17 @@
 """The console in a real browser: it works under its own content policy and asks nobody else for anything."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from django.db import connection
+from django.utils import timezone
 from playwright.sync_api import Page, sync_playwright
 
 from accounts.models import User
 from accounts.services import SERVICE
-from jobs import local, services
+from jobs import local, services, steps
+from jobs.models import Job
 from tests.support.control import Clock, Site, make_site
 from tests.support.people import PASSWORD
 
@@ -149,3 +153,30 @@ def test_a_person_adds_a_source_of_another_kind_and_is_told_what_is_wrong(page):
     assert "hunter2" not in page.content()
     page.get_by_text("Test connection").locator("visible=true").first.click()
     page.wait_for_selector("text=No worker is running on db1")
+
+
+@pytest.mark.rule("D23")
+def test_a_jobs_page_moves_on_by_itself_and_shows_the_buttons_of_its_end(page, site):
+    log_in(page)
+    with ThreadPoolExecutor(1) as database:
+        job = database.submit(under_way, site).result()
+        page.goto(f"/admin/jobs/job/{job.pk}/change/")
+        page.wait_for_selector("#job-percent >> text=25 %")
+        database.submit(lambda: Job.objects.filter(pk=job.pk).update(bytes_done=75)).result()
+        page.wait_for_selector("#job-percent >> text=75 %")
+        assert page.locator("a:has-text('Retry')").locator("visible=true").count() == 0
+        database.submit(steps.end_job, job.pk, state="failed", now=timezone.now(), error="The disk broke.").result()
+        page.locator("a:has-text('Retry')").locator("visible=true").first.wait_for()
+        assert page.locator("#job-live[hx-get]").count() == 0
+
+
+def under_way(site: Site) -> Job:
+    """Have a backup at a quarter; nobody works on it."""
+    try:
+        now = timezone.now()
+        job = services.request_backup(site.plan, actor=SERVICE, now=now)
+        steps.claim(services.first_step(job).pk, worker="w", now=now)
+        Job.objects.filter(pk=job.pk).update(planned=True, bytes_total=100, bytes_done=25, phase="process")
+        return job
+    finally:
+        connection.close()

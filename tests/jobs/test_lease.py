@@ -1,14 +1,17 @@
 """A step's lease lives as long as its worker works, also through a call that takes longer than a lease."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from django.utils import timezone
 
 from accounts.services import SERVICE
+from engine.errors import Canceled
 from jobs import progress, services, steps
 from jobs.models import Step
 from jobs.progress import StepProgress
+from jobs.states import JobState, Stage
 from tests.support.people import whole_plan
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -46,3 +49,50 @@ def test_the_keeper_leaves_a_step_alone_that_another_worker_took(step: Step) -> 
         time.sleep(0.8)
     step.refresh_from_db()
     assert step.lease_until == taken
+
+
+def order_to_stop(step: Step) -> None:
+    services.request_cancel(step.job, actor=SERVICE, now=timezone.now())
+
+
+@pytest.fixture
+def quick(settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.STEP_CANCEL_CHECK_S = 0.1
+    monkeypatch.setattr(progress, "RELEASED_AFTER_S", 0.3)
+
+
+@pytest.mark.rule("C43")
+def test_an_order_to_stop_is_heard_between_two_heartbeats_and_by_other_threads(step: Step, quick: None) -> None:
+    watched = StepProgress(step, clock=lambda: step.created_at)  # no heartbeat ever comes due
+    with watched.lease_kept():
+        watched.check()
+        order_to_stop(step)
+        time.sleep(0.25)
+        with ThreadPoolExecutor(1) as other, pytest.raises(Canceled):
+            other.submit(watched.halt).result()
+        with pytest.raises(Canceled):
+            watched.check()
+        watched.halt()  # the work's own thread heard it, and tidies up
+
+
+@pytest.mark.rule("C43")
+def test_a_worker_that_hangs_after_the_order_to_stop_loses_its_step_and_the_job_ends(step: Step, quick: None) -> None:
+    with StepProgress(step, clock=timezone.now).lease_kept():
+        order_to_stop(step)
+        time.sleep(0.9)
+        step.job.refresh_from_db()
+        assert step.job.state == JobState.CANCELED
+    with pytest.raises(steps.Fenced):
+        steps.end_plan(step, units_total=1, units_done=0, now=timezone.now())
+
+
+def test_what_may_be_committing_is_neither_stopped_nor_released(step: Step, quick: None) -> None:
+    step.stage = Stage.FINISH
+    watched = StepProgress(step, clock=lambda: step.created_at)
+    watched.phase("commit")
+    with watched.lease_kept():
+        order_to_stop(step)
+        time.sleep(0.7)
+        watched.halt()
+    step.job.refresh_from_db()
+    assert step.job.state == JobState.CANCELING

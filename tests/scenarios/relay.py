@@ -8,7 +8,9 @@ from tests.scenarios.installation import free_port
 
 
 class Door:
-    """Listens on loopback while open. Closing it ends every connection that goes through."""
+    """Listens on loopback while open. Closing it ends every connection that goes through; hushed it passes nothing on,
+    and says nothing. A context closes it at its end.
+    """
 
     def __init__(self, server: str) -> None:
         host, _, port = server.rpartition(":")
@@ -16,6 +18,23 @@ class Door:
         self._port = free_port()
         self._ends: list[socket.socket] = []
         self._listener: socket.socket | None = None
+        self._speaks = threading.Event()
+        self._speaks.set()
+        self.open()
+
+    def __enter__(self) -> "Door":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def hush(self) -> None:
+        self._speaks.clear()
+
+    def reopen(self) -> None:
+        """Be a door again, with new connections."""
+        self.close()
+        self._speaks.set()
         self.open()
 
     @property
@@ -40,12 +59,13 @@ class Door:
                 server = socket.create_connection(self._server)
                 self._ends += [client, server]
                 for pair in ((client, server), (server, client)):
-                    threading.Thread(target=_pump, args=pair, daemon=True).start()
+                    threading.Thread(target=_pump, args=(*pair, self._speaks), daemon=True).start()
 
 
-def _pump(source: socket.socket, sink: socket.socket) -> None:
+def _pump(source: socket.socket, sink: socket.socket, speaks: threading.Event) -> None:
     with contextlib.suppress(OSError):  # either end closed
         while data := source.recv(1 << 16):
+            speaks.wait()
             sink.sendall(data)
     _shut(source)
     _shut(sink)

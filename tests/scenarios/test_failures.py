@@ -28,6 +28,7 @@ from tests.support.trees import difference, snapshot
 pytestmark = [pytest.mark.scenario, pytest.mark.slow, pytest.mark.timeout(200)]
 SLOW = 2_000_000  # bytes/s
 CRAWLING = 2_000
+SOON_S = 5
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +217,31 @@ def test_a_canceled_backup_stops_soon_and_leaves_earlier_points_as_they_are(
     site.ended(site.api.post("jobs/", verify, expect=202)["id"])
 
 
+@pytest.mark.rule("C42", "C43")
+@pytest.mark.parametrize("store_is", ["slow", "away", "silent"])
+def test_a_backup_of_one_huge_file_is_canceled_in_mid_upload_whatever_the_store_does(
+    site: Installation, minio_service: S3, bucket: str, tmp_path: Path, store_is: str
+) -> None:
+    with Door(minio_service.endpoint) as door:
+        behind = dataclasses.replace(minio_service, url=f"http://{door.endpoint}", endpoint=door.endpoint)
+        site.region(store_is, behind, bucket, bytes_per_s=SLOW)
+        folder = tmp_path / "source"
+        folder.mkdir()
+        (folder / "small").write_bytes(b"as it was")
+        protected = site.protect(f"huge, {store_is}", folder, region=store_is)
+        earlier = site.ended(site.backup(protected)["id"])
+        (folder / "huge").write_bytes(random.Random(store_is).randbytes(160 << 20))
+        job = site.backup(protected)["id"]
+        site.watch(job, lambda now: now["bytes_done"] > 16 << 20)
+        if store_is == "away":
+            door.close()
+        elif store_is == "silent":
+            door.hush()
+        stopped_soon(site, job)
+        door.reopen()
+        assert [point["id"] for point in site.points(protected)] == [earlier["point"]]
+
+
 @pytest.mark.rule("C43")
 def test_a_canceled_restore_stops_soon_and_leaves_no_half_files(
     site: Installation, slowly: Callable[[int], None], source: Path, tmp_path: Path
@@ -243,6 +269,6 @@ def stopped_soon(site: Installation, job: str) -> None:
     """Cancel the job and wait until it stopped; no step is open then."""
     since = time.monotonic()
     assert site.api.post(f"jobs/{job}/cancel/", expect=202)["state"] in ("canceling", "canceled")
-    site.ended(job, "canceled", seconds=30)
-    assert time.monotonic() - since < 30
+    site.ended(job, "canceled", seconds=SOON_S)
+    assert time.monotonic() - since < SOON_S
     assert {step["state"] for step in site.steps(job)} <= {"canceled", "complete"}
