@@ -25,12 +25,13 @@ from jobs.console import (
 )
 from jobs.forms import ConfirmExpiryForm, RestoreForm, RetryForm, VerifyForm
 from jobs.models import Job, JobEvent, Step, Worker
+from jobs.states import JobState
 from policies.admin import PlanAdmin, SourceAdmin
 from policies.models import Plan, Source
 from vaults.admin import RecoveryPointAdmin, VaultAdmin
 from vaults.models import RecoveryPoint, Vault
 
-STATE_LABELS = {state.label: variant for state, variant in jobpage.VARIANTS.items()}
+STATE_LABELS = {JobState(state).label: variant for state, variant in jobpage.VARIANTS.items()}
 
 
 CHANGE_SOURCE = "policies.change_source"

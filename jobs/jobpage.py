@@ -23,7 +23,7 @@ DECISIONS_ON_PAGE = 200
 PROBLEMS_ON_PAGE = 50
 EVENTS_ON_PAGE = 5
 POLL_S = 2
-VARIANTS = {
+VARIANTS: dict[str, str] = {
     JobState.COMPLETE: "success",
     JobState.PARTIAL_COMPLETE: "warning",
     JobState.FAILED: "danger",

@@ -43,8 +43,8 @@ def running(site: Site) -> Job:
     return job
 
 
-def shown(console: Client, *args: object) -> str:
-    answer = console.get(page("jobs_job", *args))
+def shown(console: Client, what: str, *args: object) -> str:
+    answer = console.get(page("jobs_job", what, *args))
     assert answer.status_code == 200
     return str(answer.content.decode())
 

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import tempfile
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ def backup(site: Site) -> Job:
 
 
 def downloaded(site: Site, job: Job, format: str) -> str:
-    answer = client_of(site.owner).get(f"/api/v1/jobs/{job.pk}/problems/", {"as": format})
+    answer: Any = client_of(site.owner).get(f"/api/v1/jobs/{job.pk}/problems/", {"as": format})
     assert answer.status_code == 200
     assert answer["Content-Disposition"].endswith(f'problems.{format}"')
     return b"".join(answer.streaming_content).decode()

@@ -8,7 +8,7 @@ import pytest
 from accounts.models import Role
 from accounts.services import SERVICE
 from engine.patterns import Selection, Verdict, literal
-from jobs import executors, local, retrying, services, steps
+from jobs import executors, local, maintenance, services, steps
 from jobs.models import Job
 from jobs.retrying import NotRetryable, RetryRuns, retry
 from jobs.states import JobState, Kind
@@ -128,13 +128,13 @@ def test_a_failed_verification_keeps_its_level_and_a_dry_run_stays_one(site, clo
     verify = services.request_verify(site.vault, level="content", actor=SERVICE, now=clock())
     services.request_cancel(verify, actor=SERVICE, now=clock())
     assert retry(verify, actor=SERVICE, now=clock()).settings == {"level": "content"}
-    prune = retrying.maintenance.request(site.vault, Kind.PRUNE, {"dry_run": True}, actor=SERVICE, now=clock())
+    prune = maintenance.request(site.vault, Kind.PRUNE, {"dry_run": True}, actor=SERVICE, now=clock())
     services.request_cancel(prune, actor=SERVICE, now=clock())
     assert retry(prune, actor=SERVICE, now=clock()).settings == {"dry_run": True}
 
 
 def test_the_deletion_of_one_point_is_asked_for_anew_at_the_point(site, clock):
-    job = retrying.maintenance.request(site.vault, Kind.EXPIRE, {"points": ["x"]}, actor=SERVICE, now=clock())
+    job = maintenance.request(site.vault, Kind.EXPIRE, {"points": ["x"]}, actor=SERVICE, now=clock())
     services.request_cancel(job, actor=SERVICE, now=clock())
     assert refused(job, clock) == "ask_at_point"
 
