@@ -47,9 +47,8 @@ def usual_s(job: Job) -> float | None:
     """Return how long the last run of the same thing took, None without one. One query."""
     alike = Job.objects.filter(kind=job.kind, vault=job.vault_id, source=job.source_id, state__in=_ENDED_WELL)
     last = alike.filter(created_at__lt=job.created_at, started_at__isnull=False).values_list("started_at", "ended_at")
-    for began, ended in last[:1]:
-        return float((ended - began).total_seconds())
-    return None
+    began, ended = last.first() or (None, None)
+    return (ended - began).total_seconds() if began and ended else None
 
 
 def look(job: Job, *, now: dt.datetime) -> Course:
