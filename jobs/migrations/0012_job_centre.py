@@ -5,25 +5,26 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('jobs', '0011_freezing'),
+        ("jobs", "0011_freezing"),
     ]
 
     operations = [
         migrations.AddField(
-            model_name='job',
-            name='retry_of',
-            field=models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='retries', to='jobs.job'),
+            model_name="job",
+            name="retry_of",
+            field=models.ForeignKey(
+                null=True, on_delete=django.db.models.deletion.SET_NULL, related_name="retries", to="jobs.job"
+            ),
         ),
         migrations.AddField(
-            model_name='job',
-            name='samples',
+            model_name="job",
+            name="samples",
             field=models.JSONField(default=list),
         ),
         migrations.AddField(
-            model_name='job',
-            name='statistics',
+            model_name="job",
+            name="statistics",
             field=models.JSONField(default=dict),
         ),
     ]
