@@ -8,15 +8,16 @@ from django.contrib.auth.models import Group
 from django.db import connection
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, StreamingHttpResponse
 from django.http.response import HttpResponseBase
+from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils import timezone
 from unfold.admin import TabularInline
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
-from accounts import chain, exports, guards, services
+from accounts import chain, exports, guards, services, tokens
 from accounts.console import ReadOnlyAdmin, ServiceAdmin, action, actor_of, display, lines
-from accounts.forms import CustomRoleForm, MemberForm, role_choices
-from accounts.models import Account, CustomRole, Event, Member, User
+from accounts.forms import CustomRoleForm, MemberForm, TokenForm, role_choices
+from accounts.models import Account, ApiToken, CustomRole, Event, Member, User
 
 admin.site.unregister(Group)
 
@@ -129,6 +130,92 @@ class AccountAdmin(ServiceAdmin):
             services.set_role(account=member.account, user=member.user, role=given, actor=actor, now=now)
         for member in formset.deleted_objects:
             services.remove_member(member, actor=actor, now=now)
+
+
+@admin.register(ApiToken)
+class ApiTokenAdmin(ServiceAdmin):
+    """The tokens of the person at the console; everybody there has some, nobody sees another's."""
+
+    form = TokenForm
+    list_display = ["name", "key", "may", "account", "made_at", "ends_at", "used_at"]
+    list_select_related = ["token", "account"]
+    fields = ["name", "account", "privileges", "days"]
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return super().get_queryset(request).filter(token__user=request.user.pk)
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return True
+
+    def has_view_permission(self, request: HttpRequest, obj: ApiToken | None = None) -> bool:
+        return True
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return True
+
+    def has_change_permission(self, request: HttpRequest, obj: ApiToken | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: ApiToken | None = None) -> bool:
+        return True
+
+    def get_fields(self, request: HttpRequest, obj: ApiToken | None = None) -> list[str]:
+        return ["name", "key", "may", "account", "made_at", "ends_at", "used_at"] if obj else list(self.fields)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: ApiToken | None = None) -> list[str]:
+        return self.get_fields(request, obj) if obj else []
+
+    def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        if db_field.name == "account":
+            kwargs["queryset"] = Account.objects.visible_to(request.user)
+        return super().formfield_for_foreignkey(db_field, request, **kwargs)
+
+    def save_model(self, request: HttpRequest, obj: ApiToken, form: TokenForm, change: bool) -> None:
+        made, text = tokens.create(
+            obj.name,
+            privileges=form.cleaned_data["privileges"],
+            account=obj.account,
+            life=form.life(),
+            actor=actor_of(request),
+            now=timezone.now(),
+        )
+        obj.pk, obj.token = made.pk, made.token
+        obj.text = text  # type: ignore[attr-defined]  # for response_add, this once
+
+    def response_add(self, request: HttpRequest, obj: ApiToken, post_url_continue: str | None = None) -> HttpResponse:
+        """Show the token's text: in this answer alone, never in a cookie or a session."""
+        context = self.admin_site.each_context(request) | {
+            "title": "New API token",
+            "token": obj,
+            "text": getattr(obj, "text", ""),
+            "opts": self.opts,
+        }
+        answer = TemplateResponse(request, "admin/token.html", context)
+        answer["Cache-Control"] = "no-store"
+        return answer
+
+    def delete_model(self, request: HttpRequest, obj: ApiToken) -> None:
+        tokens.revoke(obj.token, actor=actor_of(request), now=timezone.now())
+
+    @display(description="Begins with")
+    def key(self, own: ApiToken) -> str:
+        return str(own.token.token_key)
+
+    @display(description="May")
+    def may(self, own: ApiToken) -> str:
+        return "what you may" if own.privileges is None else ", ".join(own.privileges)
+
+    @display(description="Made")
+    def made_at(self, own: ApiToken) -> str:
+        return f"{own.token.created:%Y-%m-%d %H:%M}"
+
+    @display(description="Ends", ordering="token__expiry")
+    def ends_at(self, own: ApiToken) -> str:
+        return f"{own.token.expiry:%Y-%m-%d %H:%M}" if own.token.expiry else "never"
+
+    @display(description="Last used", ordering="last_used_at")
+    def used_at(self, own: ApiToken) -> str:
+        return f"{own.last_used_at:%Y-%m-%d %H:%M}" if own.last_used_at else "never"
 
 
 @admin.register(Event)

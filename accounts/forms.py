@@ -1,14 +1,21 @@
-"""Forms of the console's pages of accounts: a member's role, and the privileges of a custom one."""
+"""Forms of the console's pages of accounts: a member's role, the privileges of a custom one, and those of a token."""
 
+import datetime as dt
 from typing import Any
 
 from django import forms
-from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminSelectWidget
+from django.conf import settings
+from unfold.widgets import (
+    UnfoldAdminCheckboxSelectMultipleWidget,
+    UnfoldAdminIntegerFieldWidget,
+    UnfoldAdminSelectWidget,
+)
 
-from accounts.models import Account, CustomRole, Member, Role
+from accounts.models import Account, ApiToken, CustomRole, Member, Role
 from accounts.states import Privilege
 
 Choices = list[tuple[str, str]]
+PRIVILEGES = [(one.value, f"{one.value}: {one.label}") for one in Privilege]
 
 
 def role_choices(account: Account) -> Choices:
@@ -45,7 +52,7 @@ class MemberForm(forms.ModelForm[Member]):
 
 class CustomRoleForm(forms.ModelForm[CustomRole]):
     privileges = forms.MultipleChoiceField(
-        choices=[(one.value, f"{one.value}: {one.label}") for one in Privilege],
+        choices=PRIVILEGES,
         initial=[Privilege.VIEW.value],
         widget=UnfoldAdminCheckboxSelectMultipleWidget,
         help_text="Whoever is a member sees the account, so view is always among them",
@@ -54,3 +61,30 @@ class CustomRoleForm(forms.ModelForm[CustomRole]):
     class Meta:
         model = CustomRole
         fields = ["account", "name", "privileges"]
+
+
+class TokenForm(forms.ModelForm[ApiToken]):
+    """What a new token is for, what it may do, and for how long."""
+
+    days = forms.IntegerField(min_value=1, label="Days until it ends", widget=UnfoldAdminIntegerFieldWidget)
+    privileges = forms.MultipleChoiceField(
+        choices=PRIVILEGES,
+        required=False,
+        widget=UnfoldAdminCheckboxSelectMultipleWidget,
+        help_text="As far as you have them yourself. Tick none for a token that only reads. This never changes.",
+    )
+
+    class Meta:
+        model = ApiToken
+        fields = ["name", "account", "privileges"]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["days"].initial = settings.TOKEN_DAYS
+        self.fields["days"].help_text = f"{settings.TOKEN_DAYS_MAX} at most"
+        self.fields["name"].help_text = "What it is for: so you find it again to revoke it"
+        self.fields["account"].help_text = "Only in this account; none is all of yours"
+
+    def life(self) -> dt.timedelta:
+        """Return how long the token is to live."""
+        return dt.timedelta(days=self.cleaned_data["days"])

@@ -120,6 +120,32 @@ class Member(models.Model):
         return frozenset(self.custom_role.privileges) if self.custom_role else PRIVILEGES_OF[self.role]
 
 
+class ApiToken(models.Model):
+    """What there is to know of an API token beside its hash: what it may do, in which account, when it was used last.
+
+    `privileges` None is everything that its owner may: a login's. Nothing of this ever changes but `last_used_at`:
+    another scope is another token. Changed by accounts.tokens alone.
+    """
+
+    token = models.OneToOneField("knox.AuthToken", on_delete=models.CASCADE, related_name="api_token")
+    name = models.CharField(max_length=64)
+    privileges = models.JSONField(null=True)
+    account = models.ForeignKey(Account, null=True, blank=True, on_delete=models.CASCADE, related_name="+")
+    last_used_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering: ClassVar = ["-token__created"]
+        verbose_name = "API token"
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def scope(self) -> Scope | None:
+        """Return what narrows its owner while it is used."""
+        return None if self.privileges is None else Scope(frozenset(self.privileges), self.account_id)
+
+
 class Outcome(models.TextChoices):
     """Whether what somebody asked for was done, or a rule or a missing right forbade it."""
 

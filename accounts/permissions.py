@@ -56,6 +56,13 @@ def privileges_in(user: Person, account: Account | None) -> frozenset[str]:
     return scope.narrowed(held, account.pk) if scope else held
 
 
+def privileges_anywhere(user: Person) -> frozenset[str]:
+    """Return what the user may do in one account or another."""
+    if getattr(user, "is_superuser", False):
+        return EVERYTHING
+    return frozenset().union(*_memberships(user).values()) if user.pk else NOTHING
+
+
 def accounts_where(user: Person, privilege: str) -> models.QuerySet[Account]:
     """Return the accounts in which the user has the privilege."""
     seen = Account.objects.visible_to(user)

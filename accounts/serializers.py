@@ -127,12 +127,51 @@ class LoginSerializer(serializers.Serializer[AuthToken]):
 
 
 class TokenSerializer(serializers.ModelSerializer[AuthToken]):
+    """A token without its text. `privileges` null: everything that its owner may; `account` null: in every account."""
+
+    name = serializers.CharField(source="api_token.name", default="", read_only=True)
+    privileges = serializers.ListField(
+        child=serializers.ChoiceField(choices=Privilege.choices),
+        source="api_token.privileges",
+        default=None,
+        read_only=True,
+        allow_null=True,
+    )
+    account = serializers.UUIDField(source="api_token.account_id", default=None, read_only=True, allow_null=True)
+    last_used_at = serializers.DateTimeField(
+        source="api_token.last_used_at", default=None, read_only=True, allow_null=True, help_text="To the minute"
+    )
+
     class Meta:
         model = AuthToken
-        fields = ["token_key", "created", "expiry"]
+        fields = ["token_key", "name", "privileges", "account", "created", "expiry", "last_used_at"]
+
+
+class TokenRequestSerializer(serializers.Serializer[Any]):
+    """What a new token may do: only read, or what named privileges say; `view` is always among them."""
+
+    name = serializers.CharField(max_length=64, help_text="What it is for")
+    read_only = serializers.BooleanField(  # type: ignore[assignment]  # declared fields leave the class
+        default=False, help_text="It sees, and changes nothing"
+    )
+    privileges = serializers.ListField(
+        child=serializers.ChoiceField(choices=Privilege.choices), required=False, allow_empty=False
+    )
+    account = OwnField(
+        queryset=Account.objects.all(), account_path="pk", default=None, allow_null=True, help_text="Only in this one"
+    )
+    expires_in = serializers.DurationField(
+        default=None, allow_null=True, help_text="Life of the token; left out, the installation's default"
+    )
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if attrs.pop("read_only") == ("privileges" in attrs):
+            raise serializers.ValidationError("Give read_only or privileges.")
+        life = attrs.pop("expires_in")
+        return {"privileges": []} | attrs | {"life": life}
 
 
 class NewTokenSerializer(serializers.Serializer[Any]):
-    token = serializers.CharField()
+    token = serializers.CharField(help_text="Its text. Shown once, kept nowhere.")
     token_key = serializers.CharField()
     expiry = serializers.DateTimeField(allow_null=True)

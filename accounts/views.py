@@ -21,8 +21,8 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
 
-from accounts import chain, exports, services
-from accounts.models import Account, CustomRole, Event, Member, User
+from accounts import chain, exports, services, tokens
+from accounts.models import Account, ApiToken, CustomRole, Event, Member, User
 from accounts.permissions import INSTALL, MANAGE, MANAGE_MEMBERS, SEE_AUDIT, VIEW, accounts_where
 from accounts.serializers import (
     AccountRequestSerializer,
@@ -34,6 +34,7 @@ from accounts.serializers import (
     MemberRequestSerializer,
     MemberSerializer,
     NewTokenSerializer,
+    TokenRequestSerializer,
     TokenSerializer,
 )
 from accounts.states import Privilege
@@ -301,26 +302,42 @@ class TokenView(viewsets.GenericViewSet[AuthToken]):
     lookup_field = "token_key"
     lookup_value_regex = r"[\w-]+"
 
+    def check_permissions(self, request: Request) -> None:
+        """Let a token with a scope end itself, and nothing more: it could make one without."""
+        super().check_permissions(request)
+        if getattr(request.user, "scope", None) is not None and self.action != "logout":
+            raise exceptions.PermissionDenied("A token with a scope manages no tokens: log in with the password.")
+
     def get_queryset(self) -> models.QuerySet[AuthToken]:
         if getattr(self, "swagger_fake_view", False):
             return super().get_queryset().none()
-        return super().get_queryset().filter(user=user_of(self.request)).order_by("-created")
+        mine = super().get_queryset().filter(user=user_of(self.request))
+        return mine.select_related("api_token").order_by("-created")
 
     @extend_schema(responses={200: TokenSerializer(many=True)})
     def list(self, request: Request) -> Response:
         """List the caller's tokens without their text."""
         return Response(TokenSerializer(self.get_queryset(), many=True).data)
 
+    @extend_schema(request=TokenRequestSerializer, responses={201: NewTokenSerializer})
+    def create(self, request: Request) -> Response:
+        """Make a token that may do less than its owner, and ends. Its scope never changes; the text is shown once.
+
+        409 `privilege_not_held`, `expiry_too_long` with `days_max`, `too_many_tokens`.
+        """
+        asked = TokenRequestSerializer(data=request.data, context=self.get_serializer_context())
+        asked.is_valid(raise_exception=True)
+        return self._shown(*tokens.create(**asked.validated_data, actor=actor_of(request), now=timezone.now()))
+
+    def _shown(self, own: ApiToken, text: str) -> Response:
+        shown = NewTokenSerializer({"token": text, "token_key": own.token.token_key, "expiry": own.token.expiry})
+        return Response(shown.data, status=status.HTTP_201_CREATED, headers={"Cache-Control": "no-store"})
+
     @extend_schema(request=None, responses={204: None})
     def destroy(self, request: Request, token_key: str) -> Response:
         """Revoke a token of the caller at once."""
-        self._revoke(request, self.get_object())
+        tokens.revoke(self.get_object(), actor=actor_of(request), now=timezone.now())
         return Response(status=status.HTTP_204_NO_CONTENT)
-
-    def _revoke(self, request: Request, token: AuthToken) -> None:
-        token.delete()
-        user = user_of(request)
-        services.record(actor_of(request), "token.revoke", user, account=None, now=timezone.now(), key=token.token_key)
 
     @extend_schema(request=LoginSerializer, responses={201: NewTokenSerializer}, auth=[])
     @action(
@@ -330,7 +347,7 @@ class TokenView(viewsets.GenericViewSet[AuthToken]):
         authentication_classes=[TokenAuthentication],  # answers 401 with the scheme to use
     )
     def login(self, request: Request) -> Response:
-        """Exchange a user name and a password for a token."""
+        """Exchange a user name and a password for a token that may do what the person may."""
         wanted = LoginSerializer(data=request.data)
         wanted.is_valid(raise_exception=True)
         user = authenticate(
@@ -338,13 +355,9 @@ class TokenView(viewsets.GenericViewSet[AuthToken]):
         )
         if user is None:
             raise exceptions.AuthenticationFailed("The user name or the password is wrong.")
-        token, text = AuthToken.objects.create(user=user, expiry=wanted.validated_data.get("expires_in"))
         request.user = user
-        services.record(actor_of(request), "token.create", user, account=None, now=timezone.now(), key=token.token_key)
-        return Response(
-            NewTokenSerializer({"token": text, "token_key": token.token_key, "expiry": token.expiry}).data,
-            status=status.HTTP_201_CREATED,
-        )
+        life = wanted.validated_data.get("expires_in")
+        return self._shown(*tokens.log_in(user_of(request), life=life, actor=actor_of(request), now=timezone.now()))
 
     @extend_schema(request=None, responses={204: None})
     @action(detail=False, methods=["post"])
@@ -352,5 +365,5 @@ class TokenView(viewsets.GenericViewSet[AuthToken]):
         """Revoke the token that this request was made with."""
         if not isinstance(request.auth, AuthToken):
             raise exceptions.ValidationError("This request was not made with a token.")
-        self._revoke(request, request.auth)
+        tokens.revoke(request.auth, actor=actor_of(request), now=timezone.now())
         return Response(status=status.HTTP_204_NO_CONTENT)

@@ -77,6 +77,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
                 _item("Users", "person", "accounts_user"),
                 _item("Workers", "dns", "jobs_worker"),
                 _item("Audit trail", "history", "accounts_event"),
+                _item("My API tokens", "vpn_key", "accounts_apitoken"),
                 {"title": "API", "icon": "api", "link": reverse("docs")},
             ],
         },

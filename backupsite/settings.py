@@ -313,7 +313,7 @@ FREED_POINTS_MAX = env.int("BACKUPSITE_FREED_POINTS_MAX", default=2000)
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
-        "knox.auth.TokenAuthentication",
+        "accounts.authentication.TokenAuthentication",
         "rest_framework.authentication.SessionAuthentication",
     ],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
@@ -339,7 +339,14 @@ DRF_STANDARDIZED_ERRORS = {
     "ALLOWED_ERROR_STATUS_CODES": ["400", "401", "403", "404", "409", "429"],
     "ERROR_SCHEMAS": dict.fromkeys(("400", "401", "403", "404", "409", "429"), "backupsite.exceptions.ErrorSerializer"),
 }
-REST_KNOX = {"TOKEN_TTL": None, "AUTO_REFRESH": False, "TOKEN_PREFIX": "bs_", "TOKEN_LIMIT_PER_USER": 50}
+REST_KNOX = {"TOKEN_TTL": None, "AUTO_REFRESH": False, "TOKEN_PREFIX": "bs_"}
+KNOX_TOKEN_MODEL = "knox.AuthToken"  # noqa: S105  # a model; migrations that refer to it want this
+# After how many days a token that a person makes for a program ends, unless told; and at most. How many one may have.
+TOKEN_DAYS = env.int("BACKUPSITE_TOKEN_DAYS", default=90)
+TOKEN_DAYS_MAX = env.int("BACKUPSITE_TOKEN_DAYS_MAX", default=366)
+TOKENS_MAX = env.int("BACKUPSITE_TOKENS_MAX", default=50)
+if not 1 <= TOKEN_DAYS <= TOKEN_DAYS_MAX:
+    raise ImproperlyConfigured("BACKUPSITE_TOKEN_DAYS must be 1 to BACKUPSITE_TOKEN_DAYS_MAX.")
 SPECTACULAR_SETTINGS: dict[str, Any] = {
     "TITLE": "Backupsite",
     "DESCRIPTION": "Protects data sources by policy: schedules, vaults, recovery points, restores.",

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.django_db
 # Regions belong to the installation: everybody may read them, staff alone writes.
 OF_INSTALLATION = {"region"}
 # What a caller is asked about the own person alone.
-OF_CALLER = {"token.list", "token.login", "token.logout", "token.destroy"}
+OF_CALLER = {"token.list", "token.create", "token.login", "token.logout", "token.destroy"}
 # What a member needs more than `view` for.
 MORE_THAN_VIEW = {"account.events", "point.entries", "point.file", "event.chain"}
 
@@ -64,6 +64,7 @@ def bodies(site: Site) -> dict[str, dict[str, Any]]:
     mine = {"account": str(site.account.pk), "name": "new"}
     files = {"roots": ["/srv"]}
     return {
+        "token": {"name": "a program", "read_only": True},
         "account": {"name": "new"},
         "role": mine | {"privileges": ["backup"]},
         "region": {"name": "new", "url": str(site.files / "new")},
@@ -133,7 +134,7 @@ def test_a_viewer_reads_what_is_no_secret_and_changes_nothing(site):
     for call in calls(site):
         status = answered(site, client, call).status_code
         if call.name in OF_CALLER:
-            right = status in (200, 204, 400, 404)
+            right = status in (200, 201, 204, 400, 404)
         elif call.method == "get" and call.name not in MORE_THAN_VIEW:
             right = status in (200, 404) or call.name == "source.retention"  # which asks for a vault
         else:
