@@ -1,7 +1,7 @@
 """Forms of the console's pages of accounts: a member's role, the privileges of a custom one, and those of a token."""
 
 import datetime as dt
-from typing import Any
+from typing import Any, ClassVar
 
 from django import forms
 from django.conf import settings
@@ -77,13 +77,15 @@ class TokenForm(forms.ModelForm[ApiToken]):
     class Meta:
         model = ApiToken
         fields = ["name", "account", "privileges"]
+        help_texts: ClassVar = {
+            "name": "What it is for: so you find it again to revoke it",
+            "account": "Only in this account; none is all of yours",
+        }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fields["days"].initial = settings.TOKEN_DAYS
         self.fields["days"].help_text = f"{settings.TOKEN_DAYS_MAX} at most"
-        self.fields["name"].help_text = "What it is for: so you find it again to revoke it"
-        self.fields["account"].help_text = "Only in this account; none is all of yours"
 
     def life(self) -> dt.timedelta:
         """Return how long the token is to live."""
