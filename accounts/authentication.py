@@ -18,7 +18,7 @@ class TokenAuthentication(auth.TokenAuthentication):
         return user, token
 
 
-class TokenScheme(KnoxTokenScheme):  # type: ignore[no-untyped-call]
+class TokenScheme(KnoxTokenScheme):  # type: ignore[no-untyped-call]  # its base registers itself
     """Tells the schema that tokens are used as knox's are."""
 
     target_class = "accounts.authentication.TokenAuthentication"
