@@ -4,11 +4,13 @@ Asks no clock and no database.
 """
 
 import datetime as dt
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import Any, NamedTuple
 
 from accounts.refusals import Refused
 from policies.models import RETENTION_DAYS_MAX, Edition, Plan, Policy, Priority, Rule, RuleType, Unit
+from vaults.models import Vault
 
 GIB, TIB = 1 << 30, 1 << 40
 
@@ -194,3 +196,47 @@ def check_start(plan: Plan) -> None:
         raise ScheduleFixed(
             f"{Edition(plan.edition).label} runs when it was drawn to, once a day: convert it to a full plan to choose."
         )
+
+
+def check_scope(settings: Mapping[str, Any]) -> None:
+    """Raise ScopeFixed for a bucket's settings that leave a part of it out: a trial covers all of it (A9)."""
+    narrowed = [name for name in ("prefix", "include", "exclude") if settings.get(name)]
+    if narrowed:
+        raise ScopeFixed(
+            f"A trial covers the whole bucket: leave {', '.join(narrowed)} empty, or take a full plan.", fields=narrowed
+        )
+
+
+class TrialState(StrEnum):
+    """Where a trial stands: it runs, its backups have stopped, or it became a full plan."""
+
+    RUNNING = "running"
+    ENDED = "ended"
+    CONVERTED = "converted"
+
+
+def trial_state(vault: Vault, *, now: dt.datetime) -> str:
+    """Return where the trial stands that the vault was made with, empty for a vault of none."""
+    if vault.trial_started_at is None or vault.trial_expires_at is None:
+        return ""
+    if vault.trial_converted_at is not None:
+        return TrialState.CONVERTED
+    return TrialState.RUNNING if now < vault.trial_expires_at else TrialState.ENDED
+
+
+def trial_told(vault: Vault, *, now: dt.datetime) -> str:
+    """Return what a person should know of a trial that was not converted; empty for any other vault."""
+    ends, goes = vault.trial_expires_at, vault.trial_release_at
+    if not vault.is_trial or ends is None or goes is None:
+        return ""
+    if now < ends:
+        return f"The trial runs until {_moment(ends)}. Convert the plan to go on after that."
+    return (
+        f"The trial ended on {_moment(ends)}: there are no more backups, and each point goes when its "
+        f"{TRIAL_RETENTION_DAYS} days are over. The vault goes on {_moment(goes)}, or when its last lock ends. "
+        "Convert the plan before then to keep both."
+    )
+
+
+def _moment(moment: dt.datetime) -> str:
+    return f"{moment.astimezone(dt.UTC):%Y-%m-%d %H:%M} UTC"

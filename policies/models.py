@@ -8,8 +8,11 @@ from typing import Any, ClassVar
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
+from django.db.models.signals import post_delete
+from django.dispatch import receiver
 
 from accounts.models import Account
+from accounts.refusals import Refused
 from policies import schedule
 from vaults.models import Region, Vault, VaultState
 
@@ -20,6 +23,12 @@ KEPT_MAX = 10_000
 def _kept(text: str) -> models.PositiveSmallIntegerField[int, int]:
     """Return the field of a rule that counts points or periods; 0 keeps nothing."""
     return models.PositiveSmallIntegerField(default=0, validators=[MaxValueValidator(KEPT_MAX)], help_text=text)
+
+
+class VaultFixed(Refused):
+    """A plan that began as a trial keeps its vault for ever (A12)."""
+
+    code = "vault_fixed"
 
 
 class SourceKind(models.TextChoices):
@@ -299,8 +308,32 @@ class Plan(models.Model):
     class Meta:
         ordering: ClassVar = ["-created_at"]
         constraints: ClassVar = [
-            models.UniqueConstraint(fields=["source", "policy", "vault"], name="one_plan_per_binding")
+            models.UniqueConstraint(fields=["source", "policy", "vault"], name="one_plan_per_binding"),
+            models.UniqueConstraint(
+                fields=["source"], condition=models.Q(edition=Edition.TRIAL), name="one_trial_per_source"
+            ),
+            models.UniqueConstraint(
+                fields=["source"], condition=models.Q(edition=Edition.ESSENTIAL), name="one_essential_plan_per_source"
+            ),
         ]
 
     def __str__(self) -> str:
         return f"{self.source} → {self.vault} ({self.policy})"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Store the row. Raises VaultFixed for another vault than the one that a trial made for it (A12)."""
+        fields = kwargs.get("update_fields")
+        if not self._state.adding and (fields is None or "vault" in fields):
+            kept = Vault.objects.filter(plans=self.pk).exclude(pk=self.vault_id).first()
+            if kept and kept.trial_started_at:
+                raise VaultFixed(
+                    f"{kept} was made for this plan's trial and stays its vault for ever. To store in another vault, "
+                    "make another plan."
+                )
+        super().save(*args, **kwargs)
+
+
+@receiver(post_delete, sender=Plan)
+def drop_own_policy(sender: Any, instance: Plan, **_: Any) -> None:
+    """Let a policy that belongs to one plan go with it (B17)."""
+    Policy.objects.filter(pk=instance.policy_id, inline=True).delete()

@@ -61,7 +61,7 @@ _HOST_WRONG = {
 }
 RULES_MAX = 10
 # What a region must be set up for to protect sources of these kinds (A6, C55).
-FEATURE_OF = {SourceKind.BUCKET: "supports_bucket_backup", SourceKind.FILES: "supports_host_backup"}
+FEATURE_OF: dict[str, str] = {SourceKind.BUCKET: "supports_bucket_backup", SourceKind.FILES: "supports_host_backup"}
 AUDITED_RULES = (
     "retention_days",
     "keep_last",
@@ -108,22 +108,12 @@ def check_source(source: Source, *, credentials: dict[str, str] | None = None, o
         raise ValidationError({"credentials": "They belong to the former server: give those of the new one."})
     with contextlib.suppress(EngineError):
         addresses.check(own.endpoints(source.settings))
-    if kept:
-        check_scope(source)
+    if kept and source.plans.filter(edition=Edition.TRIAL).exists():
+        editions.check_scope(source.settings)
     if kept and credentials is None and kept.settings == source.settings:
         return False
     source.checked_at, source.check_error = None, ""
     return not own.on_host
-
-
-def check_scope(source: Source) -> None:
-    """See that a bucket on trial is covered as a whole (A9). Raises ScopeFixed."""
-    narrowed = [name for name in ("prefix", "include", "exclude") if source.settings.get(name)]
-    if narrowed and source.plans.filter(edition=Edition.TRIAL).exists():
-        raise editions.ScopeFixed(
-            f"A trial covers the whole bucket: leave {', '.join(narrowed)} empty, or convert the plan to a full one.",
-            fields=narrowed,
-        )
 
 
 def _servers(source: Source) -> list[Any]:
@@ -292,11 +282,13 @@ def draw_start() -> int:
 
 
 def create_plan(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
-    """Bind a source to a policy and a vault (B16). Raises PlanUnfit, PlanExists, SourceErasing.
+    """Bind a source to a policy and a vault (B16). Raises ArchiveRefused (A3), and what `bind` raises."""
+    _check_plan(plan)
+    connection.check_class(plan.source)
+    return bind(plan, actor=actor, now=now)
 
-    Raises also NotInRegion, ArchiveRefused (A3), and what the plan's edition forbids. The start between 00:00 and
-    06:00 is drawn here, once (C8), unless the caller drew it.
-    """
+
+def _check_plan(plan: Plan) -> None:
     if plan.source.erasing_since:
         raise SourceErasing(f"The backups of {plan.source} are being deleted. Make a new source to protect it again.")
     accounts = {plan.source.account_id, plan.policy.account_id, plan.vault.account_id}
@@ -313,17 +305,24 @@ def create_plan(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
     if feature := FEATURE_OF.get(plan.source.kind):
         plan.source.region.need(feature)
     editions.check_policy(plan.edition, plan.policy, plan.policy.rules.all())
-    connection.check_class(plan.source)
+
+
+def bind(plan: Plan, *, start_minute: int | None = None, actor: Actor, now: dt.datetime) -> Plan:
+    """Store a plan whose source was looked at. Raises PlanUnfit, PlanExists, SourceErasing, NotInRegion, and what the
+    plan's edition forbids.
+
+    The start between 00:00 and 06:00 is drawn here, once (C8), unless the caller drew it.
+    """
+    _check_plan(plan)
     plan.account_id = plan.source.account_id
-    if plan.start_minute is None:
-        plan.start_minute = draw_start()
+    plan.start_minute = draw_start() if start_minute is None else start_minute
     moments.move_on(plan, after=now)
     plan.next_drill_at = moments.next_drill_at(plan, plan.policy, after=now)
     plan.created_at = now
     try:
         with transaction.atomic():
             plan.save(force_insert=True)
-            record(actor, "plan.create", plan, account=plan.account, now=now)
+            record(actor, "plan.create", plan, account=plan.account, now=now, edition=plan.edition)
     except IntegrityError as error:
         raise PlanExists("There is a plan for this source, policy and vault already.") from error
     return plan

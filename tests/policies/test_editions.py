@@ -1,6 +1,7 @@
 """What the editions of plans lay down, one by one."""
 
 import datetime as dt
+from typing import Any
 
 import pytest
 
@@ -87,7 +88,7 @@ def test_above_its_size_a_host_is_warned_that_a_run_may_outlast_a_day(priority, 
     assert editions.long_run_warning(Plan(priority=priority), bytes_total=limit + 1) == ""
 
 
-def check(edition: str, rules: tuple[Rule, ...] = (Rule(),), **values: object) -> None:
+def check(edition: str, rules: tuple[Rule, ...] = (Rule(),), **values: Any) -> None:
     editions.check_policy(edition, Policy(**{"retention_days": editions.TERMS[edition].days_max} | values), rules)
 
 
