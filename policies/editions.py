@@ -56,6 +56,12 @@ class ScheduleFixed(Refused):
     code = "schedule_fixed"
 
 
+class TrialEnded(Refused):
+    """The trial is over and was not converted."""
+
+    code = "trial_ended"
+
+
 class ScopeFixed(Refused):
     """A trial covers the whole bucket (A9)."""
 
@@ -120,9 +126,11 @@ def windows_pattern(path: str) -> str:
     return f"/[A-Za-z]:/{open_case}"
 
 
-def excluded_patterns() -> list[str]:
-    """Return the patterns that the sources of essential host backup begin with."""
-    return [*LINUX_EXCLUDED, *(windows_pattern(path) for path in WINDOWS_EXCLUDED)]
+def excluded_patterns(root: str) -> list[str]:
+    """Return the patterns that essential host backup begins with for a root, which is a path or a drive such as C:."""
+    if not root.startswith("/"):
+        return [windows_pattern(path) for path in WINDOWS_EXCLUDED]
+    return [path for path in LINUX_EXCLUDED if path.startswith(f"{root.rstrip('/')}/")]
 
 
 def is_excluded(root: str) -> bool:
@@ -236,6 +244,12 @@ def trial_told(vault: Vault, *, now: dt.datetime) -> str:
         f"{TRIAL_RETENTION_DAYS} days are over. The vault goes on {_moment(goes)}, or when its last lock ends. "
         "Convert the plan before then to keep both."
     )
+
+
+def check_running(vault: Vault, *, now: dt.datetime) -> None:
+    """Raise TrialEnded for the vault of a trial that is over."""
+    if trial_state(vault, now=now) == TrialState.ENDED:
+        raise TrialEnded(trial_told(vault, now=now))
 
 
 def _moment(moment: dt.datetime) -> str:

@@ -358,7 +358,8 @@ def pause(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
 
 @transaction.atomic
 def resume(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
-    """Let a paused plan run again from its next moment on (C31). Raises PlanNotPaused."""
+    """Let a paused plan run again from its next moment on (C31). Raises PlanNotPaused, TrialEnded."""
+    editions.check_running(plan.vault, now=now)
     moments.move_on(plan, after=now)
     changed = Plan.objects.filter(pk=plan.pk, state=PlanState.PAUSED).update(
         state=PlanState.ACTIVE, next_run_at=plan.next_run_at, next_rule=plan.next_rule

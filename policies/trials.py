@@ -95,8 +95,8 @@ def check(source: Source) -> None:
 
 
 def _make(source: Source, *, actor: Actor, now: dt.datetime) -> Trial:
-    if source.plans.filter(edition=Edition.TRIAL).exists():
-        raise TrialExists(f"{source} is on trial already.")
+    if source.plans.filter(vault__trial_started_at__isnull=False).exists():
+        raise TrialExists(f"{source} is on trial, or was. Take a full plan.")
     expires_at = now + dt.timedelta(days=editions.TRIAL_DAYS)
     vault = Vault(
         account=source.account,

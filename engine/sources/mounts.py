@@ -10,16 +10,22 @@ _NETWORK = (
     *("nfs", "cifs", "smb", "fuse", "gluster", "ceph", "lustre", "gpfs", "beegfs", "afs", "9p", "virtiofs", "davfs"),
     *("cpfs", "orangefs", "ocfs2", "gfs2", "ncpfs", "coda"),
 )
+# File systems on disks of the host, where people's data lies; images that are only read are not among them.
+_ON_DISK = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "reiserfs", "bcachefs", "vfat", "exfat", "ntfs3", "fuseblk")
 _LOCAL = ("fuseblk", "fusectl")  # NTFS and exFAT disks; the kernel's own
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
 class Mount(NamedTuple):
-    """One mounted file system: `path` absolute with its leading slash; `fs_type` empty where the system hides it."""
+    """One mounted file system: `path` absolute with its leading slash; `fs_type` empty where the system hides it.
+
+    `inside` is which folder of the file system is mounted: another one than "/" for a bind mount, or a subvolume.
+    """
 
     path: bytes
     fs_type: str
     device: int
+    inside: bytes = b"/"
 
 
 def is_network(fs_type: str) -> bool:
@@ -36,8 +42,31 @@ def parse_mountinfo(text: bytes) -> Iterator[Mount]:
             major, minor = fields[2].split(b":")
         except ValueError:
             continue
-        path = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), fields[4])
-        yield Mount(path, os.fsdecode(fields[dash + 1]), os.makedev(int(major), int(minor)))
+        inside, path = (_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), field) for field in fields[3:5])
+        yield Mount(path, os.fsdecode(fields[dash + 1]), os.makedev(int(major), int(minor)), inside)
+
+
+def volumes(mounts: Iterable[Mount]) -> list[bytes]:
+    """Return where a host's own volumes are mounted, sorted, each volume once; the root is always among them (C23).
+
+    A volume that is mounted at several places is the shortest of them; a part of one that is mounted once more is none.
+    """
+    found: dict[tuple[int, bytes], bytes] = {}
+    for mount in mounts:
+        whole = mount.inside == b"/" or mount.fs_type == "btrfs"
+        if mount.fs_type in _ON_DISK and whole:
+            known = found.setdefault((mount.device, mount.inside), mount.path)
+            found[mount.device, mount.inside] = min(known, mount.path, key=lambda path: (len(path), path))
+    return sorted({b"/", *found.values()})
+
+
+def own_volumes() -> list[bytes]:
+    """Return the volumes of this host; the root alone where the system does not tell."""
+    try:
+        with open(_MOUNTINFO, "rb") as file:
+            return volumes(parse_mountinfo(file.read()))
+    except OSError:
+        return [b"/"]
 
 
 def is_mounted(path: bytes) -> bool:

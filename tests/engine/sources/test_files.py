@@ -261,7 +261,7 @@ def test_mountinfo_is_decoded_and_foreign_lines_are_passed_over() -> None:
         b"36 35 98:0 /r /m\\040t\\134x rw,noatime master:1 - fuse.ossfs b rw\nnonsense\n36 35 0:5 / /q rw - ext4 d rw"
     )
     assert list(parse_mountinfo(text)) == [
-        Mount(b"/m t\\x", "fuse.ossfs", os.makedev(98, 0)),
+        Mount(b"/m t\\x", "fuse.ossfs", os.makedev(98, 0), b"/r"),
         Mount(b"/q", "ext4", os.makedev(0, 5)),
     ]
 
