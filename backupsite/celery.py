@@ -45,7 +45,7 @@ class _Presence:
         self._next = now.timestamp() + SEEN_EVERY_S
         try:
             queues = [queue.name for queue in self.consumer.task_consumer.queues]
-            presence.seen(self.consumer.hostname, queues, now=now)
+            presence.seen(self.consumer.hostname, queues, now=now, volumes=capacity.volumes())
             if now.timestamp() >= self._next_host:
                 presence.report_hosts(queues, bytes_attached=capacity.attached_bytes(), now=now)
                 # Again early in each day (UTC), so that a worker that ran at all that day is known to have.

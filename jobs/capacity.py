@@ -1,6 +1,8 @@
-"""How much the disks that are attached to this machine hold (C45)."""
+"""What the disks of this machine hold, and where their volumes are mounted (C23, C45)."""
 
 from pathlib import Path
+
+from engine.sources.mounts import own_volumes
 
 _SECTOR_BYTES = 512  # in /sys, whatever the disk's own sectors are
 # Optical and floppy drives: what lies in them is not the machine's.
@@ -25,3 +27,14 @@ def attached_bytes(block: Path = Path("/sys/block")) -> int:
         except (OSError, ValueError):
             continue  # it was unplugged just now
     return total
+
+
+def volumes() -> list[str]:
+    """Return where this machine's volumes are mounted; those whose names are no text are left out (C23)."""
+    found = []
+    for path in own_volumes():
+        try:
+            found.append(path.decode())
+        except UnicodeDecodeError:
+            continue
+    return found

@@ -240,10 +240,14 @@ class JobEvent(models.Model):
 
 
 class Worker(models.Model):
-    """A Celery worker that was seen, and the queues it serves: how the service knows that a host is running (C26)."""
+    """A Celery worker that was seen, and the queues it serves: how the service knows that a host is running (C26).
+
+    `volumes` are where the volumes of its machine are mounted (C23).
+    """
 
     name = models.CharField(max_length=255, unique=True)
     queues = models.JSONField(default=list)
+    volumes = models.JSONField(default=list)
     seen_at = models.DateTimeField()
 
     class Meta:

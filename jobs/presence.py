@@ -12,9 +12,27 @@ HOST_DAYS_KEPT = dt.timedelta(days=100)
 HOST_QUEUE = "host."
 
 
-def seen(name: str, queues: Iterable[str], *, now: dt.datetime) -> None:
-    """Note that the worker `name` lives and serves `queues`."""
-    Worker.objects.update_or_create(name=name, defaults={"queues": sorted(queues), "seen_at": now})
+def seen(name: str, queues: Iterable[str], *, now: dt.datetime, volumes: Iterable[str] = ()) -> None:
+    """Note that the worker `name` lives and serves `queues`, on a machine with these volumes."""
+    found = {"queues": sorted(queues), "volumes": sorted(volumes), "seen_at": now}
+    Worker.objects.update_or_create(name=name, defaults=found)
+
+
+def volumes_of(hosts: Iterable[str], *, now: dt.datetime) -> dict[str, list[str]]:
+    """Return, of those of the hosts whose workers were seen lately, the volumes that they told."""
+    recent = now - dt.timedelta(seconds=settings.WORKER_SEEN_S)
+    queues = {f"{HOST_QUEUE}{host}": host for host in hosts}
+    found: dict[str, list[str]] = {}
+    for served, volumes in Worker.objects.filter(seen_at__gte=recent).values_list("queues", "volumes"):
+        found |= {queues[queue]: volumes for queue in served if queue in queues and volumes}
+    return found
+
+
+def hosts(*, now: dt.datetime) -> set[str]:
+    """Return the hosts whose workers were seen lately."""
+    recent = now - dt.timedelta(seconds=settings.WORKER_SEEN_S)
+    lists = Worker.objects.filter(seen_at__gte=recent).values_list("queues", flat=True)
+    return {queue.removeprefix(HOST_QUEUE) for queues in lists for queue in queues if queue.startswith(HOST_QUEUE)}
 
 
 def report_hosts(queues: Iterable[str], *, bytes_attached: int, now: dt.datetime) -> None:

@@ -14,7 +14,7 @@ from accounts.services import Actor, record
 from jobs import doorbell, presence, steps
 from jobs.models import Job, Step
 from jobs.states import JobState, Kind, Stage, StepState, Trigger
-from policies import connection, limits, moments, reading
+from policies import connection, editions, limits, moments, reading
 from policies.kinds import TYPES
 from policies.models import Plan, Source
 from vaults.models import RecoveryPoint, Vault, VaultState, VaultType
@@ -103,11 +103,15 @@ def first_step(job: Job) -> Step:
     return job.steps.get(round=1, stage=Stage.PLAN)
 
 
-def _check_vault(vault: Vault) -> None:
+def _check_vault(vault: Vault, *, now: dt.datetime) -> None:
     if vault.type != VaultType.GENERAL:
         raise VaultUnfit(f"{vault} is a replication target: it takes no backups of its own. Choose a general vault.")
     if vault.state != VaultState.READY:
         raise VaultUnfit(f"{vault} is in state {vault.state}. Verify it first.", code="vault_not_ready")
+    try:
+        editions.check_running(vault, now=now)
+    except editions.TrialEnded as refusal:
+        raise VaultUnfit(str(refusal), code=refusal.code) from refusal
 
 
 def _backup_values(plan: Plan) -> dict[str, Any]:
@@ -134,7 +138,7 @@ def running_backup(source: Source) -> Job | None:
 
 def request_backup(plan: Plan, *, actor: Actor, now: dt.datetime, deep: bool = False) -> Job:
     """Start a backup by hand; a paused plan may be run too. Raises SourceBusy, VaultUnfit."""
-    _check_vault(plan.vault)
+    _check_vault(plan.vault, now=now)
     values = _backup_values(plan) | {"rule": moments.longest_rule(plan.policy), "settings": {"deep": deep}}
     try:
         with transaction.atomic():
@@ -185,7 +189,7 @@ def _why_not(plan: Plan, moment: dt.datetime, *, now: dt.datetime) -> tuple[str,
     if not presence.served(plan.source.queue, now=now):
         return JobState.MISSED, _unserved(plan.source, "was")
     try:
-        _check_vault(plan.vault)
+        _check_vault(plan.vault, now=now)
     except VaultUnfit as refusal:
         return JobState.SKIPPED, str(refusal)
     return "", ""
@@ -205,6 +209,12 @@ def _ended(plan: Plan, state: str, reason: str, *, now: dt.datetime, values: dic
     )
     steps.tell(job.pk, reason, now=now, level="warning")
     return job
+
+
+def record_skipped(plan: Plan, reason: str, *, now: dt.datetime) -> Job:
+    """Leave a job that tells why the plan runs no more."""
+    values = _backup_values(plan) | {"trigger": Trigger.SCHEDULED}
+    return _ended(plan, JobState.SKIPPED, reason, now=now, values=values)
 
 
 def _destination(point: RecoveryPoint, wanted: Source | None) -> Source:

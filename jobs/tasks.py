@@ -22,6 +22,7 @@ from jobs import (
     scratch,
     services,
     steps,
+    trialends,
 )
 from jobs.models import Job, Step
 from jobs.states import ENDED
@@ -92,6 +93,7 @@ def sweep_due_plans() -> None:
 def sweep_maintenance() -> None:
     """Start the maintenance that is due, and go on with deletions that locks held up."""
     now = timezone.now()
+    trialends.sweep(now=now, rows_max=SWEEP_ROWS_MAX)
     for start in (maintenance.sweep, removal.sweep, erasure.sweep):
         for job in start(now=now, rows_max=SWEEP_ROWS_MAX):
             doorbell.ring(services.first_step(job), now=now)

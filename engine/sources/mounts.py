@@ -11,7 +11,22 @@ _NETWORK = (
     *("cpfs", "orangefs", "ocfs2", "gfs2", "ncpfs", "coda"),
 )
 # File systems on disks of the host, where people's data lies; images that are only read are not among them.
-_ON_DISK = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "reiserfs", "bcachefs", "vfat", "exfat", "ntfs3", "fuseblk")
+_ON_DISK = (
+    "ext2",
+    "ext3",
+    "ext4",
+    "xfs",
+    "btrfs",
+    "zfs",
+    "f2fs",
+    "jfs",
+    "reiserfs",
+    "bcachefs",
+    "vfat",
+    "exfat",
+    "ntfs3",
+    "fuseblk",
+)
 _LOCAL = ("fuseblk", "fusectl")  # NTFS and exFAT disks; the kernel's own
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 

@@ -24,7 +24,9 @@ WINDOWS = (
 
 
 def verdict(path: str, *, folder: bool = False) -> Verdict:
-    return Selection([], editions.excluded_patterns(path[:2] if path[1:2] == ":" else "/")).verdict(path.encode(), folder=folder)
+    return Selection([], editions.excluded_patterns(path[:2] if path[1:2] == ":" else "/")).verdict(
+        path.encode(), folder=folder
+    )
 
 
 @pytest.mark.rule("C50")
