@@ -70,7 +70,7 @@ def split(key: str) -> tuple[uuid.UUID, str] | None:
         return None
 
 
-def listed(accounts: Iterable[Account] | models.QuerySet[Account]) -> models.QuerySet[Source, dict[str, Any]]:
+def listed(accounts: Iterable[Account] | models.QuerySet[Account]) -> models.QuerySet[Any, Any]:
     """Return rows of all hosts that sources of these accounts name: account, host, status, next_run_at, region."""
     essential_plan = Q(plans__edition=Edition.ESSENTIAL)
     active, paused = Q(plans__state=PlanState.ACTIVE), Q(plans__state=PlanState.PAUSED)

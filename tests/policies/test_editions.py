@@ -125,7 +125,7 @@ def test_a_clusters_points_stay_one_to_thirty_days_and_those_of_other_plans_for_
 @pytest.mark.parametrize("edition", [Edition.ESSENTIAL, Edition.TRIAL])
 def test_where_the_days_are_fixed_no_count_keeps_points_longer(edition, count):
     with pytest.raises(editions.RetentionFixed, match="nothing but the newest longer"):
-        check(edition, **{count: 1})
+        check(edition, (Rule(),), **{count: 1})
 
 
 @pytest.mark.rule("A10")

@@ -62,6 +62,7 @@ def test_a_trial_needs_nothing_said_runs_daily_and_keeps_a_week(trial):
     assert (rule.every, rule.unit, rule.cron, rule.weekdays) == (1, "day", "", [])
     assert (plan.policy.retention_days, plan.policy.inline) == (7, True)
     assert plan.start_minute < 360
+    assert plan.next_run_at is not None
     assert T0 < plan.next_run_at <= T0 + DAY
     assert trial.recovery_key.startswith("BSRK-")
 
