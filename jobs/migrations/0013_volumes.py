@@ -4,15 +4,14 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('jobs', '0012_job_centre'),
+        ("jobs", "0012_job_centre"),
     ]
 
     operations = [
         migrations.AddField(
-            model_name='worker',
-            name='volumes',
+            model_name="worker",
+            name="volumes",
             field=models.JSONField(default=list),
         ),
     ]
