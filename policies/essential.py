@@ -95,7 +95,8 @@ def enable(account: Account, host: str, *, region: Region, wish: Wish, actor: Ac
             )
     with transaction.atomic():
         vault, recovery_key = (present[0].vault, "") if present else _vault(account, region, wish, actor, now)
-        plans = [_protect(account, host, root, region=region, vault=vault, actor=actor, now=now) for root in roots]
+        sources = [_source(account, host, root, region=region, actor=actor, now=now) for root in roots]
+        plans = [Plan(source=source, vault=vault, edition=Edition.ESSENTIAL) for source in sources]
         made = [_bind(plan, wish, like=present[0] if present else None, actor=actor, now=now) for plan in plans]
         for plan in made[1:]:
             plan.start_minute = made[0].start_minute
@@ -127,10 +128,8 @@ def name_of(host: str, root: str) -> str:
     return name if len(name) <= NAME_MAX else f"{name[:30]}…{name[-33:]}"
 
 
-def _protect(
-    account: Account, host: str, root: str, *, region: Region, vault: Vault, actor: Actor, now: dt.datetime
-) -> Plan:
-    """Return a plan, not stored, for a root: its source is a new one, or the one that it had before."""
+def _source(account: Account, host: str, root: str, *, region: Region, actor: Actor, now: dt.datetime) -> Source:
+    """Return the source of a root: the one that it had before, or a new one."""
     name = name_of(host, root)
     source = Source.objects.filter(account=account, name=name, host=host, kind=SourceKind.FILES).first()
     if source is None:
@@ -138,7 +137,7 @@ def _protect(
         settings |= {"one_file_system": True, "skip_network": True}
         source = Source(account=account, region=region, name=name, host=host, settings=settings)
         services.save_source(source, actor=actor, now=now)
-    return Plan(source=source, vault=vault, edition=Edition.ESSENTIAL)
+    return source
 
 
 def _bind(plan: Plan, wish: Wish, *, like: Plan | None, actor: Actor, now: dt.datetime) -> Plan:
