@@ -3,8 +3,9 @@
 from rest_framework.routers import SimpleRouter
 
 from accounts.views import EventView, RoleView, TokenView
+from jobs.alert_views import AlertRuleView, AlertView, ChannelView, SilenceView, WatchedPlanView
 from jobs.views import ClosableAccountView, ErasableSourceView, JobView, KeptPointView, MaintainedVaultView
-from policies.views import PlanView, PolicyView
+from policies.views import PolicyView
 from vaults.views import RegionView
 
 router = SimpleRouter(use_regex_path=True)
@@ -17,5 +18,9 @@ router.register("vaults", MaintainedVaultView, basename="vault")
 router.register("recovery-points", KeptPointView, basename="point")
 router.register("sources", ErasableSourceView, basename="source")
 router.register("policies", PolicyView, basename="policy")
-router.register("plans", PlanView, basename="plan")
+router.register("plans", WatchedPlanView, basename="plan")
 router.register("jobs", JobView, basename="job")
+router.register("alerts", AlertView, basename="alert")
+router.register("alert-rules", AlertRuleView, basename="alert_rule")
+router.register("channels", ChannelView, basename="channel")
+router.register("silences", SilenceView, basename="silence")

@@ -13,6 +13,7 @@ from django.utils.timesince import timesince
 
 from accounts.console import human_bytes
 from backupsite.celery import app
+from jobs.alert_console import unheeded
 from jobs.models import Job, Worker
 from jobs.states import JobState, Kind
 from policies.models import Plan, PlanState, Source
@@ -44,6 +45,11 @@ def _item(title: str, icon: str, model: str) -> dict[str, Any]:
     return {"title": title, "icon": icon, "link": reverse(f"admin:{model}_changelist")}
 
 
+def _alerts(request: HttpRequest) -> dict[str, Any]:
+    """Return the item of the inbox, with the number of alerts that nobody heeded."""
+    return _item("Alerts", "notifications", "jobs_alert") | {"badge": unheeded(request), "badge_variant": "danger"}
+
+
 def navigation(request: HttpRequest) -> list[dict[str, Any]]:
     """Return the sidebar."""
     return [
@@ -51,6 +57,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
             "items": [
                 {"title": "Overview", "icon": "dashboard", "link": reverse("admin:index")},
                 _item("Jobs", "sync", "jobs_job"),
+                _alerts(request),
                 _item("Recovery points", "restore", "vaults_recoverypoint"),
             ]
         },
@@ -76,6 +83,9 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
                 _item("Roles", "badge", "accounts_customrole"),
                 _item("Users", "person", "accounts_user"),
                 _item("Workers", "dns", "jobs_worker"),
+                _item("Alert rules", "rule", "jobs_alertrule"),
+                _item("Channels", "outgoing_mail", "jobs_channel"),
+                _item("Silences", "notifications_off", "jobs_silence"),
                 _item("Audit trail", "history", "accounts_event"),
                 _item("My API tokens", "vpn_key", "accounts_apitoken"),
                 {"title": "API", "icon": "api", "link": reverse("docs")},

@@ -12,6 +12,7 @@ import socket
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import django_stubs_ext
 import environ
@@ -299,6 +300,21 @@ except ValueError as error:
     raise ImproperlyConfigured(f"BACKUPSITE_SOURCE_NETWORKS must be networks separated by commas: {error}.") from error
 # How long a trial connection to a source may take, in seconds.
 SOURCE_CHECK_S = env.float("BACKUPSITE_SOURCE_CHECK_S", default=15.0)
+# The mail server that alerts go through, e.g. smtp+tls://user:password@mail.example.org:587; empty is no e-mail.
+EMAIL_URL = env.str("EMAIL_URL", default="")
+EMAIL_ON = bool(EMAIL_URL)
+if EMAIL_ON:
+    vars().update(environ.Env.email_url_config(EMAIL_URL))
+EMAIL_TIMEOUT = 15  # seconds
+DEFAULT_FROM_EMAIL = env.str(
+    "BACKUPSITE_EMAIL_FROM", default=f"Backupsite <backupsite@{urlsplit(SITE_URL).hostname or 'localhost'}>"
+)
+# A replica is late when a point has waited so many hours to be copied.
+REPLICATION_LATE_HOURS = env.int("BACKUPSITE_REPLICATION_LATE_HOURS", default=24)
+# A backup that has to go through so many bytes may take longer than a day (C53).
+LARGE_BACKUP_BYTES = env.int("BACKUPSITE_LARGE_BACKUP_BYTES", default=2 << 40)
+# For how many days alerts that are over are kept.
+ALERTS_KEPT_DAYS = env.int("BACKUPSITE_ALERTS_KEPT_DAYS", default=365)
 # The name under which this machine's worker serves the sources of its host.
 HOST_NAME = env.str("BACKUPSITE_HOST", default=socket.gethostname())
 
@@ -377,6 +393,12 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
         "JobState": "jobs.states.JobState",
         "StepState": "jobs.states.StepState",
         "PlanState": "policies.models.PlanState",
+        "Severity": ["info", "warning", "critical"],
+        "Role": "accounts.states.Role",
+        "AlertState": "jobs.alert_models.AlertState",
+        "AlertType": "jobs.alert_models.AlertType",
+        "ChannelKind": "jobs.alert_models.ChannelKind",
+        "DeliveryState": "jobs.alert_models.DeliveryState",
         "VaultState": "vaults.models.VaultState",
         "PointState": "vaults.models.PointState",
     },

@@ -15,6 +15,7 @@ from django.utils.html import format_html
 
 from accounts.console import ReadOnlyAdmin, ReadOnlyInline, action, actor_of, display, human_bytes, leave_dialog, lines
 from jobs import course, jobpage, passwords, problems, removal, retrying, services
+from jobs.alert_console import PlanWatchButton
 from jobs.console import (
     PointButtons,
     SourceButtons,
@@ -292,10 +293,10 @@ admin.site.unregister([Plan, RecoveryPoint, Source, Vault])
 
 
 @admin.register(Plan)
-class RunnablePlanAdmin(PlanAdmin):
-    """The page of a plan, with the button that runs it."""
+class RunnablePlanAdmin(PlanWatchButton, PlanAdmin):
+    """The page of a plan, with the buttons that run it and say when it is overdue."""
 
-    actions_detail = ["run_now", *PlanAdmin.actions_detail]
+    actions_detail = ["run_now", *PlanAdmin.actions_detail, "watch"]
 
     @action(
         description="Back up now",

@@ -10,6 +10,7 @@ from celery import current_app
 from django.db import transaction
 from kombu.exceptions import OperationalError
 
+from jobs.alert_models import Alert, Delivery
 from jobs.models import Job, Step
 from policies.models import Source
 from vaults.models import Vault
@@ -22,6 +23,8 @@ RUN_STEP = "jobs.run_step"
 TRY_SOURCE = "jobs.try_source"
 READ_VAULT = "jobs.read_vault"
 THAW = "jobs.thaw"
+ROUTE_ALERT = "jobs.route_alert"
+SEND_DELIVERY = "jobs.send_delivery"
 # A worker that comes later need not answer any more: the person has gone.
 ASKED_FOR_S = 120
 
@@ -64,6 +67,33 @@ def _ask_to_thaw(job: Job) -> None:
     if not _muted.get():
         with contextlib.suppress(OperationalError):
             current_app.send_task(THAW, args=(str(job.pk),), queue=job.queue_work, retry=False, expires=ASKED_FOR_S)
+
+
+def ring_alert(alert: Alert) -> None:
+    """Ask any worker to see who hears of the alert, once the transaction is committed. A sweep asks again."""
+    transaction.on_commit(lambda: _call(ROUTE_ALERT, str(alert.pk)), robust=True)
+
+
+def ring_delivery(delivery: Delivery, *, now: dt.datetime) -> None:
+    """Ask any worker to send the delivery, once the transaction is committed. A sweep asks again."""
+
+    def send() -> None:
+        if _call(SEND_DELIVERY, str(delivery.pk)):
+            Delivery.objects.filter(pk=delivery.pk).update(rung_at=now)
+
+    transaction.on_commit(send, robust=True)
+
+
+def _call(task: str, key: str) -> bool:
+    """Send a message to any worker that serves the sweeps; False when the broker is away."""
+    if _muted.get():
+        return False
+    try:
+        current_app.send_task(task, args=(key,), retry=False, expires=ASKED_FOR_S)
+    except OperationalError as error:
+        log.warning("doorbell.lost", task=task, key=key, error=str(error))
+        return False
+    return True
 
 
 @contextlib.contextmanager

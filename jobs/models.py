@@ -8,9 +8,26 @@ from django.conf import settings
 from django.db import models
 
 from accounts.models import Account
+from jobs.alert_models import Alert, AlertRule, Channel, Delivery, Silence, Watch
 from jobs.states import ACTIVE, DUTY_CHOICES, MAINTENANCE, STEP_OPEN, JobState, Kind, Stage, StepState, Trigger
 from policies.models import Plan, Rule, Source
 from vaults.models import RecoveryPoint, Vault, VaultState
+
+__all__ = [
+    "Alert",
+    "AlertRule",
+    "BeatLease",
+    "Channel",
+    "Delivery",
+    "Duty",
+    "Job",
+    "JobEvent",
+    "Silence",
+    "Step",
+    "SystemExport",
+    "Watch",
+    "Worker",
+]
 
 
 class JobQuerySet(models.QuerySet["Job"]):

@@ -96,7 +96,7 @@ class StepProgress:
             self._beat(now)
         steps.heartbeat(self._step, self._counters, phase=self._phase, now=now)
         if any(self._expected):
-            steps.estimate(self._step, entries=self._expected[0], bytes=self._expected[1])
+            steps.estimate(self._step, entries=self._expected[0], bytes=self._expected[1], now=now)
 
     @contextmanager
     def lease_kept(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from django.db.models import Q
 from accounts.models import Account
 from accounts.refusals import Refused
 from accounts.services import Actor, record
-from jobs import doorbell, presence, steps
+from jobs import alerts, doorbell, presence, steps
 from jobs.models import Job, Step
 from jobs.states import JobState, Kind, Stage, StepState, Trigger
 from policies import connection, editions, limits, moments, reading
@@ -208,6 +208,7 @@ def _ended(plan: Plan, state: str, reason: str, *, now: dt.datetime, values: dic
         account=plan.account, state=state, error=reason, created_at=now, ended_at=now, cleaned=True, **values
     )
     steps.tell(job.pk, reason, now=now, level="warning")
+    alerts.job_ended(job.pk, now=now)
     return job
 
 

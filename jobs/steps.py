@@ -14,7 +14,7 @@ from django.db import transaction
 from django.db.models import F, Q
 
 from engine.errors import Canceled, Superseded
-from jobs import doorbell, pace
+from jobs import alerts, doorbell, pace
 from jobs.models import Job, JobEvent, Step
 from jobs.states import ACTIVE, ATTEMPTS_MAX, ENDED, STEP_OPEN, JobState, Stage, StepState, before
 from policies.limits import PARALLEL_MAX, load
@@ -167,9 +167,11 @@ def renew(step: Step, *, now: dt.datetime) -> None:
     _owned(step, lease_until=now + dt.timedelta(seconds=settings.STEP_LEASE_S))
 
 
-def estimate(step: Step, *, entries: int, bytes: int) -> None:
-    """Note how much the job will have to do in all, as far as its planner knows."""
+def estimate(step: Step, *, entries: int, bytes: int, now: dt.datetime) -> None:
+    """Note how much the job will have to do in all, as far as its planner knows; warn of very much (C53)."""
     Job.objects.filter(pk=step.job_id, round=step.round).update(entries_total=entries, bytes_total=bytes)
+    if bytes >= settings.LARGE_BACKUP_BYTES:
+        alerts.estimated(step.job_id, bytes_total=bytes, now=now)
 
 
 @transaction.atomic
@@ -249,6 +251,7 @@ def end_job(job_id: uuid.UUID, *, state: str, now: dt.datetime, **outcome: objec
         if frozen.update(thaw_due_at=now):
             doorbell.ask_to_thaw(frozen.get())
         tell(job_id, f"Ended: {JobState(state).label}", now=now, level="error" if state == JobState.FAILED else "info")
+        alerts.job_ended(job_id, now=now)
         return True
 
 

@@ -1,5 +1,6 @@
 """The messages that workers take: ids only, every one safe to run twice. The rows say what to do."""
 
+import contextlib
 import datetime as dt
 import uuid
 
@@ -10,6 +11,7 @@ from django.utils import timezone
 
 from accounts import chain
 from jobs import (
+    delivery,
     doorbell,
     erasure,
     executors,
@@ -19,12 +21,14 @@ from jobs import (
     meters,
     presence,
     removal,
+    routing,
     scratch,
     services,
     steps,
     trialends,
+    watches,
 )
-from jobs.models import Job, Step
+from jobs.models import Alert, Job, Step
 from jobs.states import ENDED
 from policies import connection
 from policies.models import Plan, Source
@@ -72,6 +76,34 @@ def sweep_metering() -> None:
 def thaw(job_id: str) -> None:
     """Let the application on this host go on, if it is still at rest."""
     freezing.thaw(uuid.UUID(job_id), clock=timezone.now)
+
+
+@shared_task(name=doorbell.ROUTE_ALERT)
+def route_alert(alert_id: str) -> None:
+    """See who hears of an alert that came about, or changed, just now."""
+    now = timezone.now()
+    for one in routing.route(uuid.UUID(alert_id), now=now):
+        doorbell.ring_delivery(one, now=now)
+
+
+@shared_task(name=doorbell.SEND_DELIVERY)
+def send_delivery(delivery_id: str) -> None:
+    """Send one delivery, if it still waits for somebody."""
+    with contextlib.suppress(delivery.NotClaimable):
+        delivery.deliver(uuid.UUID(delivery_id), clock=timezone.now)
+
+
+@shared_task(name="jobs.sweep_alerts")
+def sweep_alerts() -> None:
+    """See what is overdue, route what nobody rang for, and ring again for deliveries that wait."""
+    now = timezone.now()
+    watches.sweep(now=now, rows_max=SWEEP_ROWS_MAX)
+    routing.complete_rules(routing.incomplete()[:SWEEP_ROWS_MAX], now=now)
+    for alert_id in Alert.objects.unrouted(now).values_list("pk", flat=True)[:SWEEP_ROWS_MAX]:
+        routing.route(alert_id, now=now)
+    rung_before = now - dt.timedelta(seconds=settings.STEP_RING_AGAIN_S)
+    for one in delivery.waiting(now=now, rung_before=rung_before, rows_max=SWEEP_ROWS_MAX):
+        doorbell.ring_delivery(one, now=now)
 
 
 @shared_task(name="jobs.sweep_due_plans")

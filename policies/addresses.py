@@ -29,7 +29,7 @@ def check(endpoints: Iterable[tuple[str, int]]) -> None:
     """
     for host, port in endpoints:
         for address in _addresses(host, port):
-            if not _is_allowed(address):
+            if not is_allowed(address):
                 leads = f"{host} is" if host == str(address) else f"{host} leads to {address},"
                 raise AddressRefused(
                     f"{leads} an internal address. Whoever runs this installation can allow its network "
@@ -49,7 +49,8 @@ def _addresses(host: str, port: int) -> list[Address]:
     return [ipaddress.ip_address(str(sockaddr[0]).partition("%")[0]) for *_, sockaddr in found]
 
 
-def _is_allowed(address: Address) -> bool:
+def is_allowed(address: Address) -> bool:
+    """Say whether the service may connect there: a public address, or one in a network that the operator allows."""
     meant = _carried(address)
     if any(meant in network for network in settings.SOURCE_NETWORKS):
         return True

@@ -12,7 +12,19 @@ FUNCTION_LINES_MAX = 60
 PARAMETERS_MAX = 6
 VAGUE_MODULES = {"utils", "util", "helpers", "helper", "common", "misc"}
 # Edges: what a request, a message or a command comes to first.
-CLOCK_READERS = {"tasks", "views", "admin", "console", "forms", "signals", "commands", "management", "authentication"}
+CLOCK_READERS = {
+    "tasks",
+    "views",
+    "alert_views",
+    "admin",
+    "console",
+    "alert_console",
+    "forms",
+    "signals",
+    "commands",
+    "management",
+    "authentication",
+}
 CLOCKS = {
     "datetime.datetime.now",
     "datetime.datetime.utcnow",

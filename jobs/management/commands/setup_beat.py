@@ -17,6 +17,7 @@ SWEEPS = (
     "jobs.sweep_ended_jobs",
     "jobs.sweep_exports",
     "jobs.sweep_metering",
+    "jobs.sweep_alerts",
 )
 # Every so many intervals only: these look at more, and nobody waits for them.
 RARELY = {"jobs.sweep_metering": 20}
