@@ -186,7 +186,7 @@ def test_the_sweeps_are_declared_once_however_often_a_start_does_it(capsys):
     call_command("setup_beat")
     call_command("setup_beat")
     declared = set(PeriodicTask.objects.values_list("task", flat=True))
-    sweeps = ("due_plans", "maintenance", "steps", "ended_jobs", "exports")
+    sweeps = ("due_plans", "maintenance", "steps", "ended_jobs", "exports", "metering", "alerts")
     assert declared == {f"jobs.sweep_{name}" for name in sweeps}
     assert PeriodicTask.objects.count() == len(sweeps)
 
