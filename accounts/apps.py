@@ -11,3 +11,4 @@ class AccountsConfig(AppConfig):
         post_migrate.connect(after_migrate, sender=self)
         # Receivers use models, which are there only now.
         from accounts import signals as signals
+        from accounts.billing import console as console

@@ -33,6 +33,7 @@ LEVELS = tuple(meter for meter in Meter if meter not in FLOWS)
 # Fair parts say whose a vault's bytes are; the vault's own meter is what is priced.
 PARTS = (Meter.SOURCE_BYTES_UNIQUE, Meter.SOURCE_BYTES_SHARED)
 PRICED = tuple(meter for meter in Meter if meter not in PARTS)
+PRICED_CHOICES = [(one.value, one.label) for one in PRICED]
 # What an allowance may cover: capacity, never traffic (E43).
 CAPACITY = (Meter.VAULT_BYTES, Meter.REPLICA_BYTES, Meter.ATTACHED_BYTES)
 
@@ -121,7 +122,7 @@ class Price(models.Model):
     account = models.ForeignKey(
         "accounts.Account", null=True, blank=True, on_delete=models.CASCADE, related_name="prices"
     )
-    meter = models.CharField(max_length=24, choices=[(one.value, one.label) for one in PRICED])
+    meter = models.CharField(max_length=24, choices=PRICED_CHOICES)
     variant = models.CharField(max_length=64, blank=True)
     price = models.DecimalField(
         max_digits=PRICE_DIGITS, decimal_places=PRICE_DECIMALS, validators=[MinValueValidator(0)]

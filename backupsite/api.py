@@ -2,6 +2,7 @@
 
 from rest_framework.routers import SimpleRouter
 
+from accounts.billing.views import AllowanceView, PriceView, UsageView
 from accounts.views import EventView, RoleView, TokenView
 from jobs.alert_views import AlertRuleView, AlertView, ChannelView, SilenceView, WatchedPlanView
 from jobs.views import ClosableAccountView, ErasableSourceView, JobView, KeptPointView, MaintainedVaultView
@@ -24,3 +25,6 @@ router.register("alerts", AlertView, basename="alert")
 router.register("alert-rules", AlertRuleView, basename="alert_rule")
 router.register("channels", ChannelView, basename="channel")
 router.register("silences", SilenceView, basename="silence")
+router.register("usage", UsageView, basename="usage")
+router.register("prices", PriceView, basename="price")
+router.register("allowances", AllowanceView, basename="allowance")

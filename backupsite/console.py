@@ -76,6 +76,15 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
             "items": [_item("Vaults", "lock", "vaults_vault"), _item("Regions", "public", "vaults_region")],
         },
         {
+            "title": "Usage",
+            "separator": True,
+            "items": [
+                _item("Usage and costs", "monitoring", "accounts_usage"),
+                _item("Prices", "sell", "accounts_price"),
+                _item("Allowances", "redeem", "accounts_allowance"),
+            ],
+        },
+        {
             "title": "Administration",
             "separator": True,
             "items": [

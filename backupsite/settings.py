@@ -389,6 +389,8 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
         "DrillKind": ["drill"],
         "DisasterKind": ["disaster"],
         "DutyKind": "jobs.states.DUTY_CHOICES",
+        "Meter": "accounts.metering.Meter",
+        "PricedMeter": "accounts.metering.PRICED_CHOICES",
         "JobKind": "jobs.states.Kind",
         "JobState": "jobs.states.JobState",
         "StepState": "jobs.states.StepState",

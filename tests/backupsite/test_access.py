@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 from django.urls import reverse
 
-from accounts.models import CustomRole, Role
+from accounts.models import Allowance, CustomRole, Price, Role
 from accounts.services import SERVICE
 from backupsite.api import router
 from jobs import services
@@ -20,9 +20,11 @@ from tests.support.people import T0, join, make_point, make_user
 pytestmark = pytest.mark.django_db
 
 # Regions belong to the installation: everybody may read them, staff alone writes.
-OF_INSTALLATION = {"region"}
+OF_INSTALLATION = {"region", "price", "allowance"}
 # What a caller is asked about the own person alone.
 OF_CALLER = {"token.list", "token.create", "token.login", "token.logout", "token.destroy"}
+# What is asked about one account, which an outsider has none of.
+OF_ONE_ACCOUNT = {"usage.report"}
 # What a member needs more than `view` for.
 MORE_THAN_VIEW = {"account.events", "point.entries", "point.file", "event.chain"}
 
@@ -56,6 +58,8 @@ def rows(site: Site) -> dict[str, Any]:
         "policy": site.policy.pk,
         "plan": site.plan.pk,
         "job": job.pk,
+        "price": Price.objects.create(meter="clients", price=1, valid_from=T0.date(), created_at=T0).pk,
+        "allowance": Allowance.objects.create(kind="free", bytes=1, starts_on=T0.date(), created_at=T0).pk,
     }
 
 
@@ -73,6 +77,8 @@ def bodies(site: Site) -> dict[str, dict[str, Any]]:
         "policy": mine,
         "plan": {name: str(getattr(site, name).pk) for name in ("source", "policy", "vault")},
         "job": {"kind": "verify", "vault": str(site.vault.pk)},
+        "price": {"meter": "clients", "price": "1", "valid_from": "2099-01-01"},
+        "allowance": {"kind": "free", "bytes": 1, "starts_on": "2099-01-01"},
     }
 
 
@@ -111,7 +117,7 @@ def test_an_outsider_finds_nothing_anywhere(site):
         status, reads = answer.status_code, call.method == "get"
         if call.name.partition(".")[0] in OF_INSTALLATION:
             right = status == (200 if reads else 403)
-        elif call.detail:
+        elif call.detail or call.name in OF_ONE_ACCOUNT:
             right = status == 404
         elif call.name in OF_CALLER or call.name in MORE_THAN_VIEW:
             right = status < 500
@@ -148,4 +154,10 @@ def test_the_owner_may_do_what_the_walk_forbids_to_others(site):
     """The requests of the walk are refused for who asks, not for what they say."""
     client = client_of(site.owner)
     made = {name for name, body in bodies(site).items() if client.post(reverse(f"{name}-list"), body).status_code < 300}
-    assert made == set(bodies(site)) - {"account", "region", "plan"}  # for staff; and there is that plan
+    assert made == set(bodies(site)) - {
+        "account",
+        "region",
+        "price",
+        "allowance",
+        "plan",
+    }  # for staff; and there is that plan

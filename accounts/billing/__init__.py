@@ -1,0 +1,1 @@
+"""Usage, prices and allowances in the API and the console."""
