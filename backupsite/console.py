@@ -4,7 +4,7 @@ import datetime as dt
 import json
 from typing import Any
 
-from django.db.models import Count, Max, Model, OuterRef, Q, Subquery, Sum
+from django.db.models import Count, F, Max, Model, OuterRef, Q, Subquery, Sum
 from django.db.models.functions import TruncDate
 from django.http import HttpRequest
 from django.urls import reverse
@@ -17,7 +17,7 @@ from jobs.alert_console import unheeded
 from jobs.models import Job, Worker
 from jobs.states import JobState, Kind
 from policies.models import Plan, PlanState, Source
-from vaults.models import RecoveryPoint, Vault, VaultState
+from vaults.models import RecoveryPoint, Vault, VaultReading, VaultState
 
 CHART = {
     "maintainAspectRatio": False,
@@ -121,7 +121,7 @@ def _cards(now: dt.datetime) -> list[dict[str, str]]:
             "value": f"{points['count']:,}",
             "note": f"vaults: {Vault.objects.present().count()}",
         },
-        {"title": "Stored", "value": human_bytes(stored), "note": ratio},
+        {"title": "Added by points", "value": human_bytes(stored), "note": ratio},
         {"title": "Failed or missed", "value": str(bad), "note": "in the last seven days", "bad": "1" if bad else ""},
     ]
 
@@ -194,6 +194,31 @@ def _sources(now: dt.datetime) -> dict[str, Any]:
     return {"headers": ["Source", "Last point", "Plan"], "rows": rows}
 
 
+def _stored() -> dict[str, Any]:
+    """Return what each vault's packs held when it was metered last, the largest first, and all together (B24)."""
+    vaults = Vault.objects.present()
+    largest = vaults.select_related("account", "region", "reading").order_by(
+        F("reading__bytes_stored").desc(nulls_last=True), "name"
+    )
+    rows = []
+    for vault in largest[:JOBS_SHOWN]:
+        reading: VaultReading | None = getattr(vault, "reading", None)
+        known = reading is not None and reading.read_at is not None
+        rows.append(
+            [
+                _link(vault, "vaults_vault"),
+                str(vault.account),
+                str(vault.region),
+                human_bytes(reading.bytes_stored) if known and reading else "not metered yet",
+                f"{reading.read_at:%Y-%m-%d %H:%M}" if known and reading else "–",
+            ]
+        )
+    total = vaults.aggregate(total=Sum("reading__bytes_stored"), count=Count("pk"))
+    if rows:
+        rows.append([f"All vaults: {total['count']:,}", "", "", human_bytes(total["total"] or 0), ""])
+    return {"headers": ["Vault", "Account", "Region", "In its packs", "As of"], "rows": rows}
+
+
 def _of_vault(kind: Kind, field: str) -> Subquery:
     """Return a field of the last job of a kind that came to its end in the vault."""
     ended = Job.objects.filter(vault=OuterRef("pk"), kind=kind, state__in=(*GOOD, JobState.FAILED))
@@ -236,7 +261,7 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     context.update(
         title="Overview",
         cards=_cards(now), chart=_chart(now), jobs=_jobs(), sources=_sources(now), workers=alive,
-        attention=_attention(now),
+        attention=_attention(now), stored=_stored(),
         chart_options=json.dumps(CHART),
     )  # fmt: skip
     return context

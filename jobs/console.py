@@ -23,6 +23,7 @@ from jobs.forms import (
 from jobs.models import Job
 from jobs.states import Kind
 from policies.models import Source
+from vaults import freed
 from vaults.models import RecoveryPoint, Vault
 
 
@@ -46,10 +47,19 @@ def start(admin: ServiceAdmin, request: HttpRequest, call: Callable[[], Job], ba
         return started(request, admin.tell_refusals(request, call), back)
 
 
+def told_of(found: freed.Freed) -> str:
+    """Say what deleting points of one vault would free."""
+    points = "this point" if found.points == 1 else f"these {found.points:,} points"
+    when = f" (as metered on {found.as_of})" if found.as_of else ""
+    if not found.bytes:
+        return f"{found.vault}: deleting {points} frees nothing by itself: other points need every pack of it{when}."
+    return f"{found.vault}: deleting {points} frees about {human_bytes(found.bytes)} at the next prune{when}."
+
+
 class PointButtons(ServiceAdmin):
     """Hold, release and delete on the page of a point."""
 
-    buttons: ClassVar[list[Any]] = ["hold", "release", "request_deletion"]
+    buttons: ClassVar[list[Any]] = ["hold", "release", "freed", "request_deletion"]
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
         """Offer to hold what nobody holds, and to release what somebody does."""
@@ -93,6 +103,15 @@ class PointButtons(ServiceAdmin):
             messages.success(request, "Nobody holds the point any more.")
         return leave_dialog(request, reverse("admin:vaults_recoverypoint_change", args=[object_id]))
 
+    @action(description="What deleting frees", icon="data_usage", permissions=["view"])
+    def freed(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Say what deleting the point would free; nothing is deleted."""
+        point = self._point(object_id)
+        found = self.tell_refusals(request, lambda: freed.by_points(point.vault, [point]))
+        if found:
+            messages.info(request, told_of(found))
+        return leave_dialog(request, reverse("admin:vaults_recoverypoint_change", args=[object_id]))
+
     @action(
         description="Delete",
         icon="delete_forever",
@@ -112,7 +131,7 @@ class PointButtons(ServiceAdmin):
 class SourceButtons(ServiceAdmin):
     """Trial connection, trial restore, and deletion of all backups, on the page of a source."""
 
-    buttons: ClassVar[list[Any]] = ["test_connection", "drill", "erase"]
+    buttons: ClassVar[list[Any]] = ["test_connection", "drill", "freed", "erase"]
 
     @action(description="Test connection", icon="electrical_services", permissions=["change"])
     def test_connection(self, request: HttpRequest, object_id: str) -> HttpResponse:
@@ -160,6 +179,18 @@ class SourceButtons(ServiceAdmin):
             ),
             reverse("admin:policies_source_change", args=[object_id]),
         )
+
+    @action(description="What deleting frees", icon="data_usage", permissions=["view"])
+    def freed(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Say, vault by vault, what deleting all backups of the source would free; nothing is deleted."""
+        source = Source.objects.get(pk=object_id)
+        vaults = freed.vaults_of(source.series, source.account_id)
+        found = self.tell_refusals(request, lambda: freed.by_series(source.series, vaults))
+        for one in found or []:
+            messages.info(request, told_of(one))
+        if found == []:
+            messages.info(request, "The source has no recovery points.")
+        return leave_dialog(request, reverse("admin:policies_source_change", args=[object_id]))
 
     @action(
         description="Delete all backups",

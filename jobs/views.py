@@ -39,8 +39,9 @@ from jobs.serializers import (
 from jobs.states import Kind
 from policies.serializers import SourceSerializer
 from policies.views import SourceView
+from vaults import freed
 from vaults.models import Vault
-from vaults.serializers import ConfirmationSerializer, RecoveryPointSerializer
+from vaults.serializers import ConfirmationSerializer, FreedSerializer, RecoveryPointSerializer
 from vaults.views import RecoveryPointView, VaultView
 
 # What starts and cancels jobs of a kind (D3); the rest is maintenance of a vault.
@@ -218,6 +219,13 @@ class KeptPointView(RecoveryPointView):
         doorbell.ring(services.first_step(job), now=now)
         return Response(JobSerializer(job).data, status=status.HTTP_202_ACCEPTED)
 
+    @extend_schema(responses={200: FreedSerializer}, filters=False)
+    @action(detail=True, pagination_class=None)
+    def freed(self, request: Request, pk: str) -> Response:
+        """Tell what deleting this point alone would free at the next prune. 409 `too_many_points` in a large vault."""
+        point = self.get_object()
+        return Response(FreedSerializer(freed.by_points(point.vault, [point])).data)
+
 
 class ErasableSourceView(SourceView):
     """Sources of the caller's accounts."""
@@ -236,6 +244,14 @@ class ErasableSourceView(SourceView):
         known = services.try_source(source, actor=actor_of(request), now=timezone.now())
         code = status.HTTP_200_OK if known else status.HTTP_202_ACCEPTED
         return Response(SourceSerializer(source).data, status=code)
+
+    @extend_schema(responses={200: FreedSerializer(many=True)}, filters=False)
+    @action(detail=True, pagination_class=None)
+    def freed(self, request: Request, pk: str) -> Response:
+        """Tell, vault by vault, what deleting all points of the source would free at the next prune."""
+        source = self.get_object()
+        vaults = freed.vaults_of(source.series, source.account_id)
+        return Response(FreedSerializer(freed.by_series(source.series, vaults), many=True).data)
 
     @extend_schema(request=TypedRequestSerializer, responses={202: ErasureSerializer})
     @action(detail=True, methods=["post"])
@@ -268,6 +284,20 @@ class MaintainedVaultView(VaultView):
         wanted = dict(self.checked(IntervalsSerializer))
         maintenance.set_intervals(vault, wanted, actor=actor_of(request), now=timezone.now())
         return self._duties(vault)
+
+    @extend_schema(
+        parameters=[OpenApiParameter("point", str, many=True, description="Ids of points; may be repeated")],
+        responses={200: FreedSerializer},
+        filters=False,
+    )
+    @action(detail=True, pagination_class=None)
+    def freed(self, request: Request, pk: str) -> Response:
+        """Tell what deleting these points together would free at the next prune. 409 `too_many_points`."""
+        vault, asked = self.get_object(), request.query_params.getlist("point")
+        points = list(vault.points.filter(pk__in=asked))
+        if len(points) != len(set(asked)):
+            raise exceptions.ValidationError({"point": "Give ids of points of this vault."})
+        return Response(FreedSerializer(freed.by_points(vault, points)).data)
 
     def _duties(self, vault: Vault) -> Response:
         duties = vault.duties.select_related("vault", "last_job")

@@ -25,7 +25,7 @@ from vaults.forms import (
     RegionForm,
     VaultForm,
 )
-from vaults.models import FEATURES, RecoveryPoint, Region, Vault, VaultState
+from vaults.models import FEATURES, RecoveryPoint, Region, Vault, VaultReading, VaultState
 
 DAMAGE_ON_PAGE = 50
 PILL = "font-semibold inline-block leading-6 mr-2 px-2 rounded-default text-[11px] uppercase whitespace-nowrap"
@@ -107,7 +107,8 @@ class VaultAdmin(ReplicationAdmin):
         {"title": "Lock, delete", "icon": "lock_clock", "items": ["make_immutable", "request_deletion"]},
     ]
     shown: ClassVar = [
-        "status", "locked", "retention", "key", "recovery_told", "points_shown", "stored_shown", "replicated",
+        "status", "locked", "retention", "key", "recovery_told", "points_shown", "stored_shown",
+        "held_shown", "redundancy", "replicated",
         "coverage", "verified", "damaged", "work", "export", "deletion",
     ]  # fmt: skip
 
@@ -133,7 +134,7 @@ class VaultAdmin(ReplicationAdmin):
             *gone,
             ("Immutability", {"fields": ["locked", "retention"]}),
             ("Keys", {"fields": ["key", "recovery_told"]}),
-            ("Content", {"fields": ["points_shown", "stored_shown"]}),
+            ("Content", {"fields": ["points_shown", "stored_shown", "held_shown", "redundancy"]}),
             ("Second region", {"fields": ["replicated"]}),
             ("Proof", {"fields": ["coverage", "verified", "damaged"]}),
             ("Upkeep", {"fields": ["work", "export"]}),
@@ -227,6 +228,19 @@ class VaultAdmin(ReplicationAdmin):
     @display(description="Stored", ordering="bytes_stored")
     def stored_shown(self, vault: Vault) -> str:
         return human_bytes(getattr(vault, "bytes_stored", 0))
+
+    @display(description="In its packs")
+    def held_shown(self, vault: Vault) -> str:
+        reading = VaultReading.objects.filter(vault=vault).first()
+        if reading is None or reading.read_at is None:
+            return "Not metered yet: it is, soon after the day is over (UTC)."
+        waiting = max(0, reading.bytes_stored - reading.bytes_needed)
+        needed = f"of which {human_bytes(waiting)} wait for a prune" if waiting else "all of it needed by points"
+        return f"{human_bytes(reading.bytes_stored)}, {needed}, as of {reading.read_at:%Y-%m-%d %H:%M}"
+
+    @display(description="Redundancy")
+    def redundancy(self, vault: Vault) -> str:
+        return f"{vault.region.redundancy}: {vault.region.get_redundancy_display().lower()}, as its region declares"
 
     @display(description="Read within 30 days")
     def coverage(self, vault: Vault) -> str:

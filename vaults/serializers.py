@@ -8,7 +8,7 @@ from accounts.models import Account
 from accounts.serializers import OwnField
 from engine.entries import Kind
 from vaults import replication
-from vaults.models import FEATURES, RecoveryPoint, Region, ReplicationLink, Vault, VaultType
+from vaults.models import FEATURES, RecoveryPoint, Region, ReplicationLink, Vault, VaultReading, VaultType
 
 ENTRY_KINDS = [kind.name.lower() for kind in Kind]
 REGION_FIELDS = [
@@ -22,6 +22,7 @@ REGION_FIELDS = [
     "bytes_per_s",
     *FEATURES,
     "redundancy",
+    "network",
 ]
 
 
@@ -66,7 +67,29 @@ class CoverageSerializer(serializers.Serializer[Vault]):
     at = serializers.DateTimeField(source="coverage_at", allow_null=True)
 
 
+class ReadingSerializer(serializers.ModelSerializer[VaultReading]):
+    """What lies in the vault's packs, as of the last look for metering; what no point needs waits for a prune."""
+
+    class Meta:
+        model = VaultReading
+        fields = ["day", "bytes_stored", "bytes_needed", "read_at"]
+
+
+class FreedSerializer(serializers.Serializer[Any]):
+    """What the next prune would free once so many points are deleted."""
+
+    vault = serializers.UUIDField(source="vault.pk")
+    vault_name = serializers.CharField(source="vault.name")
+    points = serializers.IntegerField()
+    bytes = serializers.IntegerField()
+    as_of = serializers.DateField(allow_null=True, help_text="The metered day it is of; null: it was read now")
+
+
 class VaultSerializer(serializers.ModelSerializer[Vault]):
+    redundancy = serializers.CharField(
+        source="region.redundancy", read_only=True, help_text="What its region declares: LRS or ZRS"
+    )
+    reading = ReadingSerializer(read_only=True, default=None, allow_null=True)
     region = serializers.SlugRelatedField[Region](slug_field="name", read_only=True)
     points_count = serializers.IntegerField(read_only=True)
     bytes_stored = serializers.IntegerField(read_only=True)
@@ -100,6 +123,8 @@ class VaultSerializer(serializers.ModelSerializer[Vault]):
             "trial_converted_at",
             "points_count",
             "bytes_stored",
+            "redundancy",
+            "reading",
             "delete_requested_at",
             "deletable_at",
             "deleted_at",

@@ -105,7 +105,7 @@ class RegionView(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
 class VaultView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[Vault]):
     """Vaults of the caller's accounts."""
 
-    queryset = Vault.objects.select_related("region", "account")
+    queryset = Vault.objects.select_related("region", "account", "reading")
     serializer_class = VaultSerializer
     filterset_fields: ClassVar = ["account", "region", "type", "state"]
     permissions: ClassVar = {

@@ -8,20 +8,21 @@ from typing import Any, ClassVar
 from django import forms
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied, ValidationError
-from django.http import HttpRequest, HttpResponse, QueryDict
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
+from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils import timezone
 from unfold.forms import BaseDialogForm
-from unfold.widgets import UnfoldAdminDateWidget
+from unfold.widgets import UnfoldAdminDateWidget, UnfoldAdminDecimalFieldWidget
 
 from accounts import chargeback, pricebook
 from accounts.chargeback import Month
 from accounts.console import ReadOnlyAdmin, ServiceAdmin, action, actor_of, display, human_bytes, leave_dialog
-from accounts.metering import FLOWS, AllowanceKind, Meter
+from accounts.metering import FLOWS, AllowanceKind, Meter, MeteringMode
 from accounts.models import Account, Allowance, Price, Usage
 from accounts.permissions import accounts_where
-from accounts.pricing import GIB, UNITS
+from accounts.pricing import GIB, TOTAL_DECIMALS, UNITS, rounded
 from accounts.states import Privilege
 
 ROWS_SHOWN = 50
@@ -38,7 +39,8 @@ Row = dict[str, Any]
 
 
 def _money(amounts: Iterable[Row]) -> str:
-    return ", ".join(f"{one['amount']:,} {one['currency']}" for one in amounts) or "–"
+    """Return amounts as people read them; the API and the CSV have all decimals."""
+    return ", ".join(f"{rounded(one['amount'], TOTAL_DECIMALS):,} {one['currency']}" for one in amounts) or "–"
 
 
 def _sums(lines: Iterable[Row]) -> list[Row]:
@@ -52,6 +54,8 @@ def _sums(lines: Iterable[Row]) -> list[Row]:
 
 def _quantity(meter: str, count: int) -> str:
     """Return a quantity of a meter as people read it: bytes over days as GiB-days."""
+    if not count:
+        return "–"
     if UNITS[meter][1] != GIB:
         return f"{count:,}"
     return human_bytes(count) if meter in FLOWS else f"{count / GIB:,.1f} GiB-days"
@@ -168,6 +172,22 @@ def _cards(found: Row) -> list[Row]:
     ]
 
 
+class AllowanceForm(forms.ModelForm[Allowance]):
+    """An allowance in GiB."""
+
+    gib = forms.DecimalField(
+        label="GiB each day", min_value=0, max_digits=12, decimal_places=3, widget=UnfoldAdminDecimalFieldWidget
+    )
+
+    class Meta:
+        model = Allowance
+        fields = ["kind", "account", "meter", "starts_on", "ends_on", "note"]
+        help_texts: ClassVar = {
+            "account": "Empty for a free allowance of every account",
+            "meter": "What is prepaid; a free allowance is for what is priced of the capacity",
+        }
+
+
 @admin.register(Usage)
 class UsageAdmin(ReadOnlyAdmin):
     """The monthly report. Single rows of usage are the API's."""
@@ -181,6 +201,8 @@ class UsageAdmin(ReadOnlyAdmin):
             raise PermissionDenied
         now = timezone.now()
         assert request.user.is_authenticated
+        if request.method == "POST":
+            return self._set_mode(request)
         accounts = list(accounts_where(request.user, Privilege.SEE_USAGE))
         asked = request.GET.get("account", "")
         account = next((one for one in accounts if str(one.pk) == asked), accounts[0] if accounts else None)
@@ -201,6 +223,19 @@ class UsageAdmin(ReadOnlyAdmin):
             context |= self._shown(account, month)
         return TemplateResponse(request, "admin/usage.html", context)
 
+    def _set_mode(self, request: HttpRequest) -> HttpResponse:
+        """Say what of an account's capacity is priced from the next metered day on (C45); for who may change it."""
+        if not request.user.has_perm("accounts.change_account"):
+            raise PermissionDenied
+        account = get_object_or_404(Account, pk=request.POST.get("account"))
+        mode = request.POST.get("mode", "")
+        changed = self.tell_refusals(
+            request, lambda: pricebook.set_metering(account, mode, actor=actor_of(request), now=timezone.now())
+        )
+        if changed:
+            messages.success(request, "From the next metered day on that is what costs.")
+        return HttpResponseRedirect(f"{reverse('admin:accounts_usage_changelist')}?account={account.pk}")
+
     def _shown(self, account: Account, month: Month) -> dict[str, Any]:
         found = chargeback.report(account, month, now=timezone.now())
         query = QueryDict(mutable=True)
@@ -218,6 +253,7 @@ class UsageAdmin(ReadOnlyAdmin):
             "meters": _meters(found),
             "tables": [{"title": title, "table": table} for title, table in tables if table["rows"]],
             "rows_shown": ROWS_SHOWN,
+            "modes": MeteringMode.choices,
             "csv": f"{address}&as=csv",
             "json": address,
         }
@@ -265,8 +301,15 @@ class AllowanceAdmin(ServiceAdmin):
     list_display = ["kind", "of", "covers", "size", "starts_on", "ends_on", "note"]
     list_filter: ClassVar = ["kind", "account"]
     list_select_related = ["account"]
-    fields = ["kind", "account", "meter", "bytes", "starts_on", "ends_on", "note"]
+    form = AllowanceForm
+    fields = ["kind", "account", "meter", "gib", "starts_on", "ends_on", "note"]
     actions_detail: ClassVar = ["end"]
+
+    def get_fields(self, request: HttpRequest, obj: Allowance | None = None) -> list[str]:
+        return ["kind", "of", "covers", "size", "starts_on", "ends_on", "note"] if obj else list(self.fields)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Allowance | None = None) -> list[str]:
+        return ["of", "covers", "size"] if obj else []
 
     def has_change_permission(self, request: HttpRequest, obj: Allowance | None = None) -> bool:
         return False
@@ -275,9 +318,10 @@ class AllowanceAdmin(ServiceAdmin):
         return False
 
     def has_end_permission(self, request: HttpRequest, object_id: str | None = None) -> bool:
-        return self.has_add_permission(request)
+        return bool(self.has_add_permission(request))
 
     def save_model(self, request: HttpRequest, obj: Allowance, form: Any, change: bool) -> None:
+        obj.bytes = int(form.cleaned_data["gib"] * GIB)
         pricebook.add_allowance(obj, actor=actor_of(request), now=timezone.now())
 
     @display(description="Account")

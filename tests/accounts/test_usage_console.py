@@ -76,13 +76,27 @@ def test_prices_are_set_and_withdrawn_and_never_for_months_that_are_over(console
 @pytest.mark.rule("C46", "C47")
 def test_allowances_are_added_and_ended(console, at_t0):
     account = make_account()
-    wanted = {"kind": "prepaid", "account": str(account.pk), "meter": "vault_bytes", "bytes": str(5 * GIB)}
+    wanted = {"kind": "prepaid", "account": str(account.pk), "meter": "vault_bytes", "gib": "5"}
     console.post(page("accounts_allowance", "add"), wanted | {"starts_on": "2026-03-05"})
-    console.post(page("accounts_allowance", "add"), {"kind": "free", "bytes": "7", "starts_on": "2026-03-05"})
+    console.post(page("accounts_allowance", "add"), {"kind": "free", "gib": "0.5", "starts_on": "2026-03-05"})
     shown = console.get(page("accounts_allowance", "changelist")).content.decode()
     assert "5.0 GiB" in shown
     assert "in all regions together" in shown
     prepaid = Allowance.objects.get(kind="prepaid")
     press(console, "accounts_allowance", "end", prepaid.pk, ends_on="2026-03-31")
+    assert prepaid.bytes == 5 * GIB
+    assert "5.0 GiB" in console.get(page("accounts_allowance", "change", prepaid.pk)).content.decode()
     prepaid.refresh_from_db()
     assert prepaid.ends_on == dt.date(2026, 3, 31)
+
+
+@pytest.mark.rule("C45")
+def test_what_costs_is_chosen_on_the_page_of_usage(console):
+    account = make_account()
+    asked = {"account": str(account.pk), "mode": "ATTACHED_CAPACITY"}
+    shown = console.post(page("accounts_usage", "changelist"), asked, follow=True)
+    assert "that is what costs" in shown.content.decode()
+    account.refresh_from_db()
+    assert account.metering == "ATTACHED_CAPACITY"
+    wrong = console.post(page("accounts_usage", "changelist"), asked | {"mode": "guess"}, follow=True)
+    assert "Must be one of" in wrong.content.decode()
