@@ -9,7 +9,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils import timezone
 
-from accounts.console import ServiceAdmin, action, actor_of, display, leave_dialog
+from accounts.console import ServiceAdmin, action, actor_of, display, human_bytes, leave_dialog
 from jobs import doorbell, maintenance, removal, services
 from jobs.forms import (
     DrillForm,

@@ -7,6 +7,7 @@ from the last metered day or what is known now, and those rows say that they are
 """
 
 import datetime as dt
+import uuid
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -23,7 +24,7 @@ from engine.progress import Silent
 from engine.verbs.apportion import Shares, apportion
 from jobs.models import HostDay, Job
 from jobs.states import Kind
-from policies.models import Edition, Plan, PlanState, Source
+from policies.models import PlanState, Source
 from vaults import repositories
 from vaults.models import RecoveryPoint, Vault, VaultReading, VaultState, VaultType
 
@@ -88,7 +89,7 @@ def meter_account(account: Account, day: dt.date, *, now: dt.datetime) -> None:
     """Store what rows tell of an account's day, once; what a crash left out the next call adds."""
     if MeteredDay.objects.filter(account=account, day=day).exists():
         return
-    trials = _trial_vaults(account)
+    trials = _trial_vaults(account.pk, day)
     for rows in (
         _protected(account, day, trials),
         _clients(account, day),
@@ -107,10 +108,11 @@ def _store(rows: Iterable[dict[str, Any]], *, account: Account, day: dt.date, no
         Usage.objects.bulk_create([Usage(**named, **row) for row in batch], ignore_conflicts=True)
 
 
-def _trial_vaults(account: Account) -> set[str]:
-    """Return the vaults whose use costs nothing, because they are those of trials (A8, A11)."""
-    plans = Plan.objects.filter(account=account, edition=Edition.TRIAL)
-    return {str(pk) for pk in plans.values_list("vault", flat=True)}
+def _trial_vaults(account_id: uuid.UUID, day: dt.date) -> set[str]:
+    """Return the vaults whose use on a day costs nothing, because a trial ran for some of it (A8)."""
+    start = end_of(day) - DAY
+    vaults = Vault.objects.filter(account=account_id, trial_started_at__lt=end_of(day))
+    return {str(one.pk) for one in vaults if one.trial_started_at and one.free_at(max(start, one.trial_started_at))}
 
 
 def _protected(account: Account, day: dt.date, trials: set[str]) -> Iterator[dict[str, Any]]:
@@ -264,15 +266,17 @@ def _make_up(reading: VaultReading, first: dt.date, last: dt.date, *, now: dt.da
     before = Usage.objects.filter(
         account=vault.account_id, vault=str(vault.pk), meter__in=(_meter(vault), *PARTS), day=reading.day or dt.date.min
     )
-    copied = ("meter", "region", "vault", "source", "vault_name", "source_name", "quantity", "trial")
+    copied = ("meter", "region", "vault", "source", "vault_name", "source_name", "quantity")
     for number in range((last - first).days + 1):
         day = first + dt.timedelta(days=number)
+        trials = _trial_vaults(vault.account_id, day)
         rows: Iterable[dict[str, Any]] = before.order_by("pk").values(*copied).iterator(BATCH)
         if reading.day is None:
             points = vault.points.filter(completed_at__lt=end_of(day))
             total = points.aggregate(total=Sum("bytes_stored", default=0))["total"]
-            rows = [_of_vault(vault, _meter(vault), total, _trial_vaults(vault.account))]
-        _store(({**row, "estimated": True} for row in rows), account=vault.account, day=day, now=now)
+            rows = [_of_vault(vault, _meter(vault), total, trials)]
+        fixed = {"estimated": True, "trial": str(vault.pk) in trials}
+        _store(({**row, **fixed} for row in rows), account=vault.account, day=day, now=now)
     _advance(vault, last)
 
 
@@ -315,16 +319,16 @@ def read_vault(vault: Vault, *, now: dt.datetime) -> bool:
     if first < day:
         _make_up(reading, first, day - DAY, now=now)
     late = is_late(day, now)
-    rows = ({**row, "estimated": late} for row in _rows_of(vault, shares))
+    rows = ({**row, "estimated": late} for row in _rows_of(vault, shares, day))
     _store(rows, account=vault.account, day=day, now=now)
     seen = {"bytes_stored": shares.bytes_stored, "bytes_needed": shares.bytes_needed, "read_at": now}
     _advance(vault, day, error="", **seen)
     return True
 
 
-def _rows_of(vault: Vault, shares: Shares) -> Iterator[dict[str, Any]]:
+def _rows_of(vault: Vault, shares: Shares, day: dt.date) -> Iterator[dict[str, Any]]:
     """Yield the vault's own row and the parts of its sources; names in batches."""
-    trials = _trial_vaults(vault.account)
+    trials = _trial_vaults(vault.account_id, day)
     yield _of_vault(vault, _meter(vault), shares.bytes_stored, trials)
     several = iter(shares.series.items())
     while batch := dict(islice(several, BATCH)):

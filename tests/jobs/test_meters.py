@@ -20,7 +20,7 @@ from jobs import capacity, doorbell, maintenance, meters, presence, services, ta
 from jobs.models import HostDay, Job
 from jobs.services import Selection
 from jobs.states import JobState, Kind
-from policies.models import Edition, Plan, PlanState
+from policies.models import Plan, PlanState
 from tests.support.people import (
     T0,
     make_account,
@@ -158,13 +158,16 @@ def test_requests_are_counted_by_verb_over_the_jobs_of_the_day(plan):
 
 
 @pytest.mark.rule("A8")
-def test_what_a_trial_uses_is_recorded_as_a_trials(plan):
-    Plan.objects.update(edition=Edition.TRIAL)
+def test_what_a_trial_uses_is_recorded_as_a_trials_until_it_ends(plan):
+    plan.vault.trial_started_at, plan.vault.trial_expires_at = T0, MIDNIGHT + dt.timedelta(hours=1)
+    plan.vault.save()
     make_point(plan.vault, plan.source, bytes_total=7)
     ended(plan, Kind.BACKUP, report={"requests": {"GET": 1}})
-    sweep(MIDNIGHT + dt.timedelta(hours=7))
-    metered = [*rows(Meter.PROTECTED_BYTES), *rows(Meter.REQUESTS), *rows(Meter.VAULT_BYTES)]
-    assert [row.trial for row in metered] == [True, True, True]
+    for day in range(3):
+        sweep(MIDNIGHT + dt.timedelta(days=day, hours=7))
+    assert [row.trial for row in rows(Meter.PROTECTED_BYTES)] == [True, True, False]
+    assert [row.trial for row in rows(Meter.VAULT_BYTES)] == [True, True, False]
+    assert [row.trial for row in rows(Meter.REQUESTS)] == [True]
 
 
 @pytest.mark.rule("C16")
