@@ -7,6 +7,9 @@ from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitVie
 
 from backupsite import health
 from backupsite.api import router
+from jobs.zilliz import ClusterPolicyView
+
+cluster_policy = ClusterPolicyView.as_view({"get": "retrieve", "post": "set"}, basename="cluster-policy")
 
 urlpatterns = [
     path("", RedirectView.as_view(pattern_name="admin:index")),
@@ -14,6 +17,7 @@ urlpatterns = [
     path("api/v1/", include(router.urls)),
     path("api/v1/schema/", SpectacularAPIView.as_view(), name="schema"),
     path("api/v1/docs/", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="docs"),
+    path("v2/clusters/<str:cluster>/backups/policy", cluster_policy),
     path("healthz", health.ready),
     path("healthz/live", health.live, name="live"),
     path("healthz/ready", health.ready, name="ready"),

@@ -9,7 +9,7 @@ from django.db import models
 
 from accounts.models import Account
 from jobs.alert_models import Alert, AlertRule, Channel, Delivery, Silence, Watch
-from jobs.states import ACTIVE, DUTY_CHOICES, MAINTENANCE, STEP_OPEN, JobState, Kind, Stage, StepState, Trigger
+from jobs.states import ACTIVE, DUTY_CHOICES, MAINTENANCE, STEP_OPEN, JobState, Kind, Lane, Stage, StepState, Trigger
 from policies.models import Plan, Rule, Source
 from vaults.models import RecoveryPoint, Vault, VaultState
 
@@ -43,7 +43,8 @@ class Job(models.Model):
     and results of earlier rounds count for nothing. `units_total` is known once `planned`; `units_done` of them have a
     result. `rule` is the policy's rule that asked for a backup. `settings` is what the person or the plan asked for, by
     kind (jobs.executors), `limits` how fast it may run (policies.limits). `host` is the machine whose files a backup
-    reads, empty for other work. `passwords` is sealed: what a restore made anew, until somebody was shown it (D5).
+    reads, empty for other work. `lane` says which other backups of its source a backup waits for. `passwords` is
+    sealed: what a restore made anew, until somebody was shown it (D5).
     `frozen_at` is when its host was brought to rest, `thaw_due_at` when that ends at the latest (jobs.freezing).
     `samples` are the last looks at the counters, [seconds since 1970, entries, bytes], of which the speed is made
     (jobs.pace). `statistics` is what the job's end counted (jobs.course).
@@ -64,6 +65,7 @@ class Job(models.Model):
     settings = models.JSONField(default=dict)
     limits = models.JSONField(default=dict)
     host = models.CharField(max_length=255, blank=True)
+    lane = models.CharField(max_length=10, choices=Lane.choices, default=Lane.ALL, blank=True)
     queue_work = models.CharField(max_length=300)
     queue_finish = models.CharField(max_length=300)
 
@@ -100,7 +102,7 @@ class Job(models.Model):
         ordering: ClassVar = ["-created_at", "-id"]
         constraints: ClassVar = [
             models.UniqueConstraint(
-                fields=["source"],
+                fields=["source", "lane"],
                 condition=models.Q(kind=Kind.BACKUP, state__in=ACTIVE),
                 name="one_active_backup_per_source",
             ),

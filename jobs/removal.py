@@ -13,7 +13,9 @@ from engine.vault import PointName
 from engine.verbs import hold as holds
 from jobs import maintenance, services
 from jobs.models import Job
-from jobs.states import JobState, Kind
+from jobs.states import JobState, Kind, Lane
+from policies import services as planning
+from policies.kinds import TYPES
 from policies.models import Source
 from vaults import repositories
 from vaults.models import ConfirmationWrong, RecoveryPoint, Vault
@@ -108,8 +110,15 @@ def confirm_expiry(job: Job, *, actor: Actor, now: dt.datetime) -> Job:
 
 
 def points_of(source: Source) -> QuerySet[RecoveryPoint]:
-    """Return the source's points in all vaults of its account."""
-    return RecoveryPoint.objects.filter(series=source.series, vault__account=source.account_id)
+    """Return the points that go with the source, in any vault: all of its account but a cluster's manual ones (D30)."""
+    found = RecoveryPoint.objects.filter(series=source.series, vault__account=source.account_id)
+    return found.filter(manual=False) if TYPES[source.kind].is_cluster else found
+
+
+def kept_points(source: Source) -> QuerySet[RecoveryPoint]:
+    """Return the points that stay when the source goes: a cluster's manual ones, until a person deletes each (D30)."""
+    found = RecoveryPoint.objects.filter(series=source.series, vault__account=source.account_id, manual=True)
+    return found if TYPES[source.kind].is_cluster else found.none()
 
 
 def erasure(source: Source, *, now: dt.datetime) -> Erasure:
@@ -127,6 +136,8 @@ def erasure(source: Source, *, now: dt.datetime) -> Erasure:
 def erase(source: Source, *, confirmation: str, actor: Actor, now: dt.datetime) -> Erasure:
     """Cancel the protection of a source: no plan runs any more, and all its points go, for good (C32).
 
+    Of a cluster only the automatic ones go (D29); its manual points, also one that is being made, stay (D30).
+
     What a lock protects goes when the lock ends, what is held once it is released; the answer tells how much and until
     when, a sweep finishes it and removes the source then (Settled 1). Raises ConfirmationWrong; safe to call twice.
     """
@@ -134,14 +145,14 @@ def erase(source: Source, *, confirmation: str, actor: Actor, now: dt.datetime) 
     with transaction.atomic():
         found = erasure(source, now=now)
         for plan in source.plans.all():
-            record(actor, "plan.delete", plan, account=source.account, now=now)
-            plan.delete()
+            planning.delete(plan, actor=actor, now=now)
         source.erasing_since = source.erasing_since or now
         source.erase_next_at, source.erase_ends_at = now, found.ends_at
         source.save(update_fields=["erasing_since", "erase_next_at", "erase_ends_at"])
         ends = found.ends_at.isoformat() if found.ends_at else None
         record(actor, "source.erase", source, account=source.account, now=now, points=found.points, locked_until=ends)
-        for job in Job.objects.active().filter(source=source, kind__in=(Kind.BACKUP, Kind.DRILL)):
+        stopped = Job.objects.active().filter(source=source, kind__in=(Kind.BACKUP, Kind.DRILL))
+        for job in stopped.exclude(lane=Lane.MANUAL):
             services.request_cancel(job, actor=actor, now=now)
     return found
 
@@ -169,7 +180,12 @@ def _go_on(source: Source, *, now: dt.datetime) -> Iterator[Job]:
     vaults = Vault.objects.filter(pk__in=free.filter(held_at=None).values("vault")).select_related("account", "region")
     for vault in vaults:
         try:
-            wanted = {"erase": str(source.pk), "reason": f"the backups of {source} were deleted", "confirmed": True}
+            wanted = {
+                "erase": str(source.pk),
+                "manual": not TYPES[source.kind].is_cluster,
+                "reason": f"the backups of {source} were deleted",
+                "confirmed": True,
+            }
             yield maintenance.request(vault, Kind.EXPIRE, wanted, actor=SERVICE, now=now)
         except (maintenance.MaintenanceBusy, services.VaultUnfit):
             continue  # the next sweep asks again

@@ -11,7 +11,7 @@ from engine.patterns import literal
 from jobs import maintenance, services
 from jobs.models import Job
 from jobs.services import Selection
-from jobs.states import JobState, Kind
+from jobs.states import JobState, Kind, Lane
 
 RETRIED = (JobState.FAILED, JobState.PARTIAL_COMPLETE, JobState.CANCELED, JobState.MISSED, JobState.SKIPPED)
 # Nobody asks for these: they come again by themselves, or go with the deletion that they are part of.
@@ -92,6 +92,10 @@ def retry(job: Job, *, failed_only: bool = False, actor: Actor, now: dt.datetime
 
 def _ask(job: Job, *, failed_only: bool, **who: Any) -> Job:
     if job.kind == Kind.BACKUP:
+        if job.lane == Lane.MANUAL and job.source:
+            return services.request_on_demand(job.source, job.vault, deep=bool(job.settings.get("deep")), **who)
+        if job.lane == Lane.AUTOMATIC and job.plan:
+            return services.request_run(job.plan, **who)
         if job.plan is None:
             raise NotRetryable("The plan of this backup was deleted. Make a plan for the source.", code="plan_gone")
         return services.request_backup(job.plan, deep=bool(job.settings.get("deep")), **who)

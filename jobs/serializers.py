@@ -140,6 +140,13 @@ class BackupRequestSerializer(serializers.Serializer[Any]):
     deep = serializers.BooleanField(default=False, help_text="Read everything again, changed or not")
 
 
+class OnDemandRequestSerializer(serializers.Serializer[Any]):
+    """What a manual backup of a cluster needs."""
+
+    vault = OwnField(queryset=Vault.objects.select_related("account", "region"))
+    deep = serializers.BooleanField(default=False, help_text="Read everything again, changed or not")
+
+
 class RestoreRequestSerializer(serializers.Serializer[Any]):
     kind = serializers.ChoiceField(choices=[Kind.RESTORE.value])
     point = OwnField(

@@ -13,10 +13,11 @@ from accounts.refusals import Refused
 from accounts.services import Actor, record
 from jobs import alerts, doorbell, presence, steps
 from jobs.models import Job, Step
-from jobs.states import JobState, Kind, Stage, StepState, Trigger
-from policies import connection, editions, limits, moments, reading
+from jobs.states import JobState, Kind, Lane, Stage, StepState, Trigger
+from policies import clusters, connection, editions, limits, moments, reading
 from policies.kinds import TYPES
 from policies.models import Plan, Source
+from policies.services import SourceErasing
 from vaults.models import RecoveryPoint, Vault, VaultState, VaultType
 
 # A scheduled moment older than this was missed: it is recorded, not made up (unless the plan says catch_up).
@@ -92,10 +93,19 @@ def create(account: Account, *, now: dt.datetime, **values: Any) -> Job:
     """Create the job with its first step. The caller holds the transaction. Raises VaultUnfit for one that is gone."""
     if values["vault"].state == VaultState.DELETED:
         raise VaultUnfit(f"{values['vault']} was deleted.", code="vault_deleted")
-    job = Job.objects.create(account=account, state=JobState.QUEUED, round=1, created_at=now, **values)
+    is_backup = values["kind"] == Kind.BACKUP
+    lane = _lane(values.get("source"), values.get("trigger", Trigger.MANUAL)) if is_backup else Lane.ALL
+    job = Job.objects.create(account=account, state=JobState.QUEUED, round=1, created_at=now, lane=lane, **values)
     Step.objects.create(job=job, round=1, stage=Stage.PLAN, queue=job.queue_work, created_at=now)
     steps.tell(job.pk, "Created", now=now)
     return job
+
+
+def _lane(source: Source | None, trigger: str) -> str:
+    """Return in which lane a backup of the source runs: a cluster's manual and automatic ones go side by side (D9)."""
+    if source is None or not TYPES[source.kind].is_cluster:
+        return Lane.ALL
+    return Lane.MANUAL if trigger == Trigger.MANUAL else Lane.AUTOMATIC
 
 
 def first_step(job: Job) -> Step:
@@ -128,16 +138,77 @@ def _backup_values(plan: Plan) -> dict[str, Any]:
     }
 
 
-def running_backup(source: Source) -> Job | None:
-    """Return the backup job of the source, or of another source on its host, that has not ended (C52)."""
-    mine = Q(source=source)
+def running_backup(source: Source, *, lane: str = "") -> Job | None:
+    """Return the backup job of the source, or of another source on its host, that has not ended (C52).
+
+    With `lane` only one of this lane counts.
+    """
+    mine = Q(source=source, lane=lane) if lane else Q(source=source)
     if source.host:
         mine |= Q(account_id=source.account_id, host=source.host)
     return Job.objects.active().filter(mine, kind=Kind.BACKUP).first()
 
 
+@transaction.atomic
+def request_on_demand(source: Source, vault: Vault, *, actor: Actor, now: dt.datetime, deep: bool = False) -> Job:
+    """Back up a cluster by hand into a vault (D2); the point stays until somebody deletes it (D30).
+
+    Raises NotACluster, SourceErasing, VaultUnfit; SourceBusy while another backup of it runs, automatic or manual (D8).
+    """
+    clusters.check(source)
+    # Whoever commits a backup of this source waits for this lock, by its foreign key: it counts here, or comes after.
+    source = Source.objects.select_for_update(of=("self",)).select_related("account", "region").get(pk=source.pk)
+    if source.erasing_since:
+        raise SourceErasing(f"{source} is being deleted with its automatic backups.")
+    if vault.account_id != source.account_id:
+        raise VaultUnfit(f"{vault} belongs to another account than {source}.", code="vault_of_another_account")
+    _check_vault(vault, now=now)
+    if busy := running_backup(source):
+        by = "automatically" if busy.lane == Lane.AUTOMATIC else "by hand"
+        raise SourceBusy(
+            f"{source} is being backed up {by} already. Wait for that job, or cancel it.", job=str(busy.pk)
+        )
+    job = create(
+        source.account,
+        now=now,
+        kind=Kind.BACKUP,
+        vault=vault,
+        source=source,
+        requested_by=actor.user,
+        settings={"deep": deep},
+        queue_work=source.queue,
+        queue_finish=vault.region.queue,
+    )
+    record(actor, "job.backup", job, account=source.account, now=now, source=str(source.pk), vault=str(vault.pk))
+    return job
+
+
+def request_run(plan: Plan, *, actor: Actor, now: dt.datetime) -> Job:
+    """Start one of a cluster's automatic backups out of its turn: the first (D12), or one that failed again.
+
+    Raises VaultUnfit, SourceBusy.
+    """
+    _check_vault(plan.vault, now=now)
+    values = _backup_values(plan) | {"trigger": Trigger.SCHEDULED, "rule": moments.longest_rule(plan.policy)}
+    try:
+        with transaction.atomic():
+            job = create(plan.account, now=now, requested_by=actor.user, **values)
+            record(actor, "job.backup", job, account=plan.account, now=now, plan=str(plan.pk))
+            return job
+    except IntegrityError as error:
+        busy = running_backup(plan.source, lane=Lane.AUTOMATIC)
+        if busy is None:
+            raise
+        raise SourceBusy(f"{plan.source} is being backed up already. Wait for that job.", job=str(busy.pk)) from error
+
+
 def request_backup(plan: Plan, *, actor: Actor, now: dt.datetime, deep: bool = False) -> Job:
-    """Start a backup by hand; a paused plan may be run too. Raises SourceBusy, VaultUnfit."""
+    """Start a backup by hand; a paused plan may be run too. Raises SourceBusy, VaultUnfit.
+
+    Of a cluster that is a manual backup like any other, into the plan's vault.
+    """
+    if TYPES[plan.source.kind].is_cluster:
+        return request_on_demand(plan.source, plan.vault, actor=actor, now=now, deep=deep)
     _check_vault(plan.vault, now=now)
     values = _backup_values(plan) | {"rule": moments.longest_rule(plan.policy), "settings": {"deep": deep}}
     try:
@@ -183,7 +254,7 @@ def _why_not(plan: Plan, moment: dt.datetime, *, now: dt.datetime) -> tuple[str,
     """Return the state and reason that stand in for a run, or an empty reason."""
     if (now - moment).total_seconds() > MISSED_AFTER_S and not plan.catch_up:
         return JobState.MISSED, f"The service was not running at {moment:%Y-%m-%d %H:%M} UTC"
-    if busy := running_backup(plan.source):
+    if busy := running_backup(plan.source, lane=_lane(plan.source, Trigger.SCHEDULED)):
         what = "The previous backup" if busy.source_id == plan.source_id else f"The backup of {busy.source}"
         return JobState.SKIPPED, f"{what} was still running (job {busy.pk})"
     if not presence.served(plan.source.queue, now=now):

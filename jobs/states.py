@@ -103,3 +103,11 @@ class Trigger(TextChoices):
 
     MANUAL = "manual", "Manual"
     SCHEDULED = "scheduled", "Scheduled"
+
+
+class Lane(TextChoices):
+    """In each lane of a source one backup runs at a time. A cluster has two (D8, D9), everything else has one."""
+
+    ALL = "", "All"
+    MANUAL = "manual", "Manual"
+    AUTOMATIC = "automatic", "Automatic"

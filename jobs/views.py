@@ -29,6 +29,7 @@ from jobs.serializers import (
     JobDetailSerializer,
     JobRequest,
     JobSerializer,
+    OnDemandRequestSerializer,
     PasswordsSerializer,
     RestoreRequestSerializer,
     RetryRequestSerializer,
@@ -230,7 +231,21 @@ class KeptPointView(RecoveryPointView):
 class ErasableSourceView(SourceView):
     """Sources of the caller's accounts."""
 
-    permissions: ClassVar = {**SourceView.permissions, "erase": OWN, "test": BACKUP}
+    permissions: ClassVar = {**SourceView.permissions, "erase": OWN, "test": BACKUP, "backup": BACKUP}
+
+    @extend_schema(request=OnDemandRequestSerializer, responses={202: JobSerializer})
+    @action(detail=True, methods=["post"])
+    @transaction.atomic
+    def backup(self, request: Request, pk: str) -> Response:
+        """Back up a cluster by hand into a vault, without a plan (D2). The point stays until somebody deletes it (D30).
+
+        409 `source_busy` with the job while another backup of the cluster runs (D8); `not_a_cluster` for other kinds.
+        """
+        source, now = self.get_object(), timezone.now()
+        wanted = self.checked(OnDemandRequestSerializer)
+        job = services.request_on_demand(source, **wanted, actor=actor_of(request), now=now)
+        doorbell.ring(services.first_step(job), now=now)
+        return Response(JobSerializer(job).data, status=status.HTTP_202_ACCEPTED)
 
     @extend_schema(request=None, responses={200: SourceSerializer, 202: SourceSerializer})
     @action(detail=True, methods=["post"])

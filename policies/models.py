@@ -315,6 +315,9 @@ class Plan(models.Model):
             models.UniqueConstraint(
                 fields=["source"], condition=models.Q(edition=Edition.ESSENTIAL), name="one_essential_plan_per_source"
             ),
+            models.UniqueConstraint(
+                fields=["source"], condition=models.Q(edition=Edition.CLUSTER), name="one_automatic_plan_per_cluster"
+            ),
         ]
 
     def __str__(self) -> str:

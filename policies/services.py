@@ -16,7 +16,7 @@ from engine.sources.mounts import mounts_inside
 from policies import addresses, connection, editions, limits, moments, reading, schedule
 from policies.kinds import TYPES
 from policies.models import Edition, Plan, PlanState, Policy, Rule, RuleType, Source, SourceKind
-from vaults.models import VaultState, VaultType
+from vaults.models import RecoveryPoint, VaultState, VaultType
 
 
 class PlanExists(Refused):
@@ -43,6 +43,12 @@ class SourceErasing(Refused):
     code = "source_erasing"
 
 
+class ClusterBackedUp(Refused):
+    """A cluster's automatic backups go with it, for good: that takes its name, typed (D29)."""
+
+    code = "cluster_backed_up"
+
+
 class RulesUnfit(Refused):
     """A policy has 1 to RULES_MAX rules, one of them for backups at least."""
 
@@ -59,6 +65,7 @@ _HOST_WRONG = {
     True: "A source of this kind is read over the network, by any worker of its region: leave the host empty.",
     False: "Name the host whose worker reads this source.",
 }
+_CLUSTER_ALONE = "is a cluster: set its automatic backup, which covers all of it, or start a manual one."
 RULES_MAX = 10
 # What a region must be set up for to protect sources of these kinds (A6, C55).
 FEATURE_OF: dict[str, str] = {SourceKind.BUCKET: "supports_bucket_backup", SourceKind.FILES: "supports_host_backup"}
@@ -296,6 +303,8 @@ def _check_plan(plan: Plan) -> None:
         raise PlanUnfit("Source, policy and vault must belong to one account.")
     if TYPES[plan.source.kind].starts_itself:
         raise PlanUnfit(f"{plan.source} starts its backups itself: it takes no plans.", code="source_starts_itself")
+    if TYPES[plan.source.kind].is_cluster != (plan.edition == Edition.CLUSTER):
+        raise PlanUnfit(f"{plan.source} {_CLUSTER_ALONE}", code="cluster_policy_only")
     if plan.vault.type != VaultType.GENERAL:
         raise PlanUnfit(f"{plan.vault} is a replication target and takes no new plans.", code="vault_read_only")
     if plan.vault.state in (VaultState.DELETING, VaultState.DELETED):
@@ -331,6 +340,7 @@ def bind(plan: Plan, *, start_minute: int | None = None, actor: Actor, now: dt.d
 @transaction.atomic
 def change_plan(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
     """Store whether missed moments are made up for, the zone, the earliest start; what a plan binds never changes."""
+    _check_not_cluster(plan)
     plan.clean_fields(exclude=["account", "source", "policy", "vault"])
     fields = ["catch_up", "time_zone", "start_not_before"]
     if plan.state == PlanState.ACTIVE:
@@ -356,9 +366,21 @@ def pause(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
     return plan
 
 
-@transaction.atomic
+def _check_not_cluster(plan: Plan) -> None:
+    """See that the plan is not a cluster's automatic backup, which has settings of its own (policies.clusters)."""
+    if plan.edition == Edition.CLUSTER:
+        raise PlanUnfit(f"{plan.source} {_CLUSTER_ALONE}", code="cluster_policy_only")
+
+
 def resume(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
-    """Let a paused plan run again from its next moment on (C31). Raises PlanNotPaused, TrialEnded."""
+    """Let a paused plan run again from its next moment on (C31). Raises PlanNotPaused, TrialEnded, PlanUnfit."""
+    _check_not_cluster(plan)
+    return wake(plan, actor=actor, now=now)
+
+
+@transaction.atomic
+def wake(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
+    """Let any paused plan run again. Raises PlanNotPaused, TrialEnded."""
     editions.check_running(plan.vault, now=now)
     moments.move_on(plan, after=now)
     changed = Plan.objects.filter(pk=plan.pk, state=PlanState.PAUSED).update(
@@ -371,14 +393,27 @@ def resume(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
     return plan
 
 
+def _automatic_points(source: Source) -> models.QuerySet[RecoveryPoint]:
+    return RecoveryPoint.objects.filter(series=source.series, vault__account=source.account_id, manual=False)
+
+
 @transaction.atomic
 def delete(thing: Source | Policy | Plan, *, actor: Actor, now: dt.datetime) -> None:
-    """Delete a plan, or a source or policy that no plan uses. Points stay. Raises Refused, SourceErasing."""
+    """Delete a plan, or a source or policy that no plan uses. Points stay. Raises Refused, SourceErasing.
+
+    A policy of the plan's own goes with it. A cluster whose automatic backups would go with it (D29) is erased instead.
+    """
     name = thing._meta.model_name
     if isinstance(thing, Source) and thing.erasing_since:
         raise SourceErasing(f"The backups of {thing} are being deleted, and it goes with the last of them.")
+    if isinstance(thing, Source) and TYPES[thing.kind].is_cluster and _automatic_points(thing).exists():
+        raise ClusterBackedUp(
+            f"The automatic backups of {thing} go with it. Delete its backups, with its name typed: manual ones stay."
+        )
     record(actor, f"{name}.delete", thing, account=thing.account, now=now)
     try:
         thing.delete()
+        if isinstance(thing, Plan) and thing.policy.inline:
+            thing.policy.delete()
     except models.ProtectedError as error:
         raise Refused(f"A plan uses this {name}. Delete the plan first.", code="in_use") from error

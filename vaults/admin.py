@@ -407,7 +407,7 @@ def drills_shown(jobs: Any) -> str:
 @admin.register(RecoveryPoint)
 class RecoveryPointAdmin(ReadOnlyAdmin):
     list_display = ["completed_at", "source_name", "host", "vault", "status", "size", "stored", "expires_at"]
-    list_filter: ClassVar = ["state", "vault"]
+    list_filter: ClassVar = ["state", "manual", "vault"]
     list_select_related = ["vault"]
     search_fields = ["source_name", "host", "series", "point_id"]
     date_hierarchy = "completed_at"

@@ -264,6 +264,7 @@ class RecoveryPointView(mixins.ListModelMixin, mixins.RetrieveModelMixin, Accoun
         "series": ["exact"],
         "host": ["exact"],
         "state": ["exact"],
+        "manual": ["exact"],
         "completed_at": ["gte", "lte"],
     }
 

@@ -49,8 +49,10 @@ def _is_named(job: Job) -> bool:
 def _named(job: Job) -> tuple[str, ...]:
     """Return the points that the job is to delete because a person asked."""
     if series := job.settings.get("erase"):
-        rows = job.vault.points.filter(series=series, held_at=None).values_list("series", "point_id")
-        return tuple(f"{series}/{point}" for series, point in rows)
+        rows = job.vault.points.filter(series=series, held_at=None)
+        if not job.settings.get("manual", True):
+            rows = rows.filter(manual=False)  # a cluster's manual points outlive it (D30)
+        return tuple(f"{series}/{point}" for series, point in rows.values_list("series", "point_id"))
     return tuple(job.settings.get("points", ()))
 
 

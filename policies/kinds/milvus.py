@@ -14,6 +14,7 @@ from engine.targets.milvus import MilvusTarget
 from policies import addresses
 from policies.kinds.port import Reading, SourceType
 
+_CLUSTER_ID = re.compile(r"[A-Za-z0-9_-]{0,64}")
 _SUFFIX = re.compile(r"[A-Za-z0-9_]{1,64}")
 _SCHEMES = ("http://", "https://")
 
@@ -42,6 +43,19 @@ class MilvusSettings(serializers.Serializer[Any]):
         label="Restore times to live",
         help_text="Off: restored collections have no time to live, so that nothing expires that was just restored",
     )
+
+    cluster_id = serializers.CharField(
+        default="",
+        allow_blank=True,
+        max_length=64,
+        label="Cluster ID",
+        help_text="The name by which scripts know it at /v2/clusters/<cluster ID>/; empty: the source's own id",
+    )
+
+    def validate_cluster_id(self, name: str) -> str:
+        if not _CLUSTER_ID.fullmatch(name):
+            raise serializers.ValidationError("Use letters, digits, '-' and '_'.")
+        return name
 
     def validate_uri(self, uri: str) -> str:
         _checked(uri)
@@ -113,4 +127,5 @@ TYPE = SourceType(
     preflight="No collection of a restored name exists. The account may create databases and collections, write, "
     "build indexes and load. Users that are made again get new passwords, told once in the restore's report.",
     parts="partitions",
+    is_cluster=True,
 )

@@ -51,7 +51,8 @@ class SourceType:
     as the place, meant as `to` tells, empty for the original place. `check_to` raises ValidationError for a text that
     is no place of this kind; `leaves` says whether one lies on another server than the source's, to which the
     credentials would be shown. What `starts_itself` backs up without this service's plans. `takes` are the kinds of
-    points that it can restore beside its own.
+    points that it can restore beside its own. What `is_cluster` has one automatic policy of its own and manual backups
+    beside it, which outlive it (D1-D30).
 
     For people: `about` says in one line what the kind protects, `preflight` what has to be there before a restore
     (E37), `parts` what the units of its backups are, where they are not runs of files.
@@ -64,6 +65,7 @@ class SourceType:
     credentials: type[serializers.Serializer[Any]] = NoCredentials
     on_host: bool = False
     starts_itself: bool = False
+    is_cluster: bool = False
     endpoints: Callable[[dict[str, Any]], list[tuple[str, int]]] = _no_endpoints
     takes: frozenset[str] = field(default_factory=frozenset)
     check_to: Callable[[str], None] = _any_place

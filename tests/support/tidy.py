@@ -24,6 +24,7 @@ CLOCK_READERS = {
     "commands",
     "management",
     "authentication",
+    "zilliz",
 }
 CLOCKS = {
     "datetime.datetime.now",
