@@ -19,3 +19,7 @@ os.environ.setdefault("BACKUPSITE_FIELD_KEYS", "00" * 32)
 os.environ.setdefault("ALLOWED_HOSTS", "127.0.0.1,localhost,testserver")
 
 from backupsite.settings import *  # noqa: F403  # a settings module is its names; the variables must come first
+
+# What a test need not pay for: a hash that takes long on purpose, and a look at all static files for each client.
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+WHITENOISE_AUTOREFRESH = True

@@ -19,10 +19,12 @@ FULL = {
 }
 SHOW = "from django.conf import settings as s; print(s.EMBEDDED, s.SECRET_KEY, s.HTTPS, s.SESSION_COOKIE_SECURE)"
 
+HASH = "import django; django.setup()\nfrom django.contrib.auth.hashers import make_password; print(make_password('x'))"
 
-def start(var: Path, **values: str) -> subprocess.CompletedProcess[str]:
+
+def start(var: Path, *, shown: str = SHOW, **values: str) -> subprocess.CompletedProcess[str]:
     env = {"PATH": os.environ["PATH"], "BACKUPSITE_VAR": str(var), "DJANGO_SETTINGS_MODULE": "backupsite.settings"}
-    command = [sys.executable, "-c", SHOW]
+    command = [sys.executable, "-c", shown]
     return subprocess.run(command, cwd=ROOT, env=env | values, capture_output=True, text=True, timeout=60)
 
 
@@ -39,6 +41,11 @@ def test_a_full_installation_without_its_own_secrets_does_not_start(tmp_path, mi
     ended = start(tmp_path, **{name: value for name, value in FULL.items() if name != missing})
     assert ended.returncode != 0
     assert f"Set {missing}" in ended.stderr
+
+
+def test_passwords_are_hashed_with_argon2(tmp_path):
+    made = start(tmp_path, shown=HASH)
+    assert made.stdout.startswith("argon2$argon2id$")
 
 
 def test_secrets_may_come_from_files(tmp_path):

@@ -110,13 +110,10 @@ def contents(vault: Vault, name: PointName, *, below: Path | None = None) -> dic
     """Return path -> content of every file of a point, read chunk by chunk; paths are relative to `below`."""
     fetcher = vault.fetcher(vault.root(name))
     cut = len(os.fsencode(below)) if below is not None else 0
-    found = {}
-    for entry in entries(vault, name):
-        if entry.kind != Kind.FILE:
-            continue
-        parts = [fetcher.chunks([e.id])[0] if e.id else bytes(e.length) for e in entry.extents]
-        found[entry.path[cut:]] = b"".join(parts)
-    return found
+    files = [entry for entry in entries(vault, name) if entry.kind == Kind.FILE]
+    ids = list({extent.id for entry in files for extent in entry.extents if extent.id})
+    chunks = dict(zip(ids, fetcher.chunks(ids), strict=True))
+    return {e.path[cut:]: b"".join(chunks[x.id] if x.id else bytes(x.length) for x in e.extents) for e in files}
 
 
 def on_disk(folder: Path) -> dict[bytes, bytes]:
