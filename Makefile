@@ -4,14 +4,18 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 
 PYTHON := .venv/bin/python
-# Processes that run tests at once.
-JOBS ?= 2
+# Processes that run tests at once: half as many again as there are cores, as many tests wait for servers.
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+JOBS ?= $(shell echo $$(($(CORES) * 3 / 2)))
 # More options for pytest: make test ARGS="-k restore"
 ARGS ?=
 
 .PHONY: help
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Tests start hundreds of processes: each would compile the program anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # --- Try it ---
 

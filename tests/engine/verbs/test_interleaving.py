@@ -105,10 +105,18 @@ BROKEN: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "a prune passes dead sessions over without a fence": (sweep, "fence", lambda *args: None),
     "a prune does not look again": (sweep, "look", no_packs),
 }
+# An order that lost data when it was last looked for is played first; the search begins when it does no more.
+LOSING = {
+    "sessions do not read what is condemned": 33,
+    "sessions do not look for a fence": 6,
+    "a prune waits for nobody": 129,
+    "a prune passes dead sessions over without a fence": 435,
+    "a prune does not look again": 48,
+}
 
 
 @pytest.mark.invariant(4)
 @pytest.mark.parametrize("name", BROKEN)
 def test_without_a_step_of_the_protocol_some_order_loses_data(start: Start, monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.setattr(*BROKEN[name])
-    assert any(play(start, seed) for seed in range(2000))
+    assert any(play(start, seed) for seed in (LOSING[name], *range(2000)))

@@ -122,6 +122,12 @@ SESSIONS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "a replication does not look for a fence": (Session, "check", lambda self, now: None),
     "a prune waits for nobody": (sweep, "_pass_barrier", lambda *args, **options: None),
 }
+# An order that lost data when it was last looked for is played first; the search begins when it does no more.
+LOSING = {
+    "a replication does not look at what is condemned": 108,
+    "a replication does not look for a fence": 6,
+    "a prune waits for nobody": 9,
+}
 
 
 @pytest.mark.invariant(21)
@@ -129,7 +135,7 @@ SESSIONS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
 @pytest.mark.parametrize("name", SESSIONS)
 def test_without_a_step_of_the_sessions_some_order_loses_data(start: Start, monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.setattr(*SESSIONS[name])
-    assert any("misses" in play(start, seed) for seed in range(1000))
+    assert any("misses" in play(start, seed) for seed in (LOSING[name], *range(1000)))
 
 
 BROKEN: dict[str, tuple[Any, str, Callable[..., Any]]] = {
