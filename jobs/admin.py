@@ -29,6 +29,7 @@ from jobs.models import Job, JobEvent, Step, Worker
 from jobs.states import JobState
 from policies.admin import PlanAdmin, SourceAdmin
 from policies.models import Plan, Source
+from policies.services import long_run
 from vaults.admin import RecoveryPointAdmin, VaultAdmin
 from vaults.models import RecoveryPoint, Vault
 
@@ -297,6 +298,16 @@ class RunnablePlanAdmin(PlanWatchButton, PlanAdmin):
     """The page of a plan, with the buttons that run it and say when it is overdue."""
 
     actions_detail = ["run_now", *PlanAdmin.actions_detail, "watch"]
+
+    def get_fields(self, request: HttpRequest, obj: Plan | None = None) -> list[str]:
+        return [*super().get_fields(request, obj), *(["size_warning"] if obj and long_run(obj) else [])]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Plan | None = None) -> list[str]:
+        return [*super().get_readonly_fields(request, obj), "size_warning"]
+
+    @display(description="Before the next run")
+    def size_warning(self, plan: Plan) -> str:
+        return format_html('<span class="text-orange-700 dark:text-orange-400">{}</span>', long_run(plan))
 
     @action(
         description="Back up now",

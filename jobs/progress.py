@@ -62,6 +62,11 @@ class StepProgress:
     def total(self, *, entries: int = 0, bytes: int = 0) -> None:
         self._expected = (entries, bytes)
 
+    @property
+    def bytes_expected(self) -> int:
+        """Return how much the verb said that there is to do."""
+        return self._expected[1]
+
     def add(self, *, entries: int = 0, bytes: int = 0, bytes_stored: int = 0) -> None:
         self._counters.entries_done += entries
         self._counters.bytes_done += bytes

@@ -17,7 +17,7 @@ from jobs.states import JobState, Kind, Lane, Stage, StepState, Trigger
 from policies import clusters, connection, editions, limits, moments, reading
 from policies.kinds import TYPES
 from policies.models import Plan, Source
-from policies.services import SourceErasing
+from policies.services import SourceErasing, long_run
 from vaults.models import RecoveryPoint, Vault, VaultState, VaultType
 
 # A scheduled moment older than this was missed: it is recorded, not made up (unless the plan says catch_up).
@@ -215,6 +215,7 @@ def request_backup(plan: Plan, *, actor: Actor, now: dt.datetime, deep: bool = F
         with transaction.atomic():
             job = create(plan.account, now=now, requested_by=actor.user, **values)
             record(actor, "job.backup", job, account=plan.account, now=now, plan=str(plan.pk))
+            _warn(job, long_run(plan), now=now)
             return job
     except IntegrityError as error:
         busy = running_backup(plan.source)
@@ -225,6 +226,21 @@ def request_backup(plan: Plan, *, actor: Actor, now: dt.datetime, deep: bool = F
             "Wait for that job, or cancel it.",
             job=str(busy.pk),
         ) from error
+
+
+def _warn(job: Job, warning: str, *, now: dt.datetime) -> None:
+    if warning:
+        steps.tell(job.pk, warning, now=now, level="warning")
+
+
+def warn_of_size(job: Job, *, bytes_to_read: int, now: dt.datetime) -> None:
+    """Tell in the job's story that it may outlast a day, once its walk has shown how much there is (C53).
+
+    What the size of the newest point told at the start is not told again.
+    """
+    if job.plan is None or long_run(job.plan):
+        return
+    _warn(job, editions.long_run_warning(job.plan, bytes_total=bytes_to_read), now=now)
 
 
 def request_scheduled(plan: Plan, *, now: dt.datetime) -> Job | None:
@@ -244,7 +260,9 @@ def request_scheduled(plan: Plan, *, now: dt.datetime) -> Job | None:
                 return None
             state, reason = _why_not(plan, moment, now=now)
             if not reason:
-                return create(plan.account, now=now, **values)
+                job = create(plan.account, now=now, **values)
+                _warn(job, long_run(plan), now=now)
+                return job
             return _ended(plan, state, reason, now=now, values=values)
     except IntegrityError:
         return None  # the moment has its job, or a person's backup began in between: the next sweep records that

@@ -11,6 +11,7 @@ from policies import retention
 from policies.kinds import TYPES
 from policies.limits import LimitsSerializer
 from policies.models import Plan, Policy, Rule, Source
+from policies.services import long_run
 from vaults.models import PointState, Region, Vault
 
 
@@ -218,6 +219,18 @@ class PausedPlanSerializer(PlanSerializer):
 
     def get_warnings(self, plan: Plan) -> list[str]:
         return retention.warnings_on_pause(plan, now=self.context["now"])
+
+
+class PlanDetailSerializer(PlanSerializer):
+    warnings = serializers.SerializerMethodField(help_text="What to know before the next run")
+
+    class Meta:
+        model = Plan
+        fields = [*PlanSerializer.Meta.fields, "warnings"]
+
+    def get_warnings(self, plan: Plan) -> list[str]:
+        warning = long_run(plan)
+        return [warning] if warning else []
 
 
 class PlanRequestSerializer(serializers.Serializer[Plan]):

@@ -338,6 +338,17 @@ def bind(plan: Plan, *, start_minute: int | None = None, actor: Actor, now: dt.d
 
 
 @transaction.atomic
+def long_run(plan: Plan) -> str:
+    """Return what a person should know before the plan's next run, by the size of its newest point (C53); else empty.
+
+    At most one query.
+    """
+    if plan.edition != Edition.ESSENTIAL:
+        return ""
+    newest = RecoveryPoint.objects.in_series(plan.vault, plan.source.series).values_list("bytes_total", flat=True)
+    return editions.long_run_warning(plan, bytes_total=newest.first() or 0)
+
+
 def change_plan(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
     """Store whether missed moments are made up for, the zone, the earliest start; what a plan binds never changes."""
     _check_not_cluster(plan)

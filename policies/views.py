@@ -9,6 +9,7 @@ from rest_framework import exceptions, mixins, serializers, status
 from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
+from rest_framework.serializers import BaseSerializer
 
 from accounts.permissions import MANAGE_POLICIES, MANAGE_SOURCES, PAUSE_PLANS
 from accounts.views import AccountViewSet, actor_of
@@ -17,6 +18,7 @@ from policies.models import Plan, Policy, Source
 from policies.serializers import (
     ChangePreviewSerializer,
     PausedPlanSerializer,
+    PlanDetailSerializer,
     PlanRequestSerializer,
     PlanSerializer,
     PolicySerializer,
@@ -167,6 +169,9 @@ class PlanView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[
     serializer_class = PlanSerializer
     filterset_fields: ClassVar = ["account", "source", "policy", "vault", "state"]
     permissions: ClassVar = {"pause": PAUSE_PLANS, "resume": PAUSE_PLANS, "destroy": MANAGE_POLICIES}
+
+    def get_serializer_class(self) -> type[BaseSerializer[Any]]:
+        return PlanDetailSerializer if self.action == "retrieve" else PlanSerializer
 
     @extend_schema(request=PlanRequestSerializer, responses={201: PlanSerializer})
     def create(self, request: Request) -> Response:

@@ -15,12 +15,12 @@ from accounts.secrets import SecretUnreadable
 from engine import halt
 from engine.errors import Canceled, EngineError, SessionFenced, Unreachable
 from engine.vault import Vault
-from jobs import doorbell, freezing, speed, steps
+from jobs import doorbell, freezing, services, speed, steps
 from jobs.executors.port import Clock, Executor
 from jobs.executors.staging import Staging
 from jobs.models import Step
 from jobs.progress import StepProgress
-from jobs.states import ACROSS, Stage
+from jobs.states import ACROSS, Kind, Stage
 from policies.limits import load
 from vaults import repositories
 
@@ -140,6 +140,8 @@ def _plan(executor: AnyExecutor, step: Step, progress: StepProgress, clock: Cloc
             done += 1
         total += 1
     progress.flush()
+    if step.job.kind == Kind.BACKUP:
+        services.warn_of_size(step.job, bytes_to_read=progress.bytes_expected, now=clock())
     _ring(steps.end_plan(step, units_total=total, units_done=done, now=clock()), clock)
 
 
