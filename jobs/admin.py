@@ -14,7 +14,7 @@ from django.utils import timezone
 from django.utils.html import format_html
 
 from accounts.console import ReadOnlyAdmin, ReadOnlyInline, action, actor_of, display, human_bytes, leave_dialog, lines
-from jobs import course, jobpage, passwords, problems, removal, retrying, services
+from jobs import comparing, course, jobpage, passwords, problems, removal, retrying, services
 from jobs.alert_console import PlanWatchButton
 from jobs.console import (
     PointButtons,
@@ -69,7 +69,7 @@ class JobAdmin(ReadOnlyAdmin):
     list_select_related = ["source", "vault", "point"]
     search_fields = ["id", "source__name", "error"]
     date_hierarchy = "created_at"
-    actions_detail: ClassVar = ["cancel", "retry", "confirm", "passwords"]
+    actions_detail: ClassVar = ["cancel", "retry", "compare", "confirm", "passwords"]
     inlines = [EventInline, StepInline]
     fieldsets = [
         ("State", {"fields": ["live", "error_shown", "problems"]}),
@@ -206,12 +206,13 @@ class JobAdmin(ReadOnlyAdmin):
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
         """Offer what the job's state allows: to let pass only what a guard refused, to retry what ended badly."""
         found: list[Any] = super().get_actions_detail(request, object_id)
-        job = Job.objects.filter(pk=object_id).only("kind", "state", "error_code", "passwords").first()
+        job = Job.objects.filter(pk=object_id).select_related("source").first()
         if job is None:
             return []
         offered = {
             "cancel": not job.ended,
             "retry": retrying.offered(job),
+            "compare": comparing.offered(job),
             "confirm": job.error_code == removal.EXPIRY_REFUSED,
             "passwords": bool(job.passwords),
         }
@@ -234,6 +235,26 @@ class JobAdmin(ReadOnlyAdmin):
             )
 
         return start(self, request, ask, reverse("admin:jobs_job_change", args=[object_id]))
+
+    @action(
+        description="Verify what was restored",
+        icon="fact_check",
+        permissions=["view"],
+        dialog=dialog(
+            "Verify what was restored",
+            "Reads the restored files on their host and compares each, and its attributes, with the recovery point.",
+            None,
+            "Start",
+        ),
+    )
+    def compare(self, request: HttpRequest, form: Any, object_id: str) -> HttpResponse:
+        job = Job.objects.select_related("account", "point", "source", "vault").get(pk=object_id)
+        return start(
+            self,
+            request,
+            lambda: comparing.request_comparison(job, actor=actor_of(request), now=timezone.now()),
+            reverse("admin:jobs_job_change", args=[object_id]),
+        )
 
     @display(description="Other file systems inside")
     def mounts(self, job: Job) -> str:

@@ -21,7 +21,7 @@ from vaults.models import Vault, VaultState
 
 log = structlog.get_logger(__name__)
 _AGAIN = dt.timedelta(minutes=5)
-_STOPPED = (Kind.BACKUP, Kind.COMPACT, Kind.DRILL, Kind.DISASTER)
+_STOPPED = (Kind.BACKUP, Kind.COMPACT, Kind.COMPARE, Kind.DRILL, Kind.DISASTER)
 _GONE = "vault_missing"
 
 

@@ -39,6 +39,7 @@ PHASES = {
     "upload": "Upload: storing what is new",
     "commit": "Commit: writing the recovery point",
     "restore": "Restore: writing what was selected",
+    "compare": "Compare: reading back what was restored",
     "flush": "Flush: making what was written durable",
     "copy": "Copy: bringing what the replica lacks",
 }

@@ -27,7 +27,7 @@ COMMIT = "commit"
 # the order to stop. What it still does then is as harmless as that of one whose lease ran out; of the work of these
 # kinds nothing but copies of data comes late.
 RELEASED_AFTER_S = 2.0
-RELEASED = (Kind.BACKUP, Kind.RESTORE, Kind.VERIFY, Kind.DRILL)
+RELEASED = (Kind.BACKUP, Kind.RESTORE, Kind.VERIFY, Kind.DRILL, Kind.COMPARE)
 
 
 class StepProgress:

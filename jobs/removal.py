@@ -151,7 +151,7 @@ def erase(source: Source, *, confirmation: str, actor: Actor, now: dt.datetime) 
         source.save(update_fields=["erasing_since", "erase_next_at", "erase_ends_at"])
         ends = found.ends_at.isoformat() if found.ends_at else None
         record(actor, "source.erase", source, account=source.account, now=now, points=found.points, locked_until=ends)
-        stopped = Job.objects.active().filter(source=source, kind__in=(Kind.BACKUP, Kind.DRILL))
+        stopped = Job.objects.active().filter(source=source, kind__in=(Kind.BACKUP, Kind.COMPARE, Kind.DRILL))
         for job in stopped.exclude(lane=Lane.MANUAL):
             services.request_cancel(job, actor=actor, now=now)
     return found

@@ -8,7 +8,7 @@ from django.db import transaction
 from accounts.refusals import Refused
 from accounts.services import Actor, record
 from engine.patterns import literal
-from jobs import maintenance, services
+from jobs import comparing, maintenance, services
 from jobs.models import Job
 from jobs.services import Selection
 from jobs.states import JobState, Kind, Lane
@@ -103,6 +103,11 @@ def _ask(job: Job, *, failed_only: bool, **who: Any) -> Job:
         if job.point is None:
             raise NotRetryable("The recovery point expired, or was deleted. Restore another one.", code="point_gone")
         return services.request_restore(job.point, selection_of(job, failed_only=failed_only), **who)
+    if job.kind == Kind.COMPARE:
+        restore = Job.objects.filter(pk=job.settings["restore"]).select_related("account").first()
+        if restore is None:
+            raise NotRetryable("The restore that was checked is not known any more.", code="restore_gone")
+        return comparing.request_comparison(restore, **who)
     if job.kind == Kind.DRILL:
         if job.source is None:
             raise NotRetryable("The source of this trial restore was deleted.", code="source_gone")

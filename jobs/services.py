@@ -339,6 +339,12 @@ def shows_credentials(point: RecoveryPoint, selection: Selection) -> bool:
     return TYPES[destination.kind].leaves(selection.to)
 
 
+def check_served(destination: Source, *, now: dt.datetime) -> None:
+    """Raise DestinationOffline when nobody there would do the work."""
+    if not presence.served(destination.queue, now=now):
+        raise DestinationOffline(f"{_unserved(destination)}. {_serve(destination)}")
+
+
 def request_restore(point: RecoveryPoint, selection: Selection, *, actor: Actor, now: dt.datetime) -> Job:
     """Start a restore. Raises DestinationUnknown, DestinationElsewhere, DestinationUnfit, DestinationOffline,
     OverwriteUnconfirmed, ValidationError for a place that is none.
@@ -353,8 +359,7 @@ def request_restore(point: RecoveryPoint, selection: Selection, *, actor: Actor,
         reading.check_place(destination, kind=point.source_kind, to=selection.to)
     except ValidationError as error:
         raise ValidationError({"to": error.messages}) from error
-    if not presence.served(destination.queue, now=now):
-        raise DestinationOffline(f"{_unserved(destination)}. {_serve(destination)}")
+    check_served(destination, now=now)
     wanted = {
         "mode": selection.mode,
         "patterns": selection.patterns,

@@ -18,6 +18,7 @@ class Kind(TextChoices):
     DISASTER = "disaster", "Disaster check"
     ERASE = "erase", "Deletion of the vault"
     REPLICATE = "replicate", "Replication"
+    COMPARE = "compare", "Check of a restore"
 
 
 # Of these a vault does one at a time each.

@@ -16,7 +16,7 @@ from rest_framework.serializers import BaseSerializer
 
 from accounts.permissions import BACKUP, DELETE_POINTS, MAINTAIN, MANAGE_SOURCES, MANAGE_VAULTS, OWN, RESTORE, VIEW
 from accounts.views import AccountView, AccountViewSet, Pages, actor_of
-from jobs import closing, doorbell, maintenance, passwords, problems, removal, retrying, services
+from jobs import closing, comparing, doorbell, maintenance, passwords, problems, removal, retrying, services
 from jobs.jobpage import problems_download
 from jobs.models import Job
 from jobs.serializers import (
@@ -46,7 +46,7 @@ from vaults.serializers import ConfirmationSerializer, FreedSerializer, Recovery
 from vaults.views import RecoveryPointView, VaultView
 
 # What starts and cancels jobs of a kind (D3); the rest is maintenance of a vault.
-NEEDED = {Kind.BACKUP.value: BACKUP, Kind.RESTORE.value: RESTORE}
+NEEDED = {Kind.BACKUP.value: BACKUP, Kind.RESTORE.value: RESTORE, Kind.COMPARE.value: RESTORE}
 
 
 class StepPages(Pages):
@@ -57,7 +57,13 @@ class JobView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[J
     """Jobs of the caller's accounts."""
 
     queryset = Job.objects.select_related("account")
-    permissions: ClassVar = {"cancel": VIEW, "retry": VIEW, "confirm": DELETE_POINTS, "passwords": MANAGE_SOURCES}
+    permissions: ClassVar = {
+        "cancel": VIEW,
+        "retry": VIEW,
+        "compare": RESTORE,
+        "confirm": DELETE_POINTS,
+        "passwords": MANAGE_SOURCES,
+    }
     filterset_fields: ClassVar = {
         "account": ["exact"],
         "kind": ["exact", "in"],
@@ -139,6 +145,18 @@ class JobView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[J
         new = retrying.retry(job, actor=actor_of(request), now=now, **wanted)
         doorbell.ring(services.first_step(new), now=now)
         return Response(JobSerializer(new).data, status=status.HTTP_202_ACCEPTED)
+
+    @extend_schema(request=None, responses={202: JobSerializer})
+    @action(detail=True, methods=["post"])
+    @transaction.atomic
+    def compare(self, request: Request, pk: str) -> Response:
+        """Compare what a restore wrote with its recovery point: a new job, whose problems are the differences."""
+        job, now = self.get_object(), timezone.now()
+        if job.source:
+            self.need(RESTORE, job.source)
+        made = comparing.request_comparison(job, actor=actor_of(request), now=now)
+        doorbell.ring(services.first_step(made), now=now)
+        return Response(JobSerializer(made).data, status=status.HTTP_202_ACCEPTED)
 
     @extend_schema(
         parameters=[OpenApiParameter("as", enum=problems.FORMATS, default="csv")],

@@ -8,33 +8,24 @@ larger file is read and checked as a stream, without being written.
 """
 
 import datetime as dt
-import errno
-import os
 import random
-import stat
 from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
-from engine.beneath import PLACE, open_beneath, split
 from engine.browse import Browser
 from engine.entries import Entry, Kind, Problem
 from engine.errors import IntegrityError, PointMissing, Superseded
-from engine.keys import ID_BYTES
 from engine.progress import Progress
 from engine.session import Session
-from engine.sources.attributes import KINDS, extended
-from engine.targets.attributes import Owners
 from engine.targets.files import FilesTarget
 from engine.vault import PointName, Vault
+from engine.verbs.comparison import DEVICES, Comparison
 from engine.verbs.refill import Refill
 
 UNIT_BYTES = 64 << 20
 UNIT_ENTRIES = 2_000
 DIFFERENCES_KEPT = 1_000
-_SET_ID = stat.S_ISUID | stat.S_ISGID
-_STEP = 1 << 20
-_DEVICES = (Kind.CHARACTER_DEVICE, Kind.BLOCK_DEVICE)
 
 
 class DrillJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -240,28 +231,17 @@ def _differ(result: Result, path: bytes, what: str) -> None:
         result.differences.append(Difference(path, what))
 
 
-class _Trial:
+class _Trial(Comparison):
     """Makes and compares the entries of one unit. A context for the open folder."""
 
     def __init__(self, vault: Vault, job: DrillJob, target: FilesTarget, result: Result) -> None:
-        self._chunk_id = vault.keys.chunk_id
-        self._folder, self._target, self._result = job.folder, target, result
-        self._is_root = os.geteuid() == 0
-        self._owners = Owners()
-        self._noted: set[bytes] = set()
+        super().__init__(vault.keys.chunk_id, job.folder, lambda path, what: _differ(result, path, what), is_ours=True)
+        self._target, self._result = target, result
         self._lost: set[bytes] = set()
-        self._top = -1
-
-    def __enter__(self) -> "_Trial":
-        self._top = os.open(self._folder, PLACE)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        os.close(self._top)
 
     def make(self, entry: Entry) -> None:
         """Make a folder, link, fifo or device."""
-        if entry.kind in _DEVICES and not self._is_root:
+        if entry.kind in DEVICES and not self.is_root:
             self._lost.add(entry.path)
             self._result.left_out += 1
             return
@@ -274,104 +254,11 @@ class _Trial:
                 self._lost.add(problem.path)
                 _differ(self._result, problem.path, f"{problem.reason}: {problem.detail}")
             else:
-                self._noted.add(problem.path)
+                self.noted.add(problem.path)
                 self._result.notes.append(problem)
 
     def compare(self, entry: Entry) -> None:
-        """Compare what stands in the folder with the listing."""
-        if entry.path in self._lost:
-            return
-        self._result.entries += 1
-        parent, name = split(entry.path)
-        try:
-            place = open_beneath(self._top, parent, PLACE)
-            try:
-                self._compare(entry, place, name)
-            finally:
-                os.close(place)
-        except OSError as error:
-            _differ(self._result, entry.path, f"it can't be read back: {error.strerror}")
-
-    def _compare(self, entry: Entry, place: int, name: bytes) -> None:
-        status = os.stat(name, dir_fd=place, follow_symlinks=False)
-        if KINDS.get(stat.S_IFMT(status.st_mode)) != entry.kind:
-            _differ(self._result, entry.path, "it is a thing of another kind")
-            return
-        self._compare_attributes(entry, status)
-        if entry.kind == Kind.SYMLINK:
-            self._same(entry, "link target", os.readlink(name, dir_fd=place), entry.target)
-        elif entry.kind in _DEVICES:
-            self._same(entry, "device number", status.st_rdev, entry.rdev)
-        elif entry.kind in (Kind.FILE, Kind.DIRECTORY):
-            if not self._is_root and status.st_mode & 0o400 == 0:
-                os.chmod(name, 0o700, dir_fd=place)
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = os.open(name, flags, dir_fd=place)
-            try:
-                self._compare_open(entry, fd)
-            finally:
-                os.close(fd)
-
-    def _compare_attributes(self, entry: Entry, status: os.stat_result) -> None:
-        if entry.path in self._noted:
-            return
-        if entry.kind != Kind.SYMLINK:
-            self._same(entry, "mode", stat.S_IMODE(status.st_mode), entry.mode)
-        self._same(entry, "time", status.st_mtime_ns, entry.mtime_ns)
-        if self._is_root:
-            owner = self._owners.uid(entry.user, entry.uid), self._owners.gid(entry.group, entry.gid)
-            self._same(entry, "owner", (status.st_uid, status.st_gid), owner)
-
-    def _compare_open(self, entry: Entry, fd: int) -> None:
-        if entry.xattrs and entry.path not in self._noted:
-            found = extended(fd)
-            for name, value in entry.xattrs.items():
-                self._same(entry, f"attribute {os.fsdecode(name)}", found.get(name), value)
-        if entry.kind == Kind.FILE:
-            self._same(entry, "size", os.fstat(fd).st_size, entry.size)
-            self._compare_content(entry, fd)
-
-    def _compare_content(self, entry: Entry, fd: int) -> None:
-        """Derive the id of every extent from the bytes on the disk; stop at the first that is another."""
-        at = 0
-        for extent in entry.extents:
-            if extent.id:
-                same = self._chunk_id(_read(fd, extent.length, at))[:ID_BYTES] == extent.id
-            else:
-                same = _is_hole(fd, at, extent.length)
-            if not same:
-                _differ(self._result, entry.path, f"its content differs within the {extent.length} bytes from {at} on")
-                return
-            at += extent.length
-
-    def _same(self, entry: Entry, what: str, found: object, expected: object) -> None:
-        if found != expected:
-            _differ(self._result, entry.path, f"its {what} is {found!r} instead of {expected!r}")
-
-
-def _read(fd: int, length: int, at: int) -> bytes:
-    parts = []
-    while length > 0:
-        part = os.pread(fd, length, at)
-        if not part:
-            break
-        parts.append(part)
-        at, length = at + len(part), length - len(part)
-    return b"".join(parts)
-
-
-def _is_hole(fd: int, at: int, length: int) -> bool:
-    """Say whether the range holds zeros alone; a hole of any size costs one call where the file system tells."""
-    end = at + length
-    while at < end:
-        try:
-            at = min(os.lseek(fd, at, os.SEEK_DATA), end)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return True
-            raise
-        step = min(_STEP, end - at)
-        if any(_read(fd, step, at)):
-            return False
-        at += step
-    return True
+        """Compare what stands in the folder with the listing, unless the restore lost it."""
+        if entry.path not in self._lost:
+            self._result.entries += 1
+            super().compare(entry)

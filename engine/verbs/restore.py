@@ -8,9 +8,9 @@ import msgspec
 
 from engine.browse import Browser
 from engine.damage import note_damaged
-from engine.entries import Entry, Kind, Problem, sort_key
+from engine.entries import Entry, Kind, Problem
 from engine.errors import PointMissing, StorageError, Superseded, UnsafePath
-from engine.patterns import Selection, Verdict
+from engine.patterns import Selection
 from engine.point import PROBLEMS_KEPT
 from engine.progress import Progress
 from engine.session import Session
@@ -19,6 +19,7 @@ from engine.vault import PointName, Vault
 from engine.verbs.findings import pack_name
 from engine.verbs.inspect import scrub
 from engine.verbs.refill import Refill
+from engine.verbs.selected import selected
 
 UNIT_BYTES = 64 << 20
 UNIT_FILES = 4_000
@@ -121,7 +122,7 @@ def plan(vault: Vault, job: RestoreJob, progress: Progress, *, now: dt.datetime)
     body = browser.root.body
     progress.total(entries=body.stats.entries, bytes=body.stats.bytes)
     planner = _Planner(job)
-    for entry in _selected(browser, selection):
+    for entry in selected(browser, selection):
         if planner.full:
             progress.check()
             yield planner.cut()
@@ -318,52 +319,3 @@ class _Ending:
                 self._outcome.state = "partial_complete"
             if len(self._problems) < PROBLEMS_KEPT:
                 self._problems.append(problem)
-
-
-def _selected(browser: Browser, selection: Selection) -> Iterator[Entry]:
-    """Yield what the patterns mean, in order; a folder that only leads somewhere comes when something follows."""
-    if selection.everything:
-        yield from browser.entries()
-        return
-    leading: list[Entry] = []
-    for entry in _candidates(browser, selection):
-        verdict = selection.verdict(entry.path, folder=entry.kind == Kind.DIRECTORY)
-        if verdict is Verdict.SKIP:
-            continue
-        while leading and not entry.path.startswith(leading[-1].path + b"/"):
-            leading.pop()
-        if verdict is Verdict.LOOK:
-            leading.append(entry)
-        else:
-            yield from leading
-            leading.clear()
-            yield entry
-
-
-def _candidates(browser: Browser, selection: Selection) -> Iterator[Entry]:
-    """Yield the entries that anchored includes can mean, reading no block in between."""
-    starts = selection.starts
-    if starts is None:
-        yield from browser.entries()
-        return
-    keys = sorted({sort_key(start.strip(b"/")) for start in starts})
-    top = [key for i, key in enumerate(keys) if not any(_under(key, other) for other in keys[:i])]
-    above = {key[:at] for key in top for at in _cuts(key)}
-    for key in sorted(set(top) | above):
-        if key in above:
-            found = next(browser.entries(key), None)
-            if found is not None and found.sort_key == key:
-                yield found
-            continue
-        for entry in browser.entries(key):
-            if not _under(entry.sort_key, key):
-                break
-            yield entry
-
-
-def _under(key: bytes, folder: bytes) -> bool:
-    return not folder or key == folder or key.startswith(folder + b"\0")
-
-
-def _cuts(key: bytes) -> list[int]:
-    return [at for at in range(len(key)) if key[at : at + 1] == b"\0"]

@@ -11,6 +11,7 @@ from jobs.executors import (
     audit,
     backup,
     compact,
+    compare,
     disaster,
     drill,
     erase,
@@ -47,6 +48,7 @@ EXECUTORS: dict[str, Executor[Any, Any, Any, Any]] = {
     Kind.DISASTER: disaster.EXECUTOR,
     Kind.DRILL: drill.EXECUTOR,
     Kind.REPLICATE: replicate.EXECUTOR,
+    Kind.COMPARE: compare.EXECUTOR,
 }
 
 

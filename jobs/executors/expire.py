@@ -75,7 +75,9 @@ def _rules(vault: VaultRow, now: dt.datetime) -> tuple[dict[str, Rules], tuple[s
 def _in_use(vault: VaultRow) -> tuple[str, ...]:
     """Return the points that a person holds, that a job which waits is going to read, and that a source still shows."""
     held = vault.points.filter(held_at__isnull=False).values_list("series", "point_id")
-    wanted = Job.objects.active().filter(vault=vault, kind__in=(Kind.RESTORE, Kind.DRILL), point__isnull=False)
+    wanted = Job.objects.active().filter(
+        vault=vault, kind__in=(Kind.RESTORE, Kind.DRILL, Kind.COMPARE), point__isnull=False
+    )
     waiting = wanted.values_list("point__series", "point__point_id")
     source = repositories.followed(vault)  # what a replica's source still shows stays: the lifecycle is the source's
     mirrored = source.points.values_list("series", "point_id") if source else ()
