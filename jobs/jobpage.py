@@ -144,7 +144,7 @@ def outcome(job: Job, *, now: dt.datetime) -> str:
 
 def problem_lines_and_files(job: Job) -> str:
     """Return the first problems, what was left out by reason, and where to download all of them."""
-    if not job.problems_count:
+    if not job.problems_count and not job.report.get("problems"):
         return "–"
     links = format_html_join(
         " ",

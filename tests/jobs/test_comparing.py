@@ -39,7 +39,8 @@ def clock() -> Clock:
 @pytest.fixture
 def landed(tmp_path, site) -> Path:
     (tmp_path / "out").mkdir()
-    return tmp_path / "out" / site.files.relative_to("/")
+    landed: Path = tmp_path / "out" / site.files.relative_to("/")
+    return landed
 
 
 def restore(site: Site, clock: Clock, landed: Path, **wanted) -> Job:
