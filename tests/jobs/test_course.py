@@ -66,7 +66,7 @@ def test_a_job_that_told_nothing_for_long_has_no_speed(site):
 
 def test_the_remaining_time_is_what_is_left_at_this_speed_once_the_walk_has_ended(site):
     job, step = running(site)
-    steps.estimate(step, entries=100, bytes=1000 * MIB)
+    steps.estimate(step, entries=100, bytes=1000 * MIB, now=T0)
     for second in (0, 10, 20):
         beat(step, job, at=second, bytes=second * 10 * MIB, entries=second)
     assert course.course(job, now=later(20)).left_s is None  # more may be found

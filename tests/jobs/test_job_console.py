@@ -34,7 +34,7 @@ def running(site: Site) -> Job:
     now = timezone.now()
     job = services.request_backup(site.plan, actor=SERVICE, now=now - dt.timedelta(seconds=60))
     step = steps.claim(services.first_step(job).pk, worker="w", now=now - dt.timedelta(seconds=40))
-    steps.estimate(step, entries=1000, bytes=100 << 20)
+    steps.estimate(step, entries=1000, bytes=100 << 20, now=now)
     for ago in (20, 10, 0):
         steps.heartbeat(
             step, Counters(10 * (40 - ago), (40 - ago) << 20), phase="process", now=now - dt.timedelta(seconds=ago)
