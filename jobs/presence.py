@@ -1,6 +1,7 @@
 """Which hosts are running: every worker writes down, a few times a minute, that it lives and what it serves."""
 
 import datetime as dt
+import itertools
 from collections.abc import Iterable
 
 from django.conf import settings
@@ -56,8 +57,13 @@ def forget_old(*, now: dt.datetime) -> None:
     HostDay.objects.filter(day__lt=(now - HOST_DAYS_KEPT).date()).delete()
 
 
-def served(queue: str, *, now: dt.datetime) -> bool:
-    """Say whether a worker that was seen lately serves `queue` (C19, C26)."""
+def queues(*, now: dt.datetime) -> frozenset[str]:
+    """Return the queues that workers serve which were seen lately (C19, C26)."""
     recent = now - dt.timedelta(seconds=settings.WORKER_SEEN_S)
     lists = Worker.objects.filter(seen_at__gte=recent).values_list("queues", flat=True)
-    return any(queue in queues for queues in lists)
+    return frozenset(itertools.chain.from_iterable(lists))
+
+
+def served(queue: str, *, now: dt.datetime) -> bool:
+    """Say whether a worker that was seen lately serves `queue` (C19, C26)."""
+    return queue in queues(now=now)

@@ -20,8 +20,6 @@ from policies.models import Plan, Source
 from policies.services import SourceErasing, long_run
 from vaults.models import RecoveryPoint, Vault, VaultState, VaultType
 
-# A scheduled moment older than this was missed: it is recorded, not made up (unless the plan says catch_up).
-MISSED_AFTER_S = 3600
 VERIFY_LEVELS = ("inventory", "structure", "footers", "scrub", "content")
 
 
@@ -94,14 +92,14 @@ def create(account: Account, *, now: dt.datetime, **values: Any) -> Job:
     if values["vault"].state == VaultState.DELETED:
         raise VaultUnfit(f"{values['vault']} was deleted.", code="vault_deleted")
     is_backup = values["kind"] == Kind.BACKUP
-    lane = _lane(values.get("source"), values.get("trigger", Trigger.MANUAL)) if is_backup else Lane.ALL
+    lane = lane_of(values.get("source"), values.get("trigger", Trigger.MANUAL)) if is_backup else Lane.ALL
     job = Job.objects.create(account=account, state=JobState.QUEUED, round=1, created_at=now, lane=lane, **values)
     Step.objects.create(job=job, round=1, stage=Stage.PLAN, queue=job.queue_work, created_at=now)
     steps.tell(job.pk, "Created", now=now)
     return job
 
 
-def _lane(source: Source | None, trigger: str) -> str:
+def lane_of(source: Source | None, trigger: str) -> str:
     """Return in which lane a backup of the source runs: a cluster's manual and automatic ones go side by side (D9)."""
     if source is None or not TYPES[source.kind].is_cluster:
         return Lane.ALL
@@ -113,7 +111,8 @@ def first_step(job: Job) -> Step:
     return job.steps.get(round=1, stage=Stage.PLAN)
 
 
-def _check_vault(vault: Vault, *, now: dt.datetime) -> None:
+def check_vault(vault: Vault, *, now: dt.datetime) -> None:
+    """Raise VaultUnfit unless the vault takes new backups."""
     if vault.type != VaultType.GENERAL:
         raise VaultUnfit(f"{vault} is a replication target: it takes no backups of its own. Choose a general vault.")
     if vault.state != VaultState.READY:
@@ -124,7 +123,8 @@ def _check_vault(vault: Vault, *, now: dt.datetime) -> None:
         raise VaultUnfit(str(refusal), code=refusal.code) from refusal
 
 
-def _backup_values(plan: Plan) -> dict[str, Any]:
+def backup_values(plan: Plan) -> dict[str, Any]:
+    """Return what a backup of the plan has in its job's row, whatever started it."""
     return {
         "kind": Kind.BACKUP,
         "vault": plan.vault,
@@ -162,7 +162,7 @@ def request_on_demand(source: Source, vault: Vault, *, actor: Actor, now: dt.dat
         raise SourceErasing(f"{source} is being deleted with its automatic backups.")
     if vault.account_id != source.account_id:
         raise VaultUnfit(f"{vault} belongs to another account than {source}.", code="vault_of_another_account")
-    _check_vault(vault, now=now)
+    check_vault(vault, now=now)
     if busy := running_backup(source):
         by = "automatically" if busy.lane == Lane.AUTOMATIC else "by hand"
         raise SourceBusy(
@@ -188,8 +188,8 @@ def request_run(plan: Plan, *, actor: Actor, now: dt.datetime) -> Job:
 
     Raises VaultUnfit, SourceBusy.
     """
-    _check_vault(plan.vault, now=now)
-    values = _backup_values(plan) | {"trigger": Trigger.SCHEDULED, "rule": moments.longest_rule(plan.policy)}
+    check_vault(plan.vault, now=now)
+    values = backup_values(plan) | {"trigger": Trigger.SCHEDULED, "rule": moments.longest_rule(plan.policy)}
     try:
         with transaction.atomic():
             job = create(plan.account, now=now, requested_by=actor.user, **values)
@@ -209,13 +209,13 @@ def request_backup(plan: Plan, *, actor: Actor, now: dt.datetime, deep: bool = F
     """
     if TYPES[plan.source.kind].is_cluster:
         return request_on_demand(plan.source, plan.vault, actor=actor, now=now, deep=deep)
-    _check_vault(plan.vault, now=now)
-    values = _backup_values(plan) | {"rule": moments.longest_rule(plan.policy), "settings": {"deep": deep}}
+    check_vault(plan.vault, now=now)
+    values = backup_values(plan) | {"rule": moments.longest_rule(plan.policy), "settings": {"deep": deep}}
     try:
         with transaction.atomic():
             job = create(plan.account, now=now, requested_by=actor.user, **values)
             record(actor, "job.backup", job, account=plan.account, now=now, plan=str(plan.pk))
-            _warn(job, long_run(plan), now=now)
+            warn(job, long_run(plan), now=now)
             return job
     except IntegrityError as error:
         busy = running_backup(plan.source)
@@ -228,7 +228,8 @@ def request_backup(plan: Plan, *, actor: Actor, now: dt.datetime, deep: bool = F
         ) from error
 
 
-def _warn(job: Job, warning: str, *, now: dt.datetime) -> None:
+def warn(job: Job, warning: str, *, now: dt.datetime) -> None:
+    """Add what a person should know to the job's story, if there is anything."""
     if warning:
         steps.tell(job.pk, warning, now=now, level="warning")
 
@@ -240,51 +241,11 @@ def warn_of_size(job: Job, *, bytes_to_read: int, now: dt.datetime) -> None:
     """
     if job.plan is None or long_run(job.plan):
         return
-    _warn(job, editions.long_run_warning(job.plan, bytes_total=bytes_to_read), now=now)
+    warn(job, editions.long_run_warning(job.plan, bytes_total=bytes_to_read), now=now)
 
 
-def request_scheduled(plan: Plan, *, now: dt.datetime) -> Job | None:
-    """Turn a due plan's moment into a job, or into a record of why there is none (C19, C54).
-
-    Moves the plan on to its next moment. None when another sweep was first: safe to call twice.
-    """
-    moment = plan.next_run_at
-    if moment is None or moment > now:
-        return None
-    values = _backup_values(plan) | {"trigger": Trigger.SCHEDULED, "scheduled_for": moment}
-    moments.move_on(plan, after=now)
-    try:
-        with transaction.atomic():
-            due = Plan.objects.due(now).filter(pk=plan.pk, next_run_at=moment)
-            if not due.update(next_run_at=plan.next_run_at, next_rule=plan.next_rule, last_run_at=moment):
-                return None
-            state, reason = _why_not(plan, moment, now=now)
-            if not reason:
-                job = create(plan.account, now=now, **values)
-                _warn(job, long_run(plan), now=now)
-                return job
-            return _ended(plan, state, reason, now=now, values=values)
-    except IntegrityError:
-        return None  # the moment has its job, or a person's backup began in between: the next sweep records that
-
-
-def _why_not(plan: Plan, moment: dt.datetime, *, now: dt.datetime) -> tuple[str, str]:
-    """Return the state and reason that stand in for a run, or an empty reason."""
-    if (now - moment).total_seconds() > MISSED_AFTER_S and not plan.catch_up:
-        return JobState.MISSED, f"The service was not running at {moment:%Y-%m-%d %H:%M} UTC"
-    if busy := running_backup(plan.source, lane=_lane(plan.source, Trigger.SCHEDULED)):
-        what = "The previous backup" if busy.source_id == plan.source_id else f"The backup of {busy.source}"
-        return JobState.SKIPPED, f"{what} was still running (job {busy.pk})"
-    if not presence.served(plan.source.queue, now=now):
-        return JobState.MISSED, _unserved(plan.source, "was")
-    try:
-        _check_vault(plan.vault, now=now)
-    except VaultUnfit as refusal:
-        return JobState.SKIPPED, str(refusal)
-    return "", ""
-
-
-def _unserved(source: Source, verb: str = "is") -> str:
+def unserved(source: Source, verb: str = "is") -> str:
+    """Return, for people, that nobody serves the source's queue."""
     return f"No worker {verb} running {f'on {source.host}' if source.host else f'for the region {source.region}'}"
 
 
@@ -292,19 +253,15 @@ def _serve(source: Source) -> str:
     return f"Start one{' there' if source.host else ''} with the queue {source.queue}."
 
 
-def _ended(plan: Plan, state: str, reason: str, *, now: dt.datetime, values: dict[str, Any]) -> Job:
+def record_skipped(plan: Plan, reason: str, *, now: dt.datetime, **values: Any) -> Job:
+    """Leave a job that tells why the plan does not run; with `scheduled_for`, at which moment."""
+    told = backup_values(plan) | {"trigger": Trigger.SCHEDULED, "error": reason} | values
     job = Job.objects.create(
-        account=plan.account, state=state, error=reason, created_at=now, ended_at=now, cleaned=True, **values
+        account=plan.account, state=JobState.SKIPPED, created_at=now, ended_at=now, cleaned=True, **told
     )
     steps.tell(job.pk, reason, now=now, level="warning")
     alerts.job_ended(job.pk, now=now)
     return job
-
-
-def record_skipped(plan: Plan, reason: str, *, now: dt.datetime) -> Job:
-    """Leave a job that tells why the plan runs no more."""
-    values = _backup_values(plan) | {"trigger": Trigger.SCHEDULED}
-    return _ended(plan, JobState.SKIPPED, reason, now=now, values=values)
 
 
 def _destination(point: RecoveryPoint, wanted: Source | None) -> Source:
@@ -342,7 +299,7 @@ def shows_credentials(point: RecoveryPoint, selection: Selection) -> bool:
 def check_served(destination: Source, *, now: dt.datetime) -> None:
     """Raise DestinationOffline when nobody there would do the work."""
     if not presence.served(destination.queue, now=now):
-        raise DestinationOffline(f"{_unserved(destination)}. {_serve(destination)}")
+        raise DestinationOffline(f"{unserved(destination)}. {_serve(destination)}")
 
 
 def request_restore(point: RecoveryPoint, selection: Selection, *, actor: Actor, now: dt.datetime) -> Job:
@@ -427,7 +384,7 @@ def try_source(source: Source, *, actor: Actor, now: dt.datetime) -> bool:
     What a host reads is tried by its worker, a moment later. Raises HostOffline.
     """
     if source.host and not presence.served(source.queue, now=now):
-        raise HostOffline(f"{_unserved(source)}, so nobody can look at {source}. {_serve(source)}")
+        raise HostOffline(f"{unserved(source)}, so nobody can look at {source}. {_serve(source)}")
     record(actor, "source.test", source, account=source.account, now=now)
     if source.host:
         doorbell.ask_to_try(source)

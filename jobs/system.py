@@ -34,7 +34,15 @@ LEFT_OUT: dict[str, set[str]] = {
     Region._meta.label_lower: {"credentials", "probed_at"},
     Vault._meta.label_lower: {"key_credentials", "coverage_total", "coverage_read", "coverage_at"},
     Source._meta.label_lower: {"credentials", "warnings", "checked_at", "check_error"},
-    Plan._meta.label_lower: {"next_run_at", "next_rule", "last_run_at", "next_drill_at"},
+    Policy._meta.label_lower: {"tags_changed_at"},
+    Plan._meta.label_lower: {
+        "next_run_at",
+        "next_rule",
+        "last_run_at",
+        "last_rule",
+        "rules_changed_at",
+        "next_drill_at",
+    },
     POINT: {"pk", "created_at", "expires_at", "locked_until"},
 }
 PERSON = ("username", "email", "first_name", "last_name", "is_active", "date_joined")

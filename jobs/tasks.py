@@ -13,6 +13,7 @@ from accounts import chain
 from jobs import (
     delivery,
     doorbell,
+    due,
     erasure,
     executors,
     exporting,
@@ -30,12 +31,13 @@ from jobs import (
 )
 from jobs.models import Alert, Job, Step
 from jobs.states import ENDED
-from policies import connection
-from policies.models import Plan, Source
+from policies import connection, rescheduling, tagging
+from policies.models import Source
 from vaults.models import Vault
 
 log = structlog.get_logger(__name__)
 SWEEP_ROWS_MAX = 1000
+BATCHES_MAX = 40
 
 
 @shared_task(name=doorbell.RUN_STEP)
@@ -108,17 +110,24 @@ def sweep_alerts() -> None:
 
 @shared_task(name="jobs.sweep_due_plans")
 def sweep_due_plans() -> None:
-    """Turn the plans whose moment has come into jobs."""
+    """Turn the plans whose moment has come into jobs, after plans follow what changed.
+
+    All jobs come about first: thousands of messages would make them late. Of the messages so many are sent that the
+    broker takes them in a second; the sweep of steps sends the others, as many at a time.
+    """
     now = timezone.now()
-    due = (
-        Plan.objects.due(now)
-        .select_related("account", "source__region", "policy", "vault__region", "next_rule")
-        .prefetch_related("policy__rules")
-    )
-    for plan in due[:SWEEP_ROWS_MAX]:
-        job = services.request_scheduled(plan, now=now)
-        if job and not job.ended:
-            doorbell.ring(services.first_step(job), now=now)
+    for _ in range(BATCHES_MAX):
+        if rescheduling.go_on() < rescheduling.BATCH:
+            break
+    tagging.sweep(now=now)
+    served, steps_made, left = presence.queues(now=now), list[Step](), set[uuid.UUID]()
+    for _ in range(BATCHES_MAX):
+        settled = due.settle(now=now, served=served, without=left)
+        steps_made += settled.steps
+        left |= settled.left
+        if settled.plans < due.BATCH:
+            break
+    doorbell.ring_all(steps_made[:SWEEP_ROWS_MAX], now=now)
 
 
 @shared_task(name="jobs.sweep_maintenance")
@@ -144,8 +153,7 @@ def sweep_steps() -> None:
     """Ring again for steps nobody came for, take over from dead workers, end what only waits for its cancel."""
     now = timezone.now()
     rung_before = now - dt.timedelta(seconds=settings.STEP_RING_AGAIN_S)
-    for step in Step.objects.unclaimed(now=now, rung_before=rung_before)[:SWEEP_ROWS_MAX]:
-        doorbell.ring(step, now=now)
+    doorbell.ring_all(Step.objects.unclaimed(now=now, rung_before=rung_before)[:SWEEP_ROWS_MAX], now=now)
     for step in Step.objects.stalled(now).select_related("job")[:SWEEP_ROWS_MAX]:
         if steps.give_up(step, now=now) and step.rung_in_vain(rung_before):
             doorbell.ring(step, now=now)

@@ -18,6 +18,9 @@ from vaults.models import Region, Vault, VaultState
 
 RETENTION_DAYS_MAX = 364_635
 KEPT_MAX = 10_000
+TAGS_MAX = 20
+TAG_CHARS_MAX = 64
+STARTS_ON = (dt.date(1970, 1, 1), dt.date(2999, 12, 31))
 
 
 def _kept(text: str) -> models.PositiveSmallIntegerField[int, int]:
@@ -29,6 +32,18 @@ class VaultFixed(Refused):
     """A plan that began as a trial keeps its vault for ever (A12)."""
 
     code = "vault_fixed"
+
+
+def validate_tags(tags: Any) -> None:
+    """Refuse what is not a mapping of a few short names to short texts."""
+    pairs = [*tags, *tags.values()] if isinstance(tags, dict) else [None]
+    if any(not isinstance(text, str) or not 0 < len(text) <= TAG_CHARS_MAX for text in pairs) or len(tags) > TAGS_MAX:
+        raise ValidationError(
+            f"Give at most {TAGS_MAX} tags as names and values, each a text of 1 to {TAG_CHARS_MAX} characters.",
+            code="invalid_tags",
+        )
+    if numbers := [name for name in tags if name.lstrip("-").isdecimal()]:
+        raise ValidationError(f"The name of a tag has a letter: {', '.join(numbers)}.", code="invalid_tags")
 
 
 class SourceKind(models.TextChoices):
@@ -67,7 +82,7 @@ class Source(models.Model):
     host = models.CharField(max_length=255, blank=True)
     settings = models.JSONField(default=dict)
     credentials = models.TextField(blank=True, editable=False)
-    tags = models.JSONField(default=dict, blank=True)
+    tags = models.JSONField(default=dict, blank=True, validators=[validate_tags])
     warnings = models.JSONField(default=list, editable=False)
     checked_at = models.DateTimeField(null=True, editable=False)
     check_error = models.TextField(blank=True, editable=False)
@@ -136,7 +151,8 @@ class Policy(models.Model):
     time. Beyond that a point stays while a count of any policy of its source in its vault keeps it. `keep_at_least_one`
     keeps the newest point and the newest complete one (C9); switched off, it still counts until `keep_one_until` (C34).
     One that is `inline` belongs to one plan, comes and goes with it, and stands in no list (B17, B19). `limits` say
-    how fast backups run (policies.limits). `vault` is where sources go that a rule binds by their tags.
+    how fast backups run (policies.limits). `vault` is where sources go that a rule binds by their tags;
+    `tags_changed_at` is since when it may be that they are not bound yet as the rules say (policies.tagging).
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -161,6 +177,7 @@ class Policy(models.Model):
         default=True, help_text="The newest point is never deleted, even when its retention is over"
     )
     keep_one_until = models.DateTimeField(null=True, editable=False, db_index=True)
+    tags_changed_at = models.DateTimeField(null=True, editable=False)
     drill_every_days = models.PositiveSmallIntegerField(
         default=0,
         validators=[MaxValueValidator(3660)],
@@ -187,6 +204,13 @@ class Policy(models.Model):
                 name="retention_days_in_range",
             ),
         ]
+        indexes: ClassVar = [
+            models.Index(
+                fields=["tags_changed_at"],
+                condition=models.Q(tags_changed_at__isnull=False),
+                name="policy_to_bind",
+            )
+        ]
 
     def __str__(self) -> str:
         return self.name
@@ -206,7 +230,9 @@ class Rule(models.Model):
     A backup rule's schedule is either `cron`, or every `every` `unit`s since `starts_on` at `start_time`, on `weekdays`
     (1 Monday to 7 Sunday) when there are some; without a start time each plan draws its own between 00:00 and 06:00,
     once (C8). With `window_minutes` the start is drawn anew for each run, inside the window that begins then (D14).
-    `retention_days` is for what this rule makes, None is as the policy says. `settings` are what other types say.
+    `retention_days` is for what this rule makes, None is as the policy says. `settings` are what other types say: of a
+    rule of type tag the `tags` that a source must have, all of them; of a replication the `region` that copies go to,
+    and the `vault` there by its name, if one is chosen already.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -217,7 +243,10 @@ class Rule(models.Model):
     every = models.PositiveSmallIntegerField(default=1, validators=[MinValueValidator(1), MaxValueValidator(1000)])
     unit = models.CharField(max_length=8, choices=Unit.choices, default=Unit.DAY)
     weekdays = models.JSONField(default=list, blank=True, validators=[validate_weekdays])
-    starts_on = models.DateField(default=dt.date(2024, 1, 1))
+    starts_on = models.DateField(
+        default=dt.date(2024, 1, 1),
+        validators=[MinValueValidator(STARTS_ON[0]), MaxValueValidator(STARTS_ON[1])],
+    )
     start_time = models.TimeField(null=True, blank=True)
     window_minutes = models.PositiveSmallIntegerField(default=0, validators=[MaxValueValidator(schedule.DAY_MINUTES)])
     retention_days = models.PositiveIntegerField(
@@ -241,6 +270,30 @@ class Rule(models.Model):
 
     def __str__(self) -> str:
         return f"Rule {self.position} of {self.policy}"
+
+    def clean(self) -> None:
+        """Refuse parts that don't fit together. Raises ValidationError by field."""
+        if self.type == RuleType.TAG:
+            if set(self.settings) != {"tags"} or not self.settings["tags"]:
+                raise ValidationError({"settings": 'Name the tags that sources must have: {"tags": {"team": "web"}}.'})
+            try:
+                validate_tags(self.settings["tags"])
+            except ValidationError as error:
+                raise ValidationError({"settings": error.messages}) from error
+        elif self.type == RuleType.REPLICATION:
+            named = [self.settings.get("region"), self.settings.get("vault", "any")]
+            if set(self.settings) - {"region", "vault"} or not all(isinstance(name, str) and name for name in named):
+                raise ValidationError({"settings": 'Name the region to copy to: {"region": "far", "vault": "copies"}.'})
+        elif not self.cron:
+            self._check_calendar()
+
+    def _check_calendar(self) -> None:
+        if self.weekdays and self.unit not in (Unit.DAY, Unit.WEEK):
+            raise ValidationError({"weekdays": "Weekdays go with days or weeks: choose one of these as the unit."})
+        if self.weekdays and self.unit == Unit.DAY and self.every != 1:
+            raise ValidationError({"weekdays": "Weekdays go with every day, or every so many weeks: choose weeks."})
+        if self.unit == Unit.HOUR and self.window_minutes > self.every * 60:
+            raise ValidationError({"window_minutes": "The window is longer than the time from one run to the next."})
 
 
 class Edition(models.TextChoices):
@@ -266,8 +319,9 @@ class PlanState(models.TextChoices):
 
 class PlanQuerySet(models.QuerySet["Plan"]):
     def due(self, now: dt.datetime) -> "PlanQuerySet":
-        """Return the active plans whose moment has come, the longest waiting first."""
-        return self.filter(state=PlanState.ACTIVE, next_run_at__lte=now).order_by("next_run_at")
+        """Return the active plans whose moment has come, the longest waiting first; none whose rules just changed."""
+        found = self.filter(state=PlanState.ACTIVE, next_run_at__lte=now, rules_changed_at=None)
+        return found.order_by("next_run_at")
 
     def drill_due(self, now: dt.datetime) -> "PlanQuerySet":
         """Return the plans, also paused ones, whose newest point is to be restored on trial."""
@@ -279,7 +333,11 @@ class Plan(models.Model):
 
     `start_minute` is the minute after midnight drawn for this plan, used when a rule has no start time; `start_time`
     takes the place of both (C38). `time_zone` empty is the policy's. No run lies before `start_not_before`.
-    `last_run_at` is the moment that was due last, whatever became of it. `priority` counts in editions that have one.
+    `last_run_at` is the moment that was due last, by `last_rule`, whatever became of it. `priority` counts in editions
+    that have one. `rules_changed_at` is since when the plan waits for its next moment by other rules
+    (policies.rescheduling): it starts nothing meanwhile.
+    `by_tags` says that a rule of the policy made the plan and takes it back. `former_rules` tells, by the id of each
+    rule of the policy that it had before, for how many days what that made stays (B20).
     `catch_up` runs a missed moment late instead of recording it as missed. `next_drill_at` is when the newest point is
     restored on trial.
     """
@@ -300,6 +358,10 @@ class Plan(models.Model):
     next_run_at = models.DateTimeField(null=True, db_index=True, editable=False)
     next_rule = models.ForeignKey(Rule, null=True, on_delete=models.SET_NULL, related_name="+", editable=False)
     last_run_at = models.DateTimeField(null=True, editable=False)
+    last_rule = models.ForeignKey(Rule, null=True, on_delete=models.SET_NULL, related_name="+", editable=False)
+    rules_changed_at = models.DateTimeField(null=True, editable=False)
+    by_tags = models.BooleanField(default=False, editable=False)
+    former_rules = models.JSONField(default=dict, editable=False)
     next_drill_at = models.DateTimeField(null=True, db_index=True, editable=False)
     created_at = models.DateTimeField(editable=False)
 
@@ -318,6 +380,13 @@ class Plan(models.Model):
             models.UniqueConstraint(
                 fields=["source"], condition=models.Q(edition=Edition.CLUSTER), name="one_automatic_plan_per_cluster"
             ),
+        ]
+        indexes: ClassVar = [
+            models.Index(
+                fields=["rules_changed_at"],
+                condition=models.Q(rules_changed_at__isnull=False),
+                name="plan_to_reschedule",
+            )
         ]
 
     def __str__(self) -> str:

@@ -7,6 +7,7 @@ that comes twice runs at its first coming. Hours are elapsed time and know no od
 import calendar
 import datetime as dt
 import hashlib
+import random
 import zoneinfo
 from dataclasses import dataclass
 
@@ -21,8 +22,9 @@ class Schedule:
     """`cron`, when not empty, decides alone; else every `every` `unit` since `starts_on` at `start` (wall clock).
 
     `weekdays` (1 Monday to 7 Sunday) are the days of a daily schedule, or of the weeks of a weekly one. With `window_s`
-    a run starts anywhere in the window that begins then: the place is drawn by `seed` and the day, so that it differs
-    from run to run and asking again gives the same answer (D14, D19).
+    a run starts anywhere in the window that begins then: the place is drawn by `seed` and the window's begin, so that
+    it differs from run to run and asking again gives the same answer (D14, D19). A window has its length in elapsed
+    time, also on odd days.
     """
 
     zone: str
@@ -47,27 +49,54 @@ def check_cron(text: str) -> None:
 
 
 def next_after(schedule: Schedule, after: dt.datetime) -> dt.datetime:
-    """Return the first moment of `schedule` later than `after` (aware), in UTC."""
-    begin = after - dt.timedelta(seconds=schedule.window_s)
+    """Return the first moment of `schedule` later than `after` (aware), in UTC. Raises OverflowError: never again.
+
+    Windows that overlap may draw their moments in another order than they begin in.
+    """
+    if not schedule.window_s:
+        return next_begin(schedule, after)
+    begin, first = after - dt.timedelta(seconds=schedule.window_s), None
     while True:
-        begin = _next_begin(schedule, begin)
-        moment = begin + dt.timedelta(seconds=_drawn(schedule, begin))
-        if moment > after:
-            return moment
+        begin = next_begin(schedule, begin)
+        if first is not None and begin >= first:
+            return first
+        moment = begin + dt.timedelta(seconds=drawn(schedule, begin))
+        if moment > after and (first is None or moment < first):
+            first = moment
 
 
-def _drawn(schedule: Schedule, begin: dt.datetime) -> int:
+def drawn(schedule: Schedule, begin: dt.datetime) -> int:
     """Return how many seconds into the window that begins then the run starts."""
     if not schedule.window_s:
         return 0
-    text = f"{schedule.seed}/{begin:%Y-%m-%dT%H:%M}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % schedule.window_s
+    return place(f"{schedule.seed}/{begin:%Y-%m-%dT%H:%M}", schedule.window_s)
+
+
+def place(name: str, length: int) -> int:
+    """Return a number from 0 to below `length`, the same for a name each time, spread evenly over many names."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % length
+
+
+def draw_start() -> int:
+    """Draw a minute between 00:00 and 06:00, once for each plan (C8)."""
+    return random.SystemRandom().randrange(DRAWN_START_MINUTES)
+
+
+def next_begin(schedule: Schedule, after: dt.datetime) -> dt.datetime:
+    """Return the first moment later than `after` at which the schedule's windows begin: its runs when it has none."""
+    begin = _next_begin(schedule, after)
+    while begin <= after:  # the library knows the hour that comes twice by its wall-clock time alone
+        begin = _next_begin(schedule, begin)
+    return begin
 
 
 def _next_begin(schedule: Schedule, after: dt.datetime) -> dt.datetime:
     zone = zoneinfo.ZoneInfo(schedule.zone)
     if schedule.cron:
-        return next(CronSim(schedule.cron, after.astimezone(zone))).astimezone(dt.UTC)
+        try:
+            return next(CronSim(schedule.cron, after.astimezone(zone))).astimezone(dt.UTC)
+        except StopIteration:
+            raise OverflowError(f"{schedule.cron} never comes again") from None
     first = _moment(schedule.starts_on, schedule.start, zone)
     if schedule.unit == "hour":
         period = dt.timedelta(hours=schedule.every)
@@ -102,7 +131,7 @@ def spread(name: str, every_s: int, *, after: dt.datetime) -> dt.datetime:
 
     So things of many names that come round as often don't do so at once.
     """
-    shift = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % every_s
+    shift = place(name, every_s)
     rounds = (int(after.timestamp()) - shift) // every_s + 1
     return dt.datetime.fromtimestamp(rounds * every_s + shift, dt.UTC)
 
@@ -142,4 +171,6 @@ def _date(schedule: Schedule, steps: int) -> dt.date:
         return start + dt.timedelta(days=count * (7 if schedule.unit == "week" else 1))
     months = start.year * 12 + start.month - 1 + count * (12 if schedule.unit == "year" else 1)
     year, month = divmod(months, 12)
+    if year > dt.MAXYEAR:
+        raise OverflowError("the calendar ends before")
     return dt.date(year, month + 1, min(start.day, calendar.monthrange(year, month + 1)[1]))

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime as dt
-import random
 from typing import Any
 
 from django.conf import settings
@@ -13,10 +12,10 @@ from accounts.refusals import Refused
 from accounts.services import Actor, record
 from engine.errors import EngineError
 from engine.sources.mounts import mounts_inside
-from policies import addresses, connection, editions, limits, moments, reading, schedule
+from policies import addresses, connection, editions, limits, moments, reading, rescheduling, schedule
 from policies.kinds import TYPES
 from policies.models import Edition, Plan, PlanState, Policy, Rule, RuleType, Source, SourceKind
-from vaults.models import RecoveryPoint, VaultState, VaultType
+from vaults.models import RecoveryPoint, Region, Vault, VaultState, VaultType
 
 
 class PlanExists(Refused):
@@ -49,6 +48,12 @@ class ClusterBackedUp(Refused):
     code = "cluster_backed_up"
 
 
+class InUse(Refused):
+    """What plans use stays; the refusal tells which."""
+
+    code = "in_use"
+
+
 class RulesUnfit(Refused):
     """A policy has 1 to RULES_MAX rules, one of them for backups at least."""
 
@@ -67,6 +72,9 @@ _HOST_WRONG = {
 }
 _CLUSTER_ALONE = "is a cluster: set its automatic backup, which covers all of it, or start a manual one."
 RULES_MAX = 10
+LISTED_MAX = 20
+# What of a policy, beside its rules, says when its plans do something.
+OF_MOMENTS = ("time_zone", "retention_days", "drill_every_days")
 # What a region must be set up for to protect sources of these kinds (A6, C55).
 FEATURE_OF: dict[str, str] = {SourceKind.BUCKET: "supports_bucket_backup", SourceKind.FILES: "supports_host_backup"}
 AUDITED_RULES = (
@@ -167,6 +175,8 @@ def store_source(source: Source, *, actor: Actor, now: dt.datetime) -> Source:
     source.full_clean()
     source.save()
     record(actor, "source.create" if new else "source.change", source, account=source.account, now=now)
+    # Which plans come and go by the source's tags, the next sweep says.
+    Policy.objects.filter(account=source.account_id, rules__type=RuleType.TAG).update(tags_changed_at=now)
     return source
 
 
@@ -199,7 +209,9 @@ def save_policy(policy: Policy, *, rules: list[Rule] | None = None, actor: Actor
     changes = _changes(kept, policy) if kept else {}
     if rules is not None:
         changes |= _store_rules(policy, rules)
-    reschedule(policy, now=now)
+    if "rules" in changes or (kept and any(getattr(kept, name) != getattr(policy, name) for name in OF_MOMENTS)):
+        rescheduling.begin(policy, now=now)
+    Policy.objects.filter(pk=policy.pk, inline=False).update(tags_changed_at=now)
     record(actor, "policy.create" if new else "policy.change", policy, account=policy.account, now=now, **changes)
     return policy
 
@@ -224,6 +236,7 @@ def _store_rules(policy: Policy, rules: list[Rule]) -> dict[str, Any]:
         raise RulesUnfit(f"A policy has 1 to {RULES_MAX} rules, not {len(rules)}.")
     if not any(rule.type == RuleType.BACKUP for rule in rules):
         raise RulesUnfit("A policy needs a rule of type backup: without one nothing is ever backed up.")
+    _check_places(policy, rules)
     mine = {rule.pk: rule for rule in policy.rules.all()}
     for place, rule in enumerate(rules, 1):
         if rule.pk not in mine:
@@ -246,6 +259,31 @@ def _store_rules(policy: Policy, rules: list[Rule]) -> dict[str, Any]:
     return {"rules": [before, after]} if before != after else {}
 
 
+def _check_places(policy: Policy, rules: list[Rule]) -> None:
+    """Refuse rules that name no place where backups or copies could go (E9, E26)."""
+    vault = policy.vault
+    if vault is not None and vault.account_id != policy.account_id:
+        raise RulesUnfit(f"{vault} belongs to another account.")
+    if vault is not None and vault.type != VaultType.GENERAL:
+        raise RulesUnfit(f"{vault} is a replication target and takes no plans. Choose a general vault.")
+    if vault is None and any(rule.type == RuleType.TAG for rule in rules):
+        raise RulesUnfit("Name the policy's vault: sources that a rule of type tag finds are backed up into it.")
+    for rule in rules:
+        if rule.type == RuleType.REPLICATION:
+            _check_target(policy, rule.settings)
+
+
+def _check_target(policy: Policy, settings: dict[str, Any]) -> None:
+    name, target = settings.get("region"), settings.get("vault")
+    if not Region.objects.filter(name=name).exists():
+        raise RulesUnfit(f"There is no region {name!r} to copy to.")
+    if policy.vault is not None and policy.vault.region.name == name:
+        raise RulesUnfit(f"{policy.vault} lies in {name} itself: copies go to another region (E29).")
+    targets = Vault.objects.present().filter(account=policy.account_id, region__name=name, name=target)
+    if target and not targets.filter(type=VaultType.REPLICATION_TARGET).exists():
+        raise RulesUnfit(f"There is no replication target {target!r} in {name}. Make it first, or leave the vault out.")
+
+
 def _told(rule: Rule) -> dict[str, Any]:
     """Return a rule as the audit trail shows it: what differs from the defaults."""
     told: dict[str, Any] = {"type": rule.type}
@@ -254,18 +292,6 @@ def _told(rule: Rule) -> dict[str, Any]:
         if field.name not in ("id", "policy", "position", "type") and value != field.get_default():
             told[field.name] = value if isinstance(value, (int, str, list, dict)) else str(value)
     return told
-
-
-def reschedule(policy: Policy, *, now: dt.datetime) -> None:
-    """Give the policy's plans their next moments anew."""
-    for plan in policy.plans.select_related(None):
-        plan.policy = policy
-        plan.next_drill_at = moments.next_drill_at(plan, policy, after=now)
-        if plan.state == PlanState.ACTIVE:
-            moments.move_on(plan, after=now)
-        Plan.objects.filter(pk=plan.pk, state=plan.state).update(
-            next_run_at=plan.next_run_at, next_rule=plan.next_rule, next_drill_at=plan.next_drill_at
-        )
 
 
 def _changes(before: Policy, after: Policy) -> dict[str, Any]:
@@ -281,11 +307,6 @@ def end_keep_one(*, now: dt.datetime) -> list[Any]:
         return []
     Policy.objects.filter(pk__in=over, keep_one_until__lte=now).update(keep_one_until=None)
     return list(Plan.objects.filter(policy__in=over).values_list("vault_id", flat=True).distinct())
-
-
-def draw_start() -> int:
-    """Return a minute between 00:00 and 06:00, each as likely (C8)."""
-    return random.SystemRandom().randrange(schedule.DRAWN_START_MINUTES)
 
 
 def create_plan(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
@@ -324,7 +345,7 @@ def bind(plan: Plan, *, start_minute: int | None = None, actor: Actor, now: dt.d
     """
     _check_plan(plan)
     plan.account_id = plan.source.account_id
-    plan.start_minute = draw_start() if start_minute is None else start_minute
+    plan.start_minute = schedule.draw_start() if start_minute is None else start_minute
     moments.move_on(plan, after=now)
     plan.next_drill_at = moments.next_drill_at(plan, plan.policy, after=now)
     plan.created_at = now
@@ -337,7 +358,6 @@ def bind(plan: Plan, *, start_minute: int | None = None, actor: Actor, now: dt.d
     return plan
 
 
-@transaction.atomic
 def long_run(plan: Plan) -> str:
     """Return what a person should know before the plan's next run, by the size of its newest point (C53); else empty.
 
@@ -349,13 +369,16 @@ def long_run(plan: Plan) -> str:
     return editions.long_run_warning(plan, bytes_total=newest.first() or 0)
 
 
+@transaction.atomic
 def change_plan(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
     """Store whether missed moments are made up for, the zone, the earliest start; what a plan binds never changes."""
     _check_not_cluster(plan)
     plan.clean_fields(exclude=["account", "source", "policy", "vault"])
     fields = ["catch_up", "time_zone", "start_not_before"]
+    stored = Plan.objects.select_for_update(of=("self",), no_key=True).get(pk=plan.pk)
+    plan.state, plan.next_run_at, plan.next_rule = stored.state, stored.next_run_at, stored.next_rule
     if plan.state == PlanState.ACTIVE:
-        moments.move_on(plan, after=now)
+        moments.follow(plan, changed_at=now)
     plan.save(update_fields=[*fields, "next_run_at", "next_rule"])
     told = {"time_zone": plan.time_zone, "start_not_before": plan.start_not_before and str(plan.start_not_before)}
     record(actor, "plan.change", plan, account=plan.account, now=now, catch_up=plan.catch_up, **told)
@@ -395,7 +418,11 @@ def wake(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
     editions.check_running(plan.vault, now=now)
     moments.move_on(plan, after=now)
     changed = Plan.objects.filter(pk=plan.pk, state=PlanState.PAUSED).update(
-        state=PlanState.ACTIVE, next_run_at=plan.next_run_at, next_rule=plan.next_rule
+        state=PlanState.ACTIVE,
+        next_run_at=plan.next_run_at,
+        next_rule=plan.next_rule,
+        next_drill_at=moments.next_drill_at(plan, plan.policy, after=now),
+        rules_changed_at=None,
     )
     if not changed:
         raise PlanNotPaused("Only a paused plan can be resumed.")
@@ -409,11 +436,24 @@ def _automatic_points(source: Source) -> models.QuerySet[RecoveryPoint]:
 
 
 @transaction.atomic
+def remove_plan(plan: Plan, *, actor: Actor, now: dt.datetime, **why: str) -> None:
+    """Delete a plan, with its policy when that is its own. Points stay and keep the retention they were made with."""
+    record(actor, "plan.delete", plan, account=plan.account, now=now, **why)
+    policy = plan.policy
+    plan.delete()
+    if policy.inline:
+        policy.delete()
+
+
+@transaction.atomic
 def delete(thing: Source | Policy | Plan, *, actor: Actor, now: dt.datetime) -> None:
-    """Delete a plan, or a source or policy that no plan uses. Points stay. Raises Refused, SourceErasing.
+    """Delete a plan, or a source or policy that no plan uses. Points stay. Raises InUse, SourceErasing.
 
     A policy of the plan's own goes with it. A cluster whose automatic backups would go with it (D29) is erased instead.
     """
+    if isinstance(thing, Plan):
+        remove_plan(thing, actor=actor, now=now)
+        return
     name = thing._meta.model_name
     if isinstance(thing, Source) and thing.erasing_since:
         raise SourceErasing(f"The backups of {thing} are being deleted, and it goes with the last of them.")
@@ -421,10 +461,25 @@ def delete(thing: Source | Policy | Plan, *, actor: Actor, now: dt.datetime) -> 
         raise ClusterBackedUp(
             f"The automatic backups of {thing} go with it. Delete its backups, with its name typed: manual ones stay."
         )
+    _check_unused(thing, name or "")
     record(actor, f"{name}.delete", thing, account=thing.account, now=now)
     try:
         thing.delete()
-        if isinstance(thing, Plan) and thing.policy.inline:
-            thing.policy.delete()
     except models.ProtectedError as error:
-        raise Refused(f"A plan uses this {name}. Delete the plan first.", code="in_use") from error
+        raise InUse(f"A plan uses this {name} since a moment ago. Delete the plan first.") from error
+
+
+def _check_unused(thing: Source | Policy, name: str) -> None:
+    """Raise InUse with the names of the first plans that use the thing, and how many there are."""
+    count = thing.plans.count()
+    if not count:
+        return
+    first = thing.plans.select_related("source", "policy", "vault").order_by("source__name", "vault__name")[:LISTED_MAX]
+    told = [str(plan) for plan in first]
+    more = f" and {count - len(told)} more" if count > len(told) else ""
+    use = "1 plan uses" if count == 1 else f"{count} plans use"
+    raise InUse(
+        f"{use} this {name}: {', '.join(told)}{more}. Delete {'it' if count == 1 else 'them'} first.",
+        count=count,
+        plans=[{"id": str(plan.pk), "name": text} for plan, text in zip(first, told, strict=True)],
+    )

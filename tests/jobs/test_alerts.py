@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from accounts.services import SERVICE
-from jobs import alerts, local, services, steps
+from jobs import alerts, due, local, services, steps
 from jobs.alert_models import AlertState, AlertType, Severity
 from jobs.models import Alert, Job
 from jobs.states import JobState, Kind
@@ -80,7 +80,7 @@ def test_a_partial_backup_ends_a_failure_and_is_an_alert_itself():
 @pytest.mark.rule("C21")
 def test_a_missed_backup_raises_an_alert():
     plan = whole_plan()
-    services.request_scheduled(plan, now=T0 + HOUR / 2)
+    due.settle_plan(plan, now=T0 + HOUR / 2)
     alert = Alert.objects.get()
     assert (alert.type, alert.severity) == (AlertType.BACKUP_MISSED, Severity.CRITICAL)
     assert "No worker was running on web1" in alert.text
@@ -90,7 +90,7 @@ def test_a_skipped_backup_raises_a_warning():
     plan = whole_plan()
     online(plan.source.queue)
     services.request_backup(plan, actor=SERVICE, now=T0)
-    services.request_scheduled(plan, now=T0)
+    due.settle_plan(plan, now=T0)
     alert = Alert.objects.get()
     assert (alert.type, alert.severity) == (AlertType.BACKUP_SKIPPED, Severity.WARNING)
 

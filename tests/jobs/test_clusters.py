@@ -9,6 +9,7 @@ from django.db import IntegrityError, connection, transaction
 from accounts.models import Role
 from accounts.services import SERVICE
 from jobs import clusters, local, removal, retrying, services
+from jobs.due import settle_plan
 from jobs.models import Job
 from jobs.states import JobState, Kind, Lane, Trigger
 from policies.models import Plan, Source
@@ -57,7 +58,7 @@ def due(plan: Plan) -> Job:
     """Let the plan's next moment come."""
     plan.refresh_from_db()
     assert plan.next_run_at is not None
-    job = services.request_scheduled(plan, now=plan.next_run_at)
+    job = settle_plan(plan, now=plan.next_run_at)
     assert job is not None
     return job
 

@@ -6,6 +6,7 @@ from django.test import Client
 from accounts.models import User
 from accounts.services import SERVICE
 from jobs import local, services
+from jobs.due import settle_plan
 from jobs.models import Job
 from policies import editions
 from policies.models import Edition, Plan, Priority
@@ -45,7 +46,7 @@ def test_the_size_of_the_newest_point_warns_at_the_start(site, priority, gib, wa
 
 def test_a_scheduled_run_is_warned_of_too_and_the_plans_page_shows_it(site):
     make_point(site.vault, site.source, bytes_total=700 * GIB)
-    job = services.request_scheduled(site.plan, now=T0)
+    job = settle_plan(site.plan, now=T0)
     assert job is not None
     assert len(warnings(job)) == 1
     console = Client()

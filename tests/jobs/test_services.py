@@ -7,7 +7,7 @@ import pytest
 from django.db import IntegrityError, connection, transaction
 
 from accounts.services import SERVICE
-from jobs import services
+from jobs import due, services
 from jobs.models import Job
 from jobs.states import JobState, Kind, Trigger
 from policies.models import Plan
@@ -77,7 +77,7 @@ def test_a_scheduled_run_that_finds_its_host_busy_is_skipped_and_names_the_other
     other = another_on_the_same_host(plan)
     online(other.source.queue)
     backup(plan)
-    skipped = services.request_scheduled(other, now=T0)
+    skipped = due.settle_plan(other, now=T0)
     assert skipped is not None
     assert skipped.state == JobState.SKIPPED
     assert str(plan.source) in skipped.error
@@ -146,7 +146,7 @@ def test_a_vault_that_takes_no_backups_refuses_them(plan, values, code):
 @pytest.mark.rule("A23")
 def test_a_due_plan_becomes_a_job_and_moves_on(plan):
     online(plan.source.queue)
-    job = services.request_scheduled(plan, now=T0)
+    job = due.settle_plan(plan, now=T0)
     plan.refresh_from_db()
     assert job is not None
     assert (job.state, job.trigger, job.scheduled_for) == (JobState.QUEUED, Trigger.SCHEDULED, T0)
@@ -156,20 +156,20 @@ def test_a_due_plan_becomes_a_job_and_moves_on(plan):
 def test_two_beats_start_a_due_plan_once(plan):
     online(plan.source.queue)
     stale = Plan.objects.get(pk=plan.pk)
-    assert services.request_scheduled(plan, now=T0)
-    assert services.request_scheduled(stale, now=T0) is None
+    assert due.settle_plan(plan, now=T0)
+    assert due.settle_plan(stale, now=T0) is None
     assert Job.objects.count() == 1
 
 
 def test_a_plan_that_is_not_due_starts_nothing(plan):
-    assert services.request_scheduled(plan, now=T0 - dt.timedelta(seconds=1)) is None
+    assert due.settle_plan(plan, now=T0 - dt.timedelta(seconds=1)) is None
 
 
 @pytest.mark.rule("C54")
 def test_a_scheduled_run_that_meets_a_running_one_is_recorded_as_skipped(plan):
     online(plan.source.queue)
     running = backup(plan)
-    job = services.request_scheduled(plan, now=T0)
+    job = due.settle_plan(plan, now=T0)
     assert job is not None
     assert job.state == JobState.SKIPPED
     assert str(running.pk) in job.error
@@ -179,7 +179,7 @@ def test_a_scheduled_run_that_meets_a_running_one_is_recorded_as_skipped(plan):
 @pytest.mark.rule("C19")
 def test_a_run_whose_host_is_away_is_recorded_as_missed(plan):
     online(plan.source.queue, at=T0 - dt.timedelta(hours=1))
-    job = services.request_scheduled(plan, now=T0)
+    job = due.settle_plan(plan, now=T0)
     assert job is not None
     assert (job.state, job.error) == (JobState.MISSED, "No worker was running on web1")
 
@@ -187,18 +187,18 @@ def test_a_run_whose_host_is_away_is_recorded_as_missed(plan):
 def test_a_moment_long_past_is_missed_unless_the_plan_catches_up(plan):
     now = T0 + dt.timedelta(hours=5)
     online(plan.source.queue, at=now)
-    job = services.request_scheduled(plan, now=now)
+    job = due.settle_plan(plan, now=now)
     assert job is not None
     assert job.state == JobState.MISSED
     Plan.objects.update(catch_up=True, next_run_at=T0 + dt.timedelta(minutes=1))
-    late = services.request_scheduled(Plan.objects.select_related("source", "vault__region", "policy").get(), now=now)
+    late = due.settle_plan(Plan.objects.select_related("source", "vault__region", "policy").get(), now=now)
     assert late is not None
     assert late.state == JobState.QUEUED
 
 
 def test_a_scheduled_moment_has_one_job_for_ever(plan):
     online(plan.source.queue)
-    first = services.request_scheduled(plan, now=T0)
+    first = due.settle_plan(plan, now=T0)
     assert first is not None
     with pytest.raises(IntegrityError), transaction.atomic():
         Job.objects.create(

@@ -8,7 +8,7 @@ from django.core.exceptions import ValidationError
 
 from accounts.models import Event, Role
 from accounts.services import SERVICE
-from jobs import local, services
+from jobs import due, local, services
 from jobs.models import Job
 from jobs.states import JobState
 from policies import reading
@@ -142,7 +142,7 @@ def test_sources_without_a_host_are_backed_up_side_by_side_each_once(site):
 def test_a_region_without_a_worker_is_told_as_such(site):
     source = make_source(site.account, site.region, "far", kind="bucket", host="", settings={})
     plan = make_plan(source, make_policy(site.account, "far"), site.vault)
-    missed = services.request_scheduled(plan, now=T0 + dt.timedelta(minutes=10))
+    missed = due.settle_plan(plan, now=T0 + dt.timedelta(minutes=10))
     assert missed is not None
     assert (missed.state, missed.error) == (JobState.MISSED, f"No worker was running for the region {site.region}")
 

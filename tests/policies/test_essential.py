@@ -10,7 +10,7 @@ from django.core.exceptions import ValidationError
 
 from accounts.models import Event
 from accounts.services import SERVICE
-from policies import editions, essential, moments, retention, services
+from policies import editions, essential, moments, retention, schedule, services
 from policies.models import Edition, Plan, PlanState, Policy, Source
 from tests.support.people import T0, make_account, make_point, make_region, make_vault
 from vaults.models import NotInRegion, Region, Vault
@@ -97,13 +97,13 @@ def test_a_volume_inside_a_system_folder_is_refused(account, region, root):
 
 @pytest.mark.rule("C8")
 def test_a_thousand_hosts_overload_no_minute_and_keep_theirs(account, region):
-    minutes = Counter(services.draw_start() for _ in range(1000))
+    minutes = Counter(schedule.draw_start() for _ in range(1000))
     assert max(minutes.values()) < 20
     assert min(minutes) >= 0
     assert max(minutes) < 360
     plan = enable(account, region).plans[0]
     before = plan.start_minute
-    with mock.patch("policies.services.draw_start", side_effect=AssertionError):
+    with mock.patch("policies.schedule.draw_start", side_effect=AssertionError):
         essential.pause(account, "web1", actor=SERVICE, now=T0)
         essential.resume(account, "web1", actor=SERVICE, now=T0 + DAY)
         change(account, priority="high", keep_at_least_one=False)

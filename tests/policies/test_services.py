@@ -240,6 +240,7 @@ def test_only_a_paused_plan_can_be_resumed_and_only_an_active_one_paused():
 
 def test_a_changed_policy_moves_its_active_plans():
     plan = whole_plan()
+    Plan.objects.update(next_run_at=T0 + dt.timedelta(hours=5))
     services.save_policy(plan.policy, rules=[Rule(cron="0 13 * * *")], actor=SERVICE, now=T0)
     plan.refresh_from_db()
     assert plan.next_run_at == dt.datetime(2026, 3, 10, 13, 0, tzinfo=dt.UTC)
@@ -247,7 +248,7 @@ def test_a_changed_policy_moves_its_active_plans():
 
 def test_a_source_that_a_plan_uses_cannot_be_deleted():
     plan = whole_plan()
-    with pytest.raises(Refused, match="A plan uses this source"):
+    with pytest.raises(Refused, match="1 plan uses this source: web1"):
         services.delete(plan.source, actor=SERVICE, now=T0)
     services.delete(plan, actor=SERVICE, now=T0)
     services.delete(plan.source, actor=SERVICE, now=T0)
