@@ -129,7 +129,9 @@ class LoginSerializer(serializers.Serializer[AuthToken]):
 class TokenSerializer(serializers.ModelSerializer[AuthToken]):
     """A token without its text. `privileges` null: everything that its owner may; `account` null: in every account."""
 
-    name = serializers.CharField(source="api_token.name", default="", read_only=True)
+    name = serializers.CharField(
+        source="api_token.name", default=None, read_only=True, allow_null=True, help_text="Null: made by a login"
+    )
     privileges = serializers.ListField(
         child=serializers.ChoiceField(choices=Privilege.choices),
         source="api_token.privileges",
@@ -145,6 +147,7 @@ class TokenSerializer(serializers.ModelSerializer[AuthToken]):
     class Meta:
         model = AuthToken
         fields = ["token_key", "name", "privileges", "account", "created", "expiry", "last_used_at"]
+        extra_kwargs = {"token_key": {"read_only": True}, "expiry": {"read_only": True, "allow_null": True}}
 
 
 class TokenRequestSerializer(serializers.Serializer[Any]):

@@ -263,7 +263,7 @@ class EventView(mixins.ListModelMixin, viewsets.GenericViewSet[Event]):
 
     @extend_schema(
         parameters=[OpenApiParameter("as", str, enum=list(exports.TYPES), description="jsonl unless told")],
-        responses={(200, "application/octet-stream"): OpenApiTypes.BINARY},
+        responses={(200, media): OpenApiTypes.BINARY for media in exports.TYPES.values()},
     )
     @action(detail=False, pagination_class=None, renderer_classes=[JSONRenderer, AnyRenderer])
     def export(self, request: Request) -> StreamingHttpResponse:

@@ -336,7 +336,7 @@ REST_FRAMEWORK = {
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_FILTER_BACKENDS": ["django_filters.rest_framework.DjangoFilterBackend"],
-    "DEFAULT_SCHEMA_CLASS": "drf_standardized_errors.openapi.AutoSchema",
+    "DEFAULT_SCHEMA_CLASS": "backupsite.description.Description",
     "DEFAULT_THROTTLE_RATES": {
         "anon": env.str("BACKUPSITE_RATE_ANON", default="30/min"),
         "user": env.str("BACKUPSITE_RATE_USER", default="1200/min"),
@@ -373,6 +373,10 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
     "REDOC_DIST": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
     "SCHEMA_PATH_PREFIX": r"/api/v1",
+    "POSTPROCESSING_HOOKS": [
+        "drf_spectacular.hooks.postprocess_schema_enums",
+        "backupsite.description.let_shapes_overlap",
+    ],
     "ENUM_NAME_OVERRIDES": {
         "SourceKind": "policies.models.SourceKind",
         "VaultType": "vaults.models.VaultType",

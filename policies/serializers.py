@@ -114,11 +114,16 @@ class RuleSerializer(serializers.ModelSerializer[Rule]):
         ]
 
 
+@extend_schema_field(LimitsSerializer)
+class LimitsField(serializers.DictField):
+    """How fast backups run; checked, and completed, when the policy is saved."""
+
+
 class PolicySerializer(serializers.ModelSerializer[Policy]):
     account = OwnField(queryset=Account.objects.all(), account_path="pk")
     vault = OwnField(queryset=Vault.objects.all(), required=False, allow_null=True)
     rules = RuleSerializer(many=True, required=False)
-    limits = LimitsSerializer(required=False)
+    limits = LimitsField(required=False)
 
     class Meta:
         model = Policy
