@@ -1,5 +1,6 @@
 """WHO: people, accounts (tenants), roles, and the trail of what people did."""
 
+import datetime as dt
 import uuid
 from typing import Any, ClassVar, TypeVar
 
@@ -25,10 +26,12 @@ GENESIS = "0" * 64
 class User(AbstractUser):
     """A person or a machine that logs in. Staff may use the console; a superuser runs the installation.
 
-    `scope` is set for the length of a request that came with a token that may do less than the person.
+    `scope` is set for the length of a request that came with a token that may do less than the person, `asked_at` is
+    when a request came: grants that end are judged by it.
     """
 
     scope: Scope | None = None
+    asked_at: dt.datetime | None = None
 
     def has_perm(self, perm: str, obj: Any = None) -> bool:
         """Say whether the person may do something; a scope narrows a superuser, too."""
@@ -144,6 +147,62 @@ class ApiToken(models.Model):
     def scope(self) -> Scope | None:
         """Return what narrows its owner while it is used."""
         return None if self.privileges is None else Scope(frozenset(self.privileges), self.account_id)
+
+
+class GrantQuerySet(models.QuerySet["Grant"]):
+    def valid(self, now: dt.datetime) -> "GrantQuerySet":
+        """Return the grants that hold at `now`."""
+        return self.filter(models.Q(expires_at=None) | models.Q(expires_at__gt=now), revoked_at=None)
+
+    def over(self, source: models.Model) -> "GrantQuerySet":
+        """Return the grants that name a source of its account, or all of them."""
+        named = models.Q(all_sources=True) | models.Q(sources__source_id=source.pk)
+        return self.filter(named, grantor=getattr(source, "account_id")).distinct()  # noqa: B009  # any row of one
+
+
+class Grant(models.Model):
+    """That an account lets another one back up named sources of its own, or all of them (B8).
+
+    `privileges` are those of accounts.states.GRANTABLE that the grantee's members get over the sources, as far as
+    their role there has them. Plans, jobs and points are the grantee's. Changed by accounts.grants alone: a grant is
+    given and revoked, never changed.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    grantor = models.ForeignKey(Account, on_delete=models.CASCADE, related_name="grants_given")
+    grantee = models.ForeignKey(Account, on_delete=models.CASCADE, related_name="grants_received")
+    all_sources = models.BooleanField(default=False)
+    privileges = models.JSONField(default=list)
+    note = models.CharField(max_length=255, blank=True)
+    expires_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, editable=False)
+    created_at = models.DateTimeField(editable=False)
+
+    objects = GrantQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-created_at"]
+
+    def __str__(self) -> str:
+        return f"{self.grantor} to {self.grantee}"
+
+    @property
+    def account(self) -> Account:
+        """Return who gives, and may take back."""
+        return self.grantor
+
+
+class GrantedSource(models.Model):
+    """A source that a grant names. Its id alone: sources are made above this layer, and may go."""
+
+    grant = models.ForeignKey(Grant, on_delete=models.CASCADE, related_name="sources")
+    source_id = models.UUIDField()
+
+    class Meta:
+        constraints: ClassVar = [models.UniqueConstraint(fields=["grant", "source_id"], name="one_name_per_grant")]
+
+    def __str__(self) -> str:
+        return str(self.source_id)
 
 
 class Outcome(models.TextChoices):

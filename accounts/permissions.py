@@ -10,8 +10,8 @@ import rules
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.db import models
 
-from accounts.models import Account, Member
-from accounts.states import EVERYTHING, PRIVILEGES_OF, Privilege, Role
+from accounts.models import Account, Grant, GrantedSource, Member
+from accounts.states import EVERYTHING, GRANTABLE, PRIVILEGES_OF, Privilege, Role
 
 VIEW, SEE_USAGE, READ_DATA = "accounts.view", "accounts.see_usage", "accounts.read_data"
 BACKUP, RESTORE, MAINTAIN = "accounts.backup", "accounts.restore", "accounts.maintain"
@@ -56,6 +56,36 @@ def privileges_in(user: Person, account: Account | None) -> frozenset[str]:
     return scope.narrowed(held, account.pk) if scope else held
 
 
+def _received(user: Person) -> Any:
+    """Return the grants to the user's accounts that hold at the moment of the request; none outside of one."""
+    moment = getattr(user, "asked_at", None)
+    if moment is None:
+        return Grant.objects.none()
+    return Grant.objects.filter(grantee__in=Account.objects.visible_to(user)).valid(moment)
+
+
+def granted_sources(user: Person) -> models.Q:
+    """Return which sources of other accounts the user sees because those granted it (B8)."""
+    received = _received(user)
+    every = models.Q(account__in=received.filter(all_sources=True).values("grantor"))
+    named = models.Q(account__in=received.values("grantor")) & models.Q(
+        pk__in=GrantedSource.objects.filter(grant__in=received).values("source_id")
+    )
+    return every | named
+
+
+def privileges_over(user: Person, thing: Any) -> frozenset[str]:
+    """Return what the user may do with `thing`: as in its account, and what a grant lets another account do (B8)."""
+    held = privileges_in(user, account_of(thing))
+    if isinstance(thing, Grant):
+        return held | (privileges_in(user, thing.grantee) & {Privilege.VIEW.value})
+    if getattr(thing, "is_grantable", False) and not held:
+        for grant in _received(user).over(thing).select_related("grantee"):
+            given = {Privilege.VIEW.value, *grant.privileges} & GRANTABLE
+            held |= privileges_in(user, grant.grantee) & given
+    return held
+
+
 def privileges_anywhere(user: Person) -> frozenset[str]:
     """Return what the user may do in one account or another."""
     if getattr(user, "is_superuser", False):
@@ -76,7 +106,7 @@ def accounts_where(user: Person, privilege: str) -> models.QuerySet[Account]:
 
 def _holds(privileges: frozenset[str], name: str) -> Any:
     def test(user: Person, thing: Any) -> bool:
-        return thing is not None and privileges <= privileges_in(user, account_of(thing))
+        return thing is not None and privileges <= privileges_over(user, thing)
 
     return rules.predicate(test, name=name)
 

@@ -7,7 +7,7 @@ from knox.models import AuthToken
 from rest_framework import serializers
 
 from accounts.models import Account, CustomRole, Event, Member, Role, User
-from accounts.permissions import privileges_in
+from accounts.permissions import granted_sources, privileges_in
 from accounts.states import Privilege
 
 
@@ -22,9 +22,18 @@ class OwnField(serializers.PrimaryKeyRelatedField[Any]):
         queryset = super().get_queryset()
         assert queryset is not None
         request = self.context.get("request")
-        if request is None:
-            return queryset.none()
-        return queryset.filter(**{f"{self._account_path}__in": Account.objects.visible_to(request.user)})
+        return queryset.none() if request is None else queryset.filter(self.seen_by(request.user))
+
+    def seen_by(self, user: Any) -> models.Q:
+        """Return which rows exist for the user."""
+        return models.Q(**{f"{self._account_path}__in": Account.objects.visible_to(user)})
+
+
+class GrantedField(OwnField):
+    """A reference to a source of one of the user's accounts, or to one that another account granted (B8)."""
+
+    def seen_by(self, user: Any) -> models.Q:
+        return super().seen_by(user) | granted_sources(user)
 
 
 class AccountSerializer(serializers.ModelSerializer[Account]):

@@ -121,11 +121,19 @@ class AccountViewSet(viewsets.GenericViewSet[M]):
         default = VIEW if self.request.method in ("GET", "HEAD", "OPTIONS") else MANAGE
         return self.permissions.get(self.action or "", default)
 
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """Note when the request came: a grant that has an end is judged by it."""
+        super().initial(request, *args, **kwargs)
+        user_of(request).asked_at = timezone.now()
+
     def get_queryset(self) -> models.QuerySet[M]:
         if getattr(self, "swagger_fake_view", False):
             return super().get_queryset().none()
-        visible = Account.objects.visible_to(user_of(self.request))
-        return super().get_queryset().filter(**{f"{self.account_path}__in": visible})
+        return super().get_queryset().filter(self.seen_by(user_of(self.request)))
+
+    def seen_by(self, user: User) -> models.Q:
+        """Return which rows exist for the user: those of the user's accounts."""
+        return models.Q(**{f"{self.account_path}__in": Account.objects.visible_to(user)})
 
     def need(self, permission: str, thing: Any) -> None:
         """Raise PermissionDenied unless the user has the permission for `thing`."""

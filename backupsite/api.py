@@ -6,7 +6,7 @@ from accounts.billing.views import AllowanceView, PriceView, UsageView
 from accounts.views import EventView, RoleView, TokenView
 from jobs.alert_views import AlertRuleView, AlertView, ChannelView, SilenceView, WatchedPlanView
 from jobs.views import ClosableAccountView, ErasableSourceView, JobView, KeptPointView, MaintainedVaultView
-from policies.views import PolicyView
+from policies.views import GrantView, PolicyView
 from vaults.views import RegionView
 
 router = SimpleRouter(use_regex_path=True)
@@ -20,6 +20,7 @@ router.register("recovery-points", KeptPointView, basename="point")
 router.register("sources", ErasableSourceView, basename="source")
 router.register("policies", PolicyView, basename="policy")
 router.register("plans", WatchedPlanView, basename="plan")
+router.register("grants", GrantView, basename="grant")
 router.register("jobs", JobView, basename="job")
 router.register("alerts", AlertView, basename="alert")
 router.register("alert-rules", AlertRuleView, basename="alert_rule")

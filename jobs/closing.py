@@ -8,6 +8,7 @@ from django.db.models import Max
 from accounts.models import Account
 from accounts.refusals import Refused
 from accounts.services import Actor, record
+from policies.models import Plan
 
 
 class AccountUnconfirmed(Refused):
@@ -49,6 +50,9 @@ def delete_account(account: Account, *, confirmation: str, actor: Actor, now: dt
         raise AccountInUse(f"The account has {len(names)} vaults. Delete them first: {', '.join(names)}.", vaults=names)
     with transaction.atomic():
         record(actor, "account.delete", account, account=account, now=now)
+        for plan in Plan.objects.filter(source__account=account).exclude(account=account).select_related("account"):
+            record(actor, "plan.delete", plan, account=plan.account, now=now)  # of another account, by a grant (B8)
+            plan.delete()
         for rows in (account.jobs, account.plans, account.policies, account.sources, account.vaults):
             rows.all().delete()
         account.delete()

@@ -13,6 +13,8 @@ from typing import Any
 
 from django.db import IntegrityError, models, transaction
 
+from accounts import grants
+from accounts.states import Privilege
 from jobs import alerts, presence, services
 from jobs.models import Job, JobEvent, Step
 from jobs.states import JobState, Kind, Stage, Trigger
@@ -155,7 +157,8 @@ def _running(plans: list[Plan]) -> Busy:
 def _occupy(busy: Busy, job: Job) -> None:
     busy[(job.source_id, job.lane)] = job
     if job.host:
-        busy[(job.account_id, job.host)] = job
+        # The host is its own account's, whoever backs it up (B8).
+        busy[(job.source.account_id if job.source else job.account_id, job.host)] = job
 
 
 def _begun(plans: list[Plan], first: dt.datetime) -> set[tuple[Any, ...]]:
@@ -231,6 +234,10 @@ def _newest(plan: Plan, now: dt.datetime) -> Iterable[Run]:
 def _why_not(plan: Plan, moment: dt.datetime, batch: _Batch) -> tuple[str, str, str]:
     """Return the state, code and reason that stand in for a run; nothing for one that starts."""
     source, busy = plan.source, batch.busy
+    try:
+        grants.need(plan.account, source, Privilege.BACKUP, now=batch.now)
+    except grants.NotGranted as refusal:
+        return JobState.SKIPPED, refusal.code, str(refusal)
     took_turns = _took_turns(plan, moment, batch)
     if (batch.now - moment).total_seconds() > MISSED_AFTER_S and not plan.catch_up and not took_turns:
         return JobState.MISSED, "service_away", _away(moment)
@@ -238,6 +245,12 @@ def _why_not(plan: Plan, moment: dt.datetime, batch: _Batch) -> tuple[str, str, 
     if met := busy.get((source.pk, lane)) or (busy.get((source.account_id, source.host)) if source.host else None):
         if met.scheduled_for == moment and plan.edition == Edition.ESSENTIAL == (met.plan and met.plan.edition):
             return "", "volume_running", ""
+        if met.account_id != plan.account_id:
+            return (
+                JobState.SKIPPED,
+                "previous_running",
+                "Another account's backup of it, or of its host, was still running",
+            )
         what = "The previous backup" if met.source_id == source.pk else f"The backup of {met.source}"
         return JobState.SKIPPED, "previous_running", f"{what} was still running (job {met.pk})"
     if source.queue not in batch.served:

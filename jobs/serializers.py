@@ -5,7 +5,7 @@ from typing import Any
 from drf_spectacular.utils import PolymorphicProxySerializer, extend_schema_field
 from rest_framework import serializers
 
-from accounts.serializers import OwnField
+from accounts.serializers import GrantedField, OwnField
 from jobs.course import look, statistics
 from jobs.maintenance import every_s
 from jobs.models import Duty, Job, JobEvent, Step
@@ -160,7 +160,7 @@ class RestoreRequestSerializer(serializers.Serializer[Any]):
         allow_blank=True,
         help_text="An existing folder, a bucket, a database, ... as the destination's kind says; empty is the original",
     )
-    destination = OwnField(
+    destination = GrantedField(
         queryset=Source.objects.select_related("region"),
         default=None,
         allow_null=True,

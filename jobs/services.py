@@ -8,9 +8,11 @@ from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 from django.db.models import Q
 
+from accounts import grants
 from accounts.models import Account
 from accounts.refusals import Refused
 from accounts.services import Actor, record
+from accounts.states import Privilege
 from jobs import alerts, doorbell, presence, steps
 from jobs.models import Job, Step
 from jobs.states import JobState, Kind, Lane, Stage, StepState, Trigger
@@ -145,7 +147,7 @@ def running_backup(source: Source, *, lane: str = "") -> Job | None:
     """
     mine = Q(source=source, lane=lane) if lane else Q(source=source)
     if source.host:
-        mine |= Q(account_id=source.account_id, host=source.host)
+        mine |= Q(source__account_id=source.account_id, host=source.host)
     return Job.objects.active().filter(mine, kind=Kind.BACKUP).first()
 
 
@@ -186,9 +188,10 @@ def request_on_demand(source: Source, vault: Vault, *, actor: Actor, now: dt.dat
 def request_run(plan: Plan, *, actor: Actor, now: dt.datetime) -> Job:
     """Start one of a cluster's automatic backups out of its turn: the first (D12), or one that failed again.
 
-    Raises VaultUnfit, SourceBusy.
+    Raises VaultUnfit, SourceBusy, NotGranted.
     """
     check_vault(plan.vault, now=now)
+    grants.need(plan.account, plan.source, Privilege.BACKUP, now=now)
     values = backup_values(plan) | {"trigger": Trigger.SCHEDULED, "rule": moments.longest_rule(plan.policy)}
     try:
         with transaction.atomic():
@@ -203,29 +206,40 @@ def request_run(plan: Plan, *, actor: Actor, now: dt.datetime) -> Job:
 
 
 def request_backup(plan: Plan, *, actor: Actor, now: dt.datetime, deep: bool = False) -> Job:
-    """Start a backup by hand; a paused plan may be run too. Raises SourceBusy, VaultUnfit.
+    """Start a backup by hand; a paused plan may be run too. Raises SourceBusy, VaultUnfit, NotGranted (B8).
 
     Of a cluster that is a manual backup like any other, into the plan's vault.
     """
     if TYPES[plan.source.kind].is_cluster:
         return request_on_demand(plan.source, plan.vault, actor=actor, now=now, deep=deep)
     check_vault(plan.vault, now=now)
+    grants.need(plan.account, plan.source, Privilege.BACKUP, now=now)
+    if plan.source.account_id != plan.account_id and (busy := running_backup(plan.source)):
+        raise _busy(plan, busy)
     values = backup_values(plan) | {"rule": moments.longest_rule(plan.policy), "settings": {"deep": deep}}
     try:
         with transaction.atomic():
             job = create(plan.account, now=now, requested_by=actor.user, **values)
-            record(actor, "job.backup", job, account=plan.account, now=now, plan=str(plan.pk))
+            for account in {plan.account, plan.source.account}:
+                record(actor, "job.backup", job, account=account, now=now, plan=str(plan.pk))
             warn(job, long_run(plan), now=now)
             return job
     except IntegrityError as error:
         busy = running_backup(plan.source)
         if busy is None:
             raise
-        raise SourceBusy(
-            f"{busy.source or plan.source.host} is being backed up already, and a host does one backup at a time. "
-            "Wait for that job, or cancel it.",
-            job=str(busy.pk),
-        ) from error
+        raise _busy(plan, busy) from error
+
+
+def _busy(plan: Plan, busy: Job) -> SourceBusy:
+    """Return the refusal that names the job in the way, unless it is another account's."""
+    if busy.account_id != plan.account_id:
+        return SourceBusy(f"Another account backs up {plan.source} or its host just now. Try again later.")
+    return SourceBusy(
+        f"{busy.source or plan.source.host} is being backed up already, and a host does one backup at a time. "
+        "Wait for that job, or cancel it.",
+        job=str(busy.pk),
+    )
 
 
 def warn(job: Job, warning: str, *, now: dt.datetime) -> None:
@@ -266,8 +280,7 @@ def record_skipped(plan: Plan, reason: str, *, now: dt.datetime, **values: Any) 
 
 def _destination(point: RecoveryPoint, wanted: Source | None) -> Source:
     """Return the source row that stands for the host to restore to. Raises the refusals of C25."""
-    account_id = point.vault.account_id
-    original = Source.objects.filter(account_id=account_id, pk=point.series).first() if _is_uuid(point.series) else None
+    original = Source.objects.filter(pk=point.series).first() if _is_uuid(point.series) else None
     destination = wanted or original
     if destination is None:
         raise DestinationUnknown("The source of this point is not known here. Name the destination to restore to.")
@@ -303,14 +316,16 @@ def check_served(destination: Source, *, now: dt.datetime) -> None:
 
 
 def request_restore(point: RecoveryPoint, selection: Selection, *, actor: Actor, now: dt.datetime) -> Job:
-    """Start a restore. Raises DestinationUnknown, DestinationElsewhere, DestinationUnfit, DestinationOffline,
-    OverwriteUnconfirmed, ValidationError for a place that is none.
+    """Start a restore. Raises NotGranted for another account's host (B8), DestinationUnknown, DestinationElsewhere,
+    DestinationUnfit, DestinationOffline, OverwriteUnconfirmed, ValidationError for a place that is none.
     """
     if selection.same_name == "overwrite" and not selection.overwrite_confirmed:
         raise OverwriteUnconfirmed(
             "Overwriting loses the present content of files with the same name. Confirm it with overwrite_confirmed."
         )
     destination = _destination(point, selection.destination)
+    if selection.destination is None:  # who names one was asked for the right to it
+        grants.need(point.vault.account, destination, Privilege.RESTORE, now=now)
     reading.check_takes(destination, kind=point.source_kind)
     try:
         reading.check_place(destination, kind=point.source_kind, to=selection.to)
@@ -336,7 +351,8 @@ def request_restore(point: RecoveryPoint, selection: Selection, *, actor: Actor,
             queue_work=destination.queue,
             queue_finish=destination.queue,
         )
-        record(actor, "job.restore", job, account=job.account, now=now, point=str(point.pk), host=destination.host)
+        for account in {job.account, destination.account}:
+            record(actor, "job.restore", job, account=account, now=now, point=str(point.pk), host=destination.host)
     return job
 
 

@@ -55,6 +55,8 @@ def tables_of(account: Account, *, using: str = "default") -> Tables:
     mine: dict[type[models.Model], models.Q] = {
         Account: models.Q(pk=account.pk),
         Rule: models.Q(policy__account=account.pk),
+        # What another account granted is not this one's to keep: it grants again.
+        Plan: models.Q(account=account.pk, source__account=account.pk),
         Region: models.Q(vaults__account=account.pk) | models.Q(sources__account=account.pk),
     }
     tables = {

@@ -91,6 +91,9 @@ class Source(models.Model):
     erase_ends_at = models.DateTimeField(null=True, editable=False)
     created_at = models.DateTimeField(editable=False)
 
+    # Another account may be granted to back it up (B8).
+    is_grantable: ClassVar[bool] = True
+
     class Meta:
         ordering: ClassVar = ["name"]
         constraints: ClassVar = [models.UniqueConstraint(fields=["account", "name"], name="one_source_per_name")]

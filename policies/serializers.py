@@ -5,8 +5,9 @@ from typing import Any
 from drf_spectacular.utils import PolymorphicProxySerializer, extend_schema_field
 from rest_framework import serializers
 
-from accounts.models import Account
-from accounts.serializers import OwnField
+from accounts import grants
+from accounts.models import Account, Grant
+from accounts.serializers import GrantedField, OwnField
 from policies import retention
 from policies.kinds import TYPES
 from policies.limits import LimitsSerializer
@@ -241,11 +242,57 @@ class PlanDetailSerializer(PlanSerializer):
 class PlanRequestSerializer(serializers.Serializer[Plan]):
     """A plan needs all of source, policy and vault (B16)."""
 
-    source = OwnField(  # type: ignore[assignment]  # a declared field leaves the class, so it hides no attribute
-        queryset=Source.objects.select_related("account")
+    source = GrantedField(  # type: ignore[assignment]  # a declared field leaves the class, so it hides no attribute
+        queryset=Source.objects.select_related("account", "region")
     )
     policy = OwnField(queryset=Policy.objects.all())
-    vault = OwnField(queryset=Vault.objects.all())
+    vault = OwnField(queryset=Vault.objects.select_related("account"))
     time_zone = serializers.CharField(default="", allow_blank=True, max_length=64)
     start_not_before = serializers.DateTimeField(default=None, allow_null=True)
     catch_up = serializers.BooleanField(default=False)
+
+
+class GrantSerializer(serializers.ModelSerializer[Grant]):
+    """What one account lets another do with its sources; needs `now` in the context. `sources` is empty for all."""
+
+    grantor_name = serializers.CharField(source="grantor.name")
+    grantee_name = serializers.CharField(source="grantee.name")
+    sources = serializers.SerializerMethodField()
+    privileges = serializers.ListField(child=serializers.CharField())
+    state = serializers.SerializerMethodField(help_text="active, expired or revoked")
+
+    class Meta:
+        model = Grant
+        fields = [
+            "id",
+            "grantor",
+            "grantor_name",
+            "grantee",
+            "grantee_name",
+            "all_sources",
+            "sources",
+            "privileges",
+            "note",
+            "state",
+            "expires_at",
+            "revoked_at",
+            "created_at",
+        ]
+
+    def get_sources(self, grant: Grant) -> list[str]:
+        return sorted(str(named.source_id) for named in grant.sources.all())
+
+    def get_state(self, grant: Grant) -> str:
+        return grants.state(grant, now=self.context["now"])
+
+
+class GrantRequestSerializer(serializers.Serializer[Grant]):
+    """A new grant: who gives what to whom. The grantee tells its id."""
+
+    grantor = OwnField(queryset=Account.objects.all(), account_path="pk")
+    grantee = serializers.PrimaryKeyRelatedField(queryset=Account.objects.all())
+    all_sources = serializers.BooleanField(default=False)
+    sources = OwnField(queryset=Source.objects.all(), many=True, default=list)
+    privileges = serializers.ListField(child=serializers.ChoiceField(choices=grants.GIVEN), allow_empty=False)
+    note = serializers.CharField(max_length=255, default="", allow_blank=True)
+    expires_at = serializers.DateTimeField(default=None, allow_null=True)

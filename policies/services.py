@@ -8,8 +8,10 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, models, transaction
 
+from accounts import grants
 from accounts.refusals import Refused
 from accounts.services import Actor, record
+from accounts.states import Privilege
 from engine.errors import EngineError
 from engine.sources.mounts import mounts_inside
 from policies import addresses, connection, editions, limits, moments, reading, rescheduling, schedule
@@ -311,17 +313,17 @@ def end_keep_one(*, now: dt.datetime) -> list[Any]:
 
 def create_plan(plan: Plan, *, actor: Actor, now: dt.datetime) -> Plan:
     """Bind a source to a policy and a vault (B16). Raises ArchiveRefused (A3), and what `bind` raises."""
-    _check_plan(plan)
+    _check_plan(plan, now=now)
     connection.check_class(plan.source)
     return bind(plan, actor=actor, now=now)
 
 
-def _check_plan(plan: Plan) -> None:
+def _check_plan(plan: Plan, *, now: dt.datetime) -> None:
     if plan.source.erasing_since:
         raise SourceErasing(f"The backups of {plan.source} are being deleted. Make a new source to protect it again.")
-    accounts = {plan.source.account_id, plan.policy.account_id, plan.vault.account_id}
-    if len(accounts) != 1:
-        raise PlanUnfit("Source, policy and vault must belong to one account.")
+    if plan.policy.account_id != plan.vault.account_id:
+        raise PlanUnfit("Policy and vault must belong to one account.")
+    grants.need(plan.vault.account, plan.source, Privilege.BACKUP, now=now)
     if TYPES[plan.source.kind].starts_itself:
         raise PlanUnfit(f"{plan.source} starts its backups itself: it takes no plans.", code="source_starts_itself")
     if TYPES[plan.source.kind].is_cluster != (plan.edition == Edition.CLUSTER):
@@ -338,13 +340,14 @@ def _check_plan(plan: Plan) -> None:
 
 
 def bind(plan: Plan, *, start_minute: int | None = None, actor: Actor, now: dt.datetime) -> Plan:
-    """Store a plan whose source was looked at. Raises PlanUnfit, PlanExists, SourceErasing, NotInRegion, and what the
-    plan's edition forbids.
+    """Store a plan whose source was looked at. Raises PlanUnfit, PlanExists, SourceErasing, NotInRegion, NotGranted,
+    and what the plan's edition forbids.
 
-    The start between 00:00 and 06:00 is drawn here, once (C8), unless the caller drew it.
+    A source of another account needs its grant; the plan, its jobs and points belong to the vault's account (B8). The
+    start between 00:00 and 06:00 is drawn here, once (C8), unless the caller drew it.
     """
-    _check_plan(plan)
-    plan.account_id = plan.source.account_id
+    _check_plan(plan, now=now)
+    plan.account_id = plan.vault.account_id
     plan.start_minute = schedule.draw_start() if start_minute is None else start_minute
     moments.move_on(plan, after=now)
     plan.next_drill_at = moments.next_drill_at(plan, plan.policy, after=now)
@@ -352,7 +355,8 @@ def bind(plan: Plan, *, start_minute: int | None = None, actor: Actor, now: dt.d
     try:
         with transaction.atomic():
             plan.save(force_insert=True)
-            record(actor, "plan.create", plan, account=plan.account, now=now, edition=plan.edition)
+            for account in {plan.account, plan.source.account}:
+                record(actor, "plan.create", plan, account=account, now=now, edition=plan.edition)
     except IntegrityError as error:
         raise PlanExists("There is a plan for this source, policy and vault already.") from error
     return plan
@@ -450,6 +454,7 @@ def delete(thing: Source | Policy | Plan, *, actor: Actor, now: dt.datetime) -> 
     """Delete a plan, or a source or policy that no plan uses. Points stay. Raises InUse, SourceErasing.
 
     A policy of the plan's own goes with it. A cluster whose automatic backups would go with it (D29) is erased instead.
+    Plans of other accounts, whose grant has ended, go with the source; while one holds the source stays.
     """
     if isinstance(thing, Plan):
         remove_plan(thing, actor=actor, now=now)
@@ -461,6 +466,8 @@ def delete(thing: Source | Policy | Plan, *, actor: Actor, now: dt.datetime) -> 
         raise ClusterBackedUp(
             f"The automatic backups of {thing} go with it. Delete its backups, with its name typed: manual ones stay."
         )
+    if isinstance(thing, Source):
+        _let_go(thing, actor=actor, now=now)
     _check_unused(thing, name or "")
     record(actor, f"{name}.delete", thing, account=thing.account, now=now)
     try:
@@ -483,3 +490,10 @@ def _check_unused(thing: Source | Policy, name: str) -> None:
         count=count,
         plans=[{"id": str(plan.pk), "name": text} for plan, text in zip(first, told, strict=True)],
     )
+
+
+def _let_go(source: Source, *, actor: Actor, now: dt.datetime) -> None:
+    for plan in source.plans.exclude(account=source.account_id).select_related("account", "policy"):
+        if grants.holds(plan.account, source, now=now):
+            raise InUse(f"{plan.account} backs {source} up by your grant. Revoke it first.")
+        remove_plan(plan, actor=actor, now=now)

@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+from django.db import models
 from django.utils import timezone
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
@@ -11,12 +12,23 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
 
-from accounts.permissions import MANAGE_POLICIES, MANAGE_SOURCES, PAUSE_PLANS
-from accounts.views import AccountViewSet, actor_of
+from accounts import grants
+from accounts.models import Account, Grant, User
+from accounts.permissions import (
+    BACKUP,
+    MANAGE_MEMBERS,
+    MANAGE_POLICIES,
+    MANAGE_SOURCES,
+    PAUSE_PLANS,
+    granted_sources,
+)
+from accounts.views import AccountViewSet, actor_of, user_of
 from policies import retention, services
 from policies.models import Plan, Policy, Source
 from policies.serializers import (
     ChangePreviewSerializer,
+    GrantRequestSerializer,
+    GrantSerializer,
     PausedPlanSerializer,
     PlanDetailSerializer,
     PlanRequestSerializer,
@@ -39,6 +51,10 @@ class SourceView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSe
     serializer_class = SourceSerializer
     filterset_fields: ClassVar = ["account", "region", "kind", "host"]
     permissions: ClassVar = {"partial_update": MANAGE_SOURCES, "destroy": MANAGE_SOURCES}
+
+    def seen_by(self, user: User) -> models.Q:
+        """Return which sources exist for the user: also those that other accounts granted (B8)."""
+        return super().seen_by(user) | granted_sources(user)
 
     def _save(self, request: Request, source: Source, values: dict[str, Any]) -> Source:
         asked = {"credentials": values.pop("credentials", None), "skip_check": values.pop("skip_check", False)}
@@ -76,7 +92,8 @@ class SourceView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSe
     @action(detail=True, pagination_class=None)
     def drills(self, request: Request, pk: str) -> Response:
         """List the last trial restores of the source's points, newest first."""
-        return Response(DrillSerializer(condition.drills(self.get_object().jobs), many=True).data)
+        mine = self.get_object().jobs.filter(account__in=Account.objects.visible_to(user_of(request)))
+        return Response(DrillSerializer(condition.drills(mine), many=True).data)
 
     @extend_schema(
         parameters=[OpenApiParameter("vault", OpenApiTypes.UUID, required=True, description="The vault's id")],
@@ -88,7 +105,7 @@ class SourceView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSe
         """Tell of each of the source's points in a vault, newest first, why it stays or goes, and when."""
         source = self.get_object()
         wanted = serializers.UUIDField().run_validation(request.query_params.get("vault", ""))
-        vault = Vault.objects.filter(pk=wanted, account=source.account).first()
+        vault = Vault.objects.filter(pk=wanted, account__in=Account.objects.visible_to(user_of(request))).first()
         if vault is None:
             raise exceptions.NotFound
         now = timezone.now()
@@ -175,10 +192,12 @@ class PlanView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[
 
     @extend_schema(request=PlanRequestSerializer, responses={201: PlanSerializer})
     def create(self, request: Request) -> Response:
-        """Bind a source to a policy and a vault."""
+        """Bind a source to a policy and a vault. A source of another account needs its grant (B8)."""
         plan = Plan(**self.checked(PlanRequestSerializer))
-        plan.account = plan.source.account
+        plan.account = plan.vault.account
         self.need(MANAGE_POLICIES, plan)
+        if plan.source.account_id != plan.account_id:
+            self.need(BACKUP, plan.source)
         services.create_plan(plan, actor=actor_of(request), now=timezone.now())
         return Response(PlanSerializer(plan).data, status=status.HTTP_201_CREATED)
 
@@ -202,3 +221,37 @@ class PlanView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[
         """Delete a plan; its points stay and keep their retention."""
         services.delete(self.get_object(), actor=actor_of(request), now=timezone.now())
         return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+class GrantView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[Grant]):
+    """Grants that the caller's accounts gave and received (B8). A grant never changes: revoke it and give another."""
+
+    queryset = Grant.objects.select_related("grantor", "grantee").prefetch_related("sources")
+    serializer_class = GrantSerializer
+    filterset_fields: ClassVar = ["grantor", "grantee"]
+    permissions: ClassVar = {"revoke": MANAGE_MEMBERS}
+
+    def seen_by(self, user: User) -> models.Q:
+        """Return which grants exist for the user: from either side."""
+        visible = Account.objects.visible_to(user)
+        return models.Q(grantor__in=visible) | models.Q(grantee__in=visible)
+
+    def get_serializer_context(self) -> dict[str, Any]:
+        return {**super().get_serializer_context(), "now": timezone.now()}
+
+    @extend_schema(request=GrantRequestSerializer, responses={201: GrantSerializer})
+    def create(self, request: Request) -> Response:
+        """Let another account back up sources of yours, and restore to them if you say so. It tells you its id."""
+        wanted = self.checked(GrantRequestSerializer)
+        sources = wanted.pop("sources")
+        grant = Grant(**wanted)
+        self.need(MANAGE_MEMBERS, grant.grantor)
+        grants.give(grant, sources=sources, actor=actor_of(request), now=timezone.now())
+        return Response(self.get_serializer(grant).data, status=status.HTTP_201_CREATED)
+
+    @extend_schema(request=None, responses={200: GrantSerializer})
+    @action(detail=True, methods=["post"])
+    def revoke(self, request: Request, pk: str) -> Response:
+        """End the grant at once: plans under it are skipped, new jobs refused. Points that were made stay."""
+        grant = grants.revoke(self.get_object(), actor=actor_of(request), now=timezone.now())
+        return Response(self.get_serializer(grant).data)

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import pytest
 from django.urls import reverse
 
-from accounts.models import Allowance, CustomRole, Price, Role
+from accounts.models import Account, Allowance, CustomRole, Grant, Price, Role
 from accounts.services import SERVICE
 from backupsite.api import router
 from jobs import services
+from jobs.alert_models import Alert, AlertRule, Channel, Severity, Silence
 from tests.support.api import client_of
 from tests.support.control import Site, make_site
-from tests.support.people import T0, join, make_point, make_user
+from tests.support.people import T0, join, make_account, make_point, make_user
 
 pytestmark = pytest.mark.django_db
 
@@ -60,6 +61,21 @@ def rows(site: Site) -> dict[str, Any]:
         "job": job.pk,
         "price": Price.objects.create(meter="clients", price=1, valid_from=T0.date(), created_at=T0).pk,
         "allowance": Allowance.objects.create(kind="free", bytes=1, starts_on=T0.date(), created_at=T0).pk,
+        **alert_rows(site),
+        "grant": Grant.objects.create(
+            grantor=site.account, grantee=make_account("friend"), all_sources=True, privileges=["backup"], created_at=T0
+        ).pk,
+    }
+
+
+def alert_rows(site: Site) -> dict[str, Any]:
+    alert: dict[str, Any] = {"account": site.account, "first_at": T0, "last_at": T0}
+    of_account: dict[str, Any] = {"account": site.account, "created_at": T0}
+    return {
+        "alert": Alert.objects.create(type="backup_failed", severity=Severity.WARNING, key="k", **alert).pk,
+        "alert_rule": AlertRule.objects.create(name="rule", **of_account).pk,
+        "channel": Channel.objects.create(name="mail", kind="email", **of_account).pk,
+        "silence": Silence.objects.create(until=T0, reason="", **of_account).pk,
     }
 
 
@@ -79,6 +95,15 @@ def bodies(site: Site) -> dict[str, dict[str, Any]]:
         "job": {"kind": "verify", "vault": str(site.vault.pk)},
         "price": {"meter": "clients", "price": "1", "valid_from": "2099-01-01"},
         "allowance": {"kind": "free", "bytes": 1, "starts_on": "2099-01-01"},
+        "alert_rule": mine,
+        "channel": mine | {"kind": "email", "settings": {"addresses": ["ops@example.org"]}},
+        "silence": {"account": mine["account"], "until": "2099-01-01T00:00:00Z", "reason": "known"},
+        "grant": {
+            "grantor": str(site.account.pk),
+            "grantee": str(Account.objects.get_or_create(name="guest", defaults={"created_at": T0})[0].pk),
+            "all_sources": True,
+            "privileges": ["backup"],
+        },
     }
 
 
