@@ -46,7 +46,8 @@ class Stats(msgspec.Struct):
     """What a backup did.
 
     `bytes` is the size of the point, `bytes_read` what was read for it, `bytes_new` what of that the vault did not
-    hold, `bytes_stored` the objects written for it. `skipped` counts what was left out, by reason. `files_new` to
+    hold, `bytes_stored` the objects written for it. `skipped` counts what was left out, by reason, with
+    `excluded` for what patterns left out, each folder as one. `files_new` to
     `entries_deleted` compare the walk with the point before; of the first point everything is new.
     """
 

@@ -171,7 +171,7 @@ class JobAdmin(ReadOnlyAdmin):
     def requests(self, job: Job) -> str:
         return lines([f"{verb}: {count:,}" for verb, count in sorted(job.report.get("requests", {}).items())])
 
-    @display(description="Problems")
+    @display(description="Problems and what was left out")
     def problems(self, job: Job) -> str:
         return jobpage.problem_lines_and_files(job)
 

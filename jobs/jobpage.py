@@ -138,14 +138,15 @@ def outcome(job: Job, *, now: dt.datetime) -> str:
     if job.error:
         return job.error if len(job.error) <= 100 else f"{job.error[:99]}…"
     if job.problems_count:
-        return f"{job.problems_count:,} problems"
+        return f"{job.problems_count:,} problem{'s' * (job.problems_count != 1)}"
     return "–"
 
 
 def problem_lines_and_files(job: Job) -> str:
     """Return the first problems, what was left out by reason, and where to download all of them."""
     if not job.problems_count and not job.report.get("problems"):
-        return "–"
+        left_out = job.statistics.get("skipped", {})
+        return ", ".join(f"{reason}: {count:,}" for reason, count in sorted(left_out.items())) or "–"
     links = format_html_join(
         " ",
         '<a class="font-medium text-primary-600 underline dark:text-primary-500" href="{}">{}</a>',

@@ -162,8 +162,21 @@ class FilesSource(BaseSource, frozen=True, tag="files", kw_only=True, dict=True)
         far = {mount.device for mount in mounts_inside(self.roots) if is_network(mount.fs_type)}
         options = WalkOptions(selection, self.one_file_system, frozenset(far if self.skip_network else ()))
         if self.walkers > 1:
-            return WideWalk(self._top, self._attributes, options, named=self._named).walking(self.walkers)
-        return Walk(self._top, self._attributes, options, named=self._named).run()
+            wide = WideWalk(self._top, self._attributes, options, named=self._named)
+            self._walks[:] = [wide]
+            return wide.walking(self.walkers)
+        walk = Walk(self._top, self._attributes, options, named=self._named)
+        self._walks[:] = [walk]
+        return walk.run()
+
+    @cached_property
+    def _walks(self) -> list[Walk]:
+        """The last walk."""
+        return []
+
+    def excluded(self) -> int:
+        """Return how many entries the last walk left out by patterns."""
+        return sum(walk.excluded for walk in self._walks)
 
     def expect(self, entries: Sequence[Entry]) -> None:
         """Begin to read small files ahead where each costs the latency of a network."""

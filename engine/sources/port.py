@@ -76,6 +76,10 @@ class Source(Protocol):
         """Return what the point keeps of how it was read, for people: patterns, prefixes; never a secret."""
         ...
 
+    def excluded(self) -> int:
+        """Return how many entries the last walk left out by patterns, a folder as one; 0 where nobody counts."""
+        ...
+
     def requests(self) -> dict[str, int]:
         """Return what this process has asked of a metered source since the last call, by verb (A2)."""
         ...
@@ -123,6 +127,9 @@ class BaseSource(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     def options(self) -> dict[str, list[str]]:
         return {}
+
+    def excluded(self) -> int:
+        return 0
 
     def requests(self) -> dict[str, int]:
         return {}

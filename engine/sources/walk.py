@@ -78,6 +78,7 @@ class Walk:
         self._stack: list[Folder] = []
         # Folders that are kept only if something inside is: not yielded yet.
         self._pending: list[Entry] = []
+        self.excluded = 0
 
     def run(self) -> Generator[Entry | Problem, None, None]:
         """Yield entries and problems; closing the generator closes its descriptors."""
@@ -139,6 +140,7 @@ class Walk:
                     is_folder = entry is not None and entry.kind == _DIRECTORY
                     verdict = selection.step(folder.verdict, path, folder=is_folder, root=folder.single)
                     if verdict is Verdict.SKIP:
+                        self.excluded += 1
                         continue
                     yield from self._leading_to(path, verdict)
                 if entry is None:

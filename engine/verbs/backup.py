@@ -59,13 +59,14 @@ class Carried(msgspec.Struct, array_like=True):
 
 class Scan(msgspec.Struct):
     """What the walk as a whole knows; travels with the last unit. `requests` counts what it asked the source for,
-    `changes` what is new, changed, unchanged and deleted (Stats).
+    `changes` what is new, changed, unchanged and deleted (Stats), `excluded` what patterns left out.
     """
 
     scan_ns: int
     mounts: list[str]
     requests: dict[str, int] = {}
     changes: dict[str, int] = {}
+    excluded: int = 0
 
 
 class Unit(msgspec.Struct):
@@ -159,7 +160,8 @@ def plan(vault: Vault, job: BackupJob, progress: Progress, *, now: dt.datetime) 
                 yield from cutter.add(row, todo=not is_kept)
         progress.total(entries=max(cutter.entries, root.body.stats.entries if root else 0), bytes=cutter.bytes_todo)
     progress.total(entries=cutter.entries, bytes=cutter.bytes_todo)
-    yield cutter.last(Scan(int(now.timestamp() * 1e9), job.source.mounts(), job.source.requests(), tally.total()))
+    found = job.source.mounts(), job.source.requests(), tally.total(), job.source.excluded()
+    yield cutter.last(Scan(int(now.timestamp() * 1e9), *found))
 
 
 def work(vault: Vault, job: BackupJob, unit: Unit, progress: Progress) -> Result:
@@ -391,6 +393,8 @@ class _Gathered:
             self._scan = result.scan
             for name, count in result.scan.changes.items():
                 setattr(stats, name, count)
+            if result.scan.excluded:
+                stats.skipped["excluded"] = result.scan.excluded
             self._requests.update(result.scan.requests)
         for problem in result.problems:
             self._problems_total += 1

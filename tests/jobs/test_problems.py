@@ -101,3 +101,11 @@ def test_a_report_comes_in_parts_and_an_unknown_format_or_an_outsider_gets_none(
     assert client_of(site.owner).get(f"/api/v1/jobs/{done.pk}/problems/", {"as": "xls"}).status_code == 400
     outsider = client_of(join(make_account("other"), "stranger"))
     assert outsider.get(f"/api/v1/jobs/{done.pk}/problems/").status_code == 404
+
+
+def test_what_patterns_leave_out_is_counted_and_told(site):
+    site.source.settings["exclude"] = ["*.jpg", "deep/"]
+    site.source.save()
+    job = backup(site)
+    assert job.statistics["skipped"] == {"excluded": 3}
+    assert (job.statistics["files_total"], job.problems_count) == (2, 0)
