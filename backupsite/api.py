@@ -5,7 +5,9 @@ from rest_framework.routers import SimpleRouter
 from accounts.billing.views import AllowanceView, PriceView, UsageView
 from accounts.views import EventView, RoleView, TokenView
 from jobs.alert_views import AlertRuleView, AlertView, ChannelView, SilenceView, WatchedPlanView
+from jobs.host_views import HostView
 from jobs.views import ClosableAccountView, ErasableSourceView, JobView, KeptPointView, MaintainedVaultView
+from policies.edition_views import EditionView
 from policies.views import GrantView, PolicyView
 from vaults.views import RegionView
 
@@ -21,6 +23,8 @@ router.register("sources", ErasableSourceView, basename="source")
 router.register("policies", PolicyView, basename="policy")
 router.register("plans", WatchedPlanView, basename="plan")
 router.register("grants", GrantView, basename="grant")
+router.register("editions", EditionView, basename="edition")
+router.register("hosts", HostView, basename="host")
 router.register("jobs", JobView, basename="job")
 router.register("alerts", AlertView, basename="alert")
 router.register("alert-rules", AlertRuleView, basename="alert_rule")

@@ -382,6 +382,7 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
         "VaultType": "vaults.models.VaultType",
         "EntryKind": "vaults.serializers.ENTRY_KINDS",
         "ErrorType": "backupsite.exceptions.ERROR_TYPES",
+        "Edition": "policies.models.Edition",
         "BackupKind": ["backup"],
         "RestoreKind": ["restore"],
         "VerifyKind": ["verify"],

@@ -38,8 +38,8 @@ from jobs.serializers import (
     VerifyRequestSerializer,
 )
 from jobs.states import Kind
+from policies.edition_views import PlannedSourceView
 from policies.serializers import SourceSerializer
-from policies.views import SourceView
 from vaults import freed
 from vaults.models import Vault
 from vaults.serializers import ConfirmationSerializer, FreedSerializer, RecoveryPointSerializer
@@ -246,10 +246,10 @@ class KeptPointView(RecoveryPointView):
         return Response(FreedSerializer(freed.by_points(point.vault, [point])).data)
 
 
-class ErasableSourceView(SourceView):
+class ErasableSourceView(PlannedSourceView):
     """Sources of the caller's accounts."""
 
-    permissions: ClassVar = {**SourceView.permissions, "erase": OWN, "test": BACKUP, "backup": BACKUP}
+    permissions: ClassVar = {**PlannedSourceView.permissions, "erase": OWN, "test": BACKUP, "backup": BACKUP}
 
     @extend_schema(request=OnDemandRequestSerializer, responses={202: JobSerializer})
     @action(detail=True, methods=["post"])

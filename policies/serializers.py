@@ -191,6 +191,13 @@ class ChangePreviewSerializer(serializers.Serializer[Any]):
 
 
 class PlanSerializer(serializers.ModelSerializer[Plan]):
+    trial_expires_at = serializers.DateTimeField(
+        source="vault.trial_expires_at", read_only=True, help_text="When the trial ends; null for a plan of none"
+    )
+    trial_release_at = serializers.DateTimeField(
+        source="vault.trial_release_at", read_only=True, help_text="When its vault goes unless the plan is converted"
+    )
+
     class Meta:
         model = Plan
         fields = [
@@ -201,6 +208,9 @@ class PlanSerializer(serializers.ModelSerializer[Plan]):
             "vault",
             "edition",
             "state",
+            "priority",
+            "trial_expires_at",
+            "trial_release_at",
             "time_zone",
             "start_not_before",
             "start_minute",

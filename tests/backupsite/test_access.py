@@ -21,7 +21,7 @@ from tests.support.people import T0, join, make_account, make_point, make_user
 pytestmark = pytest.mark.django_db
 
 # Regions belong to the installation: everybody may read them, staff alone writes.
-OF_INSTALLATION = {"region", "price", "allowance"}
+OF_INSTALLATION = {"region", "price", "allowance", "edition"}
 # What a caller is asked about the own person alone.
 OF_CALLER = {"token.list", "token.create", "token.login", "token.logout", "token.destroy"}
 # What is asked about one account, which an outsider has none of.
@@ -62,6 +62,7 @@ def rows(site: Site) -> dict[str, Any]:
         "price": Price.objects.create(meter="clients", price=1, valid_from=T0.date(), created_at=T0).pk,
         "allowance": Allowance.objects.create(kind="free", bytes=1, starts_on=T0.date(), created_at=T0).pk,
         **alert_rows(site),
+        "host": f"{site.account.pk}:{site.source.host}",
         "grant": Grant.objects.create(
             grantor=site.account, grantee=make_account("friend"), all_sources=True, privileges=["backup"], created_at=T0
         ).pk,
@@ -92,6 +93,7 @@ def bodies(site: Site) -> dict[str, dict[str, Any]]:
         "source": mine | {"region": site.region.name, "kind": "files", "host": "h", "settings": files},
         "policy": mine,
         "plan": {name: str(getattr(site, name).pk) for name in ("source", "policy", "vault")},
+        "host": {"account": str(site.account.pk), "host": "h", "roots": ["/home"]},
         "job": {"kind": "verify", "vault": str(site.vault.pk)},
         "price": {"meter": "clients", "price": "1", "valid_from": "2099-01-01"},
         "allowance": {"kind": "free", "bytes": 1, "starts_on": "2099-01-01"},

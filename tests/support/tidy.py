@@ -16,6 +16,8 @@ CLOCK_READERS = {
     "tasks",
     "views",
     "alert_views",
+    "edition_views",
+    "host_views",
     "admin",
     "console",
     "alert_console",
