@@ -13,7 +13,7 @@ from accounts.console import ReadOnlyAdmin, ReadOnlyInline, ServiceAdmin, action
 from accounts.models import Account
 from jobs import channels, senders, watches
 from jobs.alert_forms import AlertRuleForm, ChannelForm, SilenceForm, WatchForm
-from jobs.alert_models import Alert, AlertRule, AlertState, Channel, Delivery, Severity, Silence
+from jobs.alert_models import Alert, AlertRule, AlertState, Channel, ChannelKind, Delivery, Severity, Silence
 from policies.models import Plan
 
 SEVERITY_LABELS = {"Critical": "danger", "Warning": "warning", "Info": "info"}
@@ -68,7 +68,7 @@ class ChannelDeliveryInline(DeliveryInline):
 
 @admin.register(Alert)
 class AlertAdmin(ReadOnlyAdmin):
-    list_display = ["what", "severity_shown", "status", "first_at", "last_at", "count", "account", "work"]
+    list_display = ["what", "severity_shown", "status", "since", "last_at", "count", "account", "work"]
     list_display_links = ["what"]
     list_filter: ClassVar = ["state", "severity", "type", "account", "vault"]
     list_select_related = ["account", "job"]
@@ -80,7 +80,7 @@ class AlertAdmin(ReadOnlyAdmin):
     fieldsets = [
         (None, {"fields": ["title", "severity_shown", "status", "explained", "type"]}),
         ("About", {"fields": ["account", "source", "vault", "plan", "work"]}),
-        ("Time", {"fields": ["first_at", "last_at", "count", "resolved_at", "heeded"]}),
+        ("Time", {"fields": ["since", "last_at", "count", "resolved_at", "heeded"]}),
     ]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
@@ -104,6 +104,10 @@ class AlertAdmin(ReadOnlyAdmin):
     @display(description="State", ordering="state", label=STATE_LABELS)
     def status(self, alert: Alert) -> str:
         return state_of(alert)
+
+    @display(description="Since", ordering="first_at")
+    def since(self, alert: Alert) -> str:
+        return f"{alert.first_at:%Y-%m-%d %H:%M}"
 
     @display(description="What it says")
     def explained(self, alert: Alert) -> str:
@@ -185,16 +189,17 @@ class _ManagedAdmin(ServiceAdmin):
 @admin.register(Channel)
 class ChannelAdmin(_ManagedAdmin):
     form = ChannelForm
-    list_display = ["name", "kind", "account", "enabled", "shown", "note_shown"]
+    list_display = ["name", "kind", "account", "enabled", "goes_to", "note_shown"]
     list_filter: ClassVar = ["account", "kind", "enabled"]
     list_select_related = ["account"]
     search_fields = ["name"]
     actions_detail: ClassVar = ["test"]
+    # Only what the chosen kind needs is shown; the kind of a channel that is there is known.
     conditional_fields: ClassVar = {
-        "roles": "kind == 'email'",
-        "addresses": "kind == 'email'",
+        "roles": "kind == 'email' || kind === undefined",
+        "addresses": "kind == 'email' || kind === undefined",
         "url": "kind != 'email'",
-        "secret": "kind == 'webhook'",
+        "secret": "kind == 'webhook' || kind === undefined",
     }
     fieldsets = [
         (None, {"fields": ["account", "name", "kind", "enabled"]}),
@@ -202,11 +207,16 @@ class ChannelAdmin(_ManagedAdmin):
     ]
 
     def get_fieldsets(self, request: HttpRequest, obj: Channel | None = None) -> Any:
-        told = [("Condition", {"fields": ["shown", "note_shown"]})] if obj else []
-        return [*super().get_fieldsets(request, obj), *told]
+        if obj is None:
+            return self.fieldsets
+        own = ["roles", "addresses"] if obj.kind == ChannelKind.EMAIL else ["url"]
+        own += ["secret"] if obj.kind == ChannelKind.WEBHOOK else []
+        told = [("Condition", {"fields": ["goes_to", "note_shown"]})]
+        named = (None, {"fields": ["account", "name", "kind_shown", "enabled"]})
+        return [named, ("Where to", {"fields": own}), *told]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Channel | None = None) -> list[str]:
-        return [*super().get_readonly_fields(request, obj), "shown", "note_shown"]
+        return [*super().get_readonly_fields(request, obj), *(["kind_shown"] if obj else []), "goes_to", "note_shown"]
 
     def get_inlines(self, request: HttpRequest, obj: Channel | None) -> list[Any]:
         return [ChannelDeliveryInline] if obj else []
@@ -218,6 +228,14 @@ class ChannelAdmin(_ManagedAdmin):
         for row in page.result_list:
             row.reached = reached
         return page
+
+    @display(description="Goes to")
+    def goes_to(self, channel: Channel) -> str:
+        return channel.shown or "–"
+
+    @display(description="Kind")
+    def kind_shown(self, channel: Channel) -> str:
+        return channel.get_kind_display()
 
     @display(description="To know")
     def note_shown(self, channel: Channel) -> str:

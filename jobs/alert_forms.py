@@ -1,7 +1,7 @@
 """What the console asks about channels, rules and silences."""
 
 import datetime as dt
-from typing import Any
+from typing import Any, ClassVar
 
 from django import forms
 from django.core.exceptions import ValidationError
@@ -133,6 +133,14 @@ class AlertRuleForm(forms.ModelForm[AlertRule]):
             "account", "name", "enabled", "types", "severity_min", "source", "vault", "plan", "inbox", "channels",
             "tell_resolved", "quiet_from", "quiet_until", "time_zone",
         ]  # fmt: skip
+        labels: ClassVar = {
+            "severity_min": "At least",
+            "channels": "Channels",
+            "tell_resolved": "The end",
+            "quiet_from": "From",
+            "quiet_until": "Until",
+        }
+        help_texts: ClassVar = {"quiet_from": "Meanwhile only what is critical goes out; the rest waits for the end"}
 
     def clean_types(self) -> list[str]:
         return list(self.cleaned_data["types"])

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime as dt
+import time
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 
@@ -28,6 +29,9 @@ SEND_DELIVERY = "jobs.send_delivery"
 # A worker that comes later need not answer any more: the person has gone.
 ASKED_FOR_S = 120
 BATCH = 500
+# How long a broker that did not answer is left alone by those who tell of alerts.
+LEFT_ALONE_S = 15.0
+_away_until_s = 0.0
 
 
 def ring(step: Step, *, now: dt.datetime) -> None:
@@ -103,13 +107,18 @@ def ring_delivery(delivery: Delivery, *, now: dt.datetime) -> None:
 
 
 def _call(task: str, key: str) -> bool:
-    """Send a message to any worker that serves the sweeps; False when the broker is away."""
-    if _muted.get():
+    """Send a message to any worker that serves the sweeps; False when the broker is away.
+
+    One that was away just now is not asked again for a while: each attempt costs seconds of whoever tells.
+    """
+    global _away_until_s
+    if _muted.get() or time.monotonic() < _away_until_s:
         return False
     try:
         current_app.send_task(task, args=(key,), retry=False, expires=ASKED_FOR_S)
     except OperationalError as error:
         log.warning("doorbell.lost", task=task, key=key, error=str(error))
+        _away_until_s = time.monotonic() + LEFT_ALONE_S
         return False
     return True
 

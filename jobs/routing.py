@@ -47,7 +47,13 @@ def complete_rules(accounts: Iterable[Account], *, now: dt.datetime) -> None:
             channel, _ = Channel.objects.get_or_create(
                 account=account,
                 is_default=True,
-                defaults={"name": EMAIL_NAME, "kind": ChannelKind.EMAIL, "settings": who, "created_at": now},
+                defaults={
+                    "name": EMAIL_NAME,
+                    "kind": ChannelKind.EMAIL,
+                    "settings": who,
+                    "shown": "Owners, Administrators",
+                    "created_at": now,
+                },
             )
             for builtin, (name, severity) in _RULES.items():
                 rule, new = AlertRule.objects.get_or_create(

@@ -147,7 +147,8 @@ def _forget(now: dt.datetime) -> None:
 def set_hours(watch: Watch, hours: int | None, *, actor: Actor, now: dt.datetime) -> Watch:
     """Say after how many hours without a success somebody is told; None is the default, 0 never."""
     watch.hours, watch.look_at = hours, now
-    watch.clean_fields(exclude=["plan", "link"])
+    if hours is not None:
+        watch.clean_fields(exclude=["plan", "link"])
     watch.save(update_fields=["hours", "look_at"])
     thing = watch.plan or watch.link
     assert thing is not None

@@ -20,8 +20,9 @@ SECOND, HOUR, DAY = dt.timedelta(seconds=1), dt.timedelta(hours=1), dt.timedelta
 
 
 @pytest.fixture(autouse=True)
-def email_on(settings) -> None:
+def email_on(settings, monkeypatch) -> None:
     settings.EMAIL_ON = True
+    monkeypatch.setattr(doorbell, "_away_until_s", 0.0)
 
 
 @pytest.fixture
@@ -203,6 +204,7 @@ def test_without_a_broker_nothing_is_lost_and_the_next_sweep_sends_it(
     with django_capture_on_commit_callbacks(execute=True):
         alert = raise_one(account, severity=Severity.CRITICAL)
     assert Alert.objects.get(pk=alert.pk).routed == 0
+    monkeypatch.setattr(doorbell, "_away_until_s", 0.0)
     rung: list[str] = []
     monkeypatch.setattr(current_app, "send_task", lambda task, args, **options: rung.append(args[0]))
     monkeypatch.setattr(timezone, "now", lambda: T0 + SECOND)
@@ -224,3 +226,17 @@ def test_the_tasks_route_and_send(account, monkeypatch, django_capture_on_commit
     assert sender.sent == [("ops", "Warning: The vault is nearly full")]
     tasks.send_delivery(str(Delivery.objects.get().pk))
     assert len(sender.sent) == 1
+
+
+def test_a_broker_that_is_away_is_asked_once_in_a_while(account, monkeypatch, django_capture_on_commit_callbacks):
+    asked: list[str] = []
+
+    def no_broker(task, **options):
+        asked.append(task)
+        raise OperationalError("connection refused")
+
+    monkeypatch.setattr(current_app, "send_task", no_broker)
+    with django_capture_on_commit_callbacks(execute=True):
+        for number in range(5):
+            raise_one(account, key=str(number))
+    assert asked == [doorbell.ROUTE_ALERT]
