@@ -13,7 +13,7 @@ from accounts.console import ReadOnlyAdmin, ReadOnlyInline, ServiceAdmin, action
 from accounts.models import Account
 from jobs import channels, senders, watches
 from jobs.alert_forms import AlertRuleForm, ChannelForm, SilenceForm, WatchForm
-from jobs.alert_models import Alert, AlertRule, AlertState, Channel, ChannelKind, Delivery, Severity, Silence
+from jobs.alert_models import Alert, AlertRule, AlertState, Channel, Delivery, Severity, Silence
 from policies.models import Plan
 
 SEVERITY_LABELS = {"Critical": "danger", "Warning": "warning", "Info": "info"}
@@ -194,12 +194,12 @@ class ChannelAdmin(_ManagedAdmin):
     list_select_related = ["account"]
     search_fields = ["name"]
     actions_detail: ClassVar = ["test"]
-    # Only what the chosen kind needs is shown; the kind of a channel that is there is known.
+    # Only what the kind needs is shown.
     conditional_fields: ClassVar = {
-        "roles": "kind == 'email' || kind === undefined",
-        "addresses": "kind == 'email' || kind === undefined",
+        "roles": "kind == 'email'",
+        "addresses": "kind == 'email'",
         "url": "kind != 'email'",
-        "secret": "kind == 'webhook' || kind === undefined",
+        "secret": "kind == 'webhook'",
     }
     fieldsets = [
         (None, {"fields": ["account", "name", "kind", "enabled"]}),
@@ -207,16 +207,11 @@ class ChannelAdmin(_ManagedAdmin):
     ]
 
     def get_fieldsets(self, request: HttpRequest, obj: Channel | None = None) -> Any:
-        if obj is None:
-            return self.fieldsets
-        own = ["roles", "addresses"] if obj.kind == ChannelKind.EMAIL else ["url"]
-        own += ["secret"] if obj.kind == ChannelKind.WEBHOOK else []
-        told = [("Condition", {"fields": ["goes_to", "note_shown"]})]
-        named = (None, {"fields": ["account", "name", "kind_shown", "enabled"]})
-        return [named, ("Where to", {"fields": own}), *told]
+        told = [("Condition", {"fields": ["goes_to", "note_shown"]})] if obj else []
+        return [*super().get_fieldsets(request, obj), *told]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Channel | None = None) -> list[str]:
-        return [*super().get_readonly_fields(request, obj), *(["kind_shown"] if obj else []), "goes_to", "note_shown"]
+        return [*super().get_readonly_fields(request, obj), "goes_to", "note_shown"]
 
     def get_inlines(self, request: HttpRequest, obj: Channel | None) -> list[Any]:
         return [ChannelDeliveryInline] if obj else []
@@ -232,10 +227,6 @@ class ChannelAdmin(_ManagedAdmin):
     @display(description="Goes to")
     def goes_to(self, channel: Channel) -> str:
         return channel.shown or "–"
-
-    @display(description="Kind")
-    def kind_shown(self, channel: Channel) -> str:
-        return channel.get_kind_display()
 
     @display(description="To know")
     def note_shown(self, channel: Channel) -> str:

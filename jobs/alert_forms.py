@@ -88,6 +88,7 @@ class ChannelForm(forms.ModelForm[Channel]):
         super().__init__(*args, **kwargs)
         kept = self.instance.settings
         if not self.instance._state.adding:
+            self.fields["kind"].disabled = True  # it never changes
             self.initial["roles"] = kept.get("roles", [])
             self.initial["addresses"] = "\n".join(kept.get("addresses", []))
 
