@@ -16,6 +16,7 @@ from django.utils.html import format_html
 from accounts.console import ReadOnlyAdmin, ReadOnlyInline, action, actor_of, display, human_bytes, leave_dialog, lines
 from jobs import comparing, course, jobpage, passwords, problems, removal, retrying, services
 from jobs.alert_console import PlanWatchButton
+from jobs.cluster_console import ClusterButtons
 from jobs.console import (
     PointButtons,
     SourceButtons,
@@ -28,6 +29,7 @@ from jobs.forms import ConfirmExpiryForm, RestoreForm, RetryForm, VerifyForm
 from jobs.models import Job, JobEvent, Step, Worker
 from jobs.states import JobState
 from policies.admin import PlanAdmin, SourceAdmin
+from policies.kinds import TYPES
 from policies.models import Plan, Source
 from policies.services import long_run
 from vaults.admin import RecoveryPointAdmin, VaultAdmin
@@ -387,17 +389,20 @@ class RestorablePointAdmin(PointButtons, RecoveryPointAdmin):
 
 
 @admin.register(Source)
-class ErasableSourceAdmin(SourceButtons, SourceAdmin):
-    """The page of a source, with the buttons that try a restore and delete all its backups."""
+class ErasableSourceAdmin(ClusterButtons, SourceButtons, SourceAdmin):
+    """The page of a source, with the buttons that try a restore and delete all its backups; and a cluster's own."""
 
-    actions_detail: ClassVar = [*SourceAdmin.actions_detail, *SourceButtons.buttons]
+    actions_detail: ClassVar = [*ClusterButtons.buttons, *SourceAdmin.actions_detail, *SourceButtons.buttons]
 
     def get_fieldsets(self, request: HttpRequest, obj: Source | None = None) -> Any:
         told = [("Deletion", {"fields": ["erasing"]})] if obj and obj.erasing_since else []
-        return [*super().get_fieldsets(request, obj), *told]
+        sets = [*super().get_fieldsets(request, obj), *told]
+        if obj and TYPES[obj.kind].is_cluster:
+            sets.insert(1, ("Automatic backup", {"fields": self.panel}))
+        return sets
 
     def get_readonly_fields(self, request: HttpRequest, obj: Source | None = None) -> Any:
-        return [*super().get_readonly_fields(request, obj), "erasing"]
+        return [*super().get_readonly_fields(request, obj), "erasing", *self.panel]
 
 
 @admin.register(Vault)

@@ -49,7 +49,7 @@ class MilvusSettings(serializers.Serializer[Any]):
         allow_blank=True,
         max_length=64,
         label="Cluster ID",
-        help_text="The name by which scripts know it at /v2/clusters/<cluster ID>/; empty: the source's own id",
+        help_text="The name by which scripts know it at /v2/clusters/ID/; empty: the source's own id",
     )
 
     def validate_cluster_id(self, name: str) -> str:
