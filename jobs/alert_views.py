@@ -28,7 +28,7 @@ from jobs.alert_serializers import (
     SilenceSerializer,
     WatchSerializer,
 )
-from policies.edition_views import ConvertiblePlanView
+from jobs.views import StartedPlanView
 
 _ALERT = Alert.objects.select_related("account")
 
@@ -209,10 +209,10 @@ class ChannelView(_ManagedView):
         return paginator.get_paginated_response(DeliverySerializer(page, many=True).data)
 
 
-class WatchedPlanView(ConvertiblePlanView):
+class WatchedPlanView(StartedPlanView):
     """Plans of the caller's accounts. A plan is run by posting a backup job."""
 
-    permissions: ClassVar = {**ConvertiblePlanView.permissions, "set_watch": MANAGE_ALERTS}
+    permissions: ClassVar = {**StartedPlanView.permissions, "set_watch": MANAGE_ALERTS}
 
     @extend_schema(responses={200: WatchSerializer}, filters=False)
     @action(detail=True)

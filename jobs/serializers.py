@@ -6,6 +6,7 @@ from drf_spectacular.utils import PolymorphicProxySerializer, extend_schema_fiel
 from rest_framework import serializers
 
 from accounts.serializers import GrantedField, OwnField
+from jobs import starts
 from jobs.course import look, statistics
 from jobs.maintenance import every_s
 from jobs.models import Duty, Job, JobEvent, Step
@@ -308,3 +309,17 @@ class IntervalsSerializer(serializers.Serializer[Any]):
     verify = _interval()
     audit = _interval()
     disaster = _interval()
+
+
+class StartTimeSerializer(serializers.Serializer[Any]):
+    start_time = serializers.TimeField(
+        allow_null=True, help_text="In the plan's time zone; null is the policy's time, or the drawn one"
+    )
+
+
+class StartEffectSerializer(serializers.Serializer[Any]):
+    """What a new time of day means for today's run."""
+
+    case = serializers.ChoiceField(choices=starts.Case.choices)
+    text = serializers.CharField(source="case.label")
+    next_run_at = serializers.DateTimeField(allow_null=True)

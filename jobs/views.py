@@ -14,9 +14,19 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
 
-from accounts.permissions import BACKUP, DELETE_POINTS, MAINTAIN, MANAGE_SOURCES, MANAGE_VAULTS, OWN, RESTORE, VIEW
+from accounts.permissions import (
+    BACKUP,
+    DELETE_POINTS,
+    MAINTAIN,
+    MANAGE_SOURCES,
+    MANAGE_VAULTS,
+    OWN,
+    PAUSE_PLANS,
+    RESTORE,
+    VIEW,
+)
 from accounts.views import AccountView, AccountViewSet, Pages, actor_of
-from jobs import closing, comparing, doorbell, maintenance, passwords, problems, removal, retrying, services
+from jobs import closing, comparing, doorbell, maintenance, passwords, problems, removal, retrying, services, starts
 from jobs.jobpage import problems_download
 from jobs.models import Job
 from jobs.serializers import (
@@ -33,12 +43,14 @@ from jobs.serializers import (
     PasswordsSerializer,
     RestoreRequestSerializer,
     RetryRequestSerializer,
+    StartEffectSerializer,
+    StartTimeSerializer,
     StepSerializer,
     TypedRequestSerializer,
     VerifyRequestSerializer,
 )
 from jobs.states import Kind
-from policies.edition_views import PlannedSourceView
+from policies.edition_views import ConvertiblePlanView, PlannedSourceView
 from policies.serializers import SourceSerializer
 from vaults import freed
 from vaults.models import Vault
@@ -198,6 +210,20 @@ class JobView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[J
         paginator = StepPages()
         page = paginator.paginate_queryset(self.get_object().steps.all(), request, view=self)
         return paginator.get_paginated_response(StepSerializer(page, many=True).data)
+
+
+class StartedPlanView(ConvertiblePlanView):
+    """Plans, with the time of day at which they run."""
+
+    permissions: ClassVar = {**ConvertiblePlanView.permissions, "start_time": PAUSE_PLANS}
+
+    @extend_schema(request=StartTimeSerializer, responses={200: StartEffectSerializer})
+    @action(detail=True, methods=["post"])
+    def start_time(self, request: Request, pk: str) -> Response:
+        """Let the plan run at another time of day; the date stays. `case` tells what today's run does (C38-C41)."""
+        plan, wanted = self.get_object(), self.checked(StartTimeSerializer)
+        found = starts.change(plan, wanted["start_time"], actor=actor_of(request), now=timezone.now())
+        return Response(StartEffectSerializer(found).data)
 
 
 class KeptPointView(RecoveryPointView):

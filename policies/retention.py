@@ -31,13 +31,18 @@ def keeps_one(policy: Policy, *, now: dt.datetime) -> bool:
 
 
 def rules_of(
-    policies: Iterable[Policy], *, now: dt.datetime, changed: Mapping[uuid.UUID, list[Rule]] = MappingProxyType({})
+    policies: Iterable[Policy],
+    *,
+    now: dt.datetime,
+    changed: Mapping[uuid.UUID, list[Rule]] = MappingProxyType({}),
+    former: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[Rules, ...]:
     """Return the rules that these policies make together, one set for each time zone; OWN when there is none.
 
     What a rule made stays as long as that rule says; days of other points, made before the rule was known or by one
     that is gone, are the longest of all. Within a zone the largest number of each rule that counts is the same as all
-    of them: what any keeps is kept. `changed` are rules to be, by their policy's id.
+    of them: what any keeps is kept. `changed` are rules to be, by their policy's id. `former` are the days of rules of
+    policies that a plan had before (B20).
     """
     by_zone: dict[str, list[Policy]] = defaultdict(list)
     by_rule: dict[str, int] = {}
@@ -45,10 +50,12 @@ def rules_of(
         by_zone[policy.time_zone].append(policy)
         own = changed.get(policy.pk) or policy.rules.all()
         by_rule |= {str(rule.pk): moments.days_of(rule, policy) for rule in own if rule.type == RuleType.BACKUP}
-    return tuple(_joined(zone, group, by_rule, now) for zone, group in sorted(by_zone.items())) or OWN
+    return tuple(_joined(zone, group, by_rule, former, now) for zone, group in sorted(by_zone.items())) or OWN
 
 
-def _joined(zone: str, policies: list[Policy], by_rule: dict[str, int], now: dt.datetime) -> Rules:
+def _joined(
+    zone: str, policies: list[Policy], by_rule: dict[str, int], former: Mapping[str, int], now: dt.datetime
+) -> Rules:
     return Rules(
         days=max([*by_rule.values(), *(policy.retention_days or DAYS_MAX for policy in policies if not by_rule)]),
         last=max(policy.keep_last for policy in policies),
@@ -58,22 +65,25 @@ def _joined(zone: str, policies: list[Policy], by_rule: dict[str, int], now: dt.
         yearly=max(policy.keep_yearly for policy in policies),
         at_least_one=any(keeps_one(policy, now=now) for policy in policies),
         zone=zone,
-        by_rule=by_rule,
+        by_rule={**former, **by_rule},
     )
 
 
 def vault_rules(vault: Vault, *, now: dt.datetime) -> dict[str, tuple[Rules, ...]]:
     """Return the rules by series, for every source that has a plan into the vault, active or paused (C30)."""
     policies: dict[str, list[Policy]] = defaultdict(list)
+    former: dict[str, dict[str, int]] = defaultdict(dict)
     for plan in Plan.objects.filter(vault=vault).select_related("policy").prefetch_related("policy__rules"):
         policies[str(plan.source_id)].append(plan.policy)
-    return {series: rules_of(group, now=now) for series, group in policies.items()}
+        former[str(plan.source_id)] |= plan.former_rules
+    return {series: rules_of(group, now=now, former=former[series]) for series, group in policies.items()}
 
 
 def source_rules(source: Source, vault: Vault, *, now: dt.datetime) -> tuple[Rules, ...]:
     """Return the rules for one source's points in one vault."""
     plans = Plan.objects.filter(vault=vault, source=source).select_related("policy").prefetch_related("policy__rules")
-    return rules_of([plan.policy for plan in plans], now=now)
+    former = {rule: days for plan in plans for rule, days in plan.former_rules.items()}
+    return rules_of([plan.policy for plan in plans], now=now, former=former)
 
 
 def vaults_of(source: Source) -> list[Vault]:
@@ -123,7 +133,9 @@ def preview_change(policy: Policy, *, rules: list[Rule] | None = None, now: dt.d
         others = Plan.objects.filter(vault=plan.vault, source=plan.source).exclude(pk=plan.pk).select_related("policy")
         together = [policy, *(other.policy for other in others.prefetch_related("policy__rules"))]
         new = {} if rules is None else {policy.pk: rules}
-        judged = preview(plan.vault, plan.source.series, rules_of(together, now=now, changed=new), now=now)
+        former = {rule: days for one in (plan, *others) for rule, days in one.former_rules.items()}
+        ruled = rules_of(together, now=now, changed=new, former=former)
+        judged = preview(plan.vault, plan.source.series, ruled, now=now)
         going = [one for one in judged if not one.verdict.keep]
         changes.append(Change(plan.source, plan.vault, len(judged), going))
     return changes

@@ -1,5 +1,6 @@
 """Shapes of sources, policies and plans in the API."""
 
+import zoneinfo
 from typing import Any
 
 from drf_spectacular.utils import PolymorphicProxySerializer, extend_schema_field
@@ -8,7 +9,7 @@ from rest_framework import serializers
 from accounts import grants
 from accounts.models import Account, Grant
 from accounts.serializers import GrantedField, OwnField
-from policies import retention
+from policies import moments, retention
 from policies.kinds import TYPES
 from policies.limits import LimitsSerializer
 from policies.models import Plan, Policy, Rule, Source
@@ -249,13 +250,92 @@ class PlanDetailSerializer(PlanSerializer):
         return [warning] if warning else []
 
 
+class OwnRulesSerializer(serializers.ModelSerializer[Policy]):
+    """What a policy says, for a plan that has none."""
+
+    rules = RuleSerializer(many=True, required=False)
+
+    class Meta:
+        model = Policy
+        fields = [
+            "rules",
+            "time_zone",
+            "retention_days",
+            "keep_last",
+            "keep_daily",
+            "keep_weekly",
+            "keep_monthly",
+            "keep_yearly",
+            "keep_at_least_one",
+        ]
+
+
+class RunSerializer(serializers.Serializer[Any]):
+    """A run to come, and the rule that says so."""
+
+    moment = serializers.DateTimeField()
+    local = serializers.SerializerMethodField(help_text="The same in the plan's time zone")
+    time_zone = serializers.SerializerMethodField()
+    rule = serializers.UUIDField(source="rule.pk")
+    position = serializers.IntegerField(source="rule.position")
+
+    def get_local(self, run: moments.Run) -> str:
+        return run.moment.astimezone(zoneinfo.ZoneInfo(self.context["zone"])).isoformat()
+
+    def get_time_zone(self, run: moments.Run) -> str:
+        return str(self.context["zone"])
+
+
+class SpanSerializer(serializers.Serializer[Any]):
+    """A run to come of plans of a policy; where the start is drawn, between which moments."""
+
+    earliest = serializers.DateTimeField()
+    latest = serializers.DateTimeField()
+    position = serializers.IntegerField(source="rule.position")
+
+
+class UpgradeSerializer(serializers.Serializer[Any]):
+    """A policy for a plan of its own rules: another one, or a name for its own (B19)."""
+
+    policy = OwnField(queryset=Policy.objects.filter(inline=False), required=False)
+    name = serializers.CharField(max_length=64, required=False)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if len(attrs) != 1:
+            raise serializers.ValidationError("Give either a policy, or a name for the plan's own rules.")
+        return attrs
+
+
+class UpgradedPlanSerializer(PlanSerializer):
+    """The plan after its upgrade; needs `warnings` in the context."""
+
+    warnings = serializers.SerializerMethodField()
+
+    class Meta:
+        model = Plan
+        fields = [*PlanSerializer.Meta.fields, "warnings"]
+
+    def get_warnings(self, plan: Plan) -> list[str]:
+        return list(self.context["warnings"])
+
+
+class RegionSupportSerializer(serializers.Serializer[Any]):
+    """Whether plans of a region's vaults take policies (B18)."""
+
+    name = serializers.CharField()
+    supports_policies = serializers.BooleanField()
+
+
 class PlanRequestSerializer(serializers.Serializer[Plan]):
-    """A plan needs all of source, policy and vault (B16)."""
+    """A plan needs all of source, policy and vault (B16); where the region supports no policies, rules of its own."""
 
     source = GrantedField(  # type: ignore[assignment]  # a declared field leaves the class, so it hides no attribute
         queryset=Source.objects.select_related("account", "region")
     )
-    policy = OwnField(queryset=Policy.objects.all())
+    policy = OwnField(queryset=Policy.objects.filter(inline=False), required=False)
+    own = OwnRulesSerializer(
+        required=False, help_text="In place of a policy, where the vault's region supports none (B17)"
+    )
     vault = OwnField(queryset=Vault.objects.select_related("account"))
     time_zone = serializers.CharField(default="", allow_blank=True, max_length=64)
     start_not_before = serializers.DateTimeField(default=None, allow_null=True)

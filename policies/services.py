@@ -14,10 +14,10 @@ from accounts.services import Actor, record
 from accounts.states import Privilege
 from engine.errors import EngineError
 from engine.sources.mounts import mounts_inside
-from policies import addresses, connection, editions, limits, moments, reading, rescheduling, schedule
+from policies import addresses, connection, editions, limits, moments, places, reading, rescheduling, schedule
 from policies.kinds import TYPES
 from policies.models import Edition, Plan, PlanState, Policy, Rule, RuleType, Source, SourceKind
-from vaults.models import RecoveryPoint, Region, Vault, VaultState, VaultType
+from vaults.models import RecoveryPoint, VaultState, VaultType
 
 
 class PlanExists(Refused):
@@ -232,24 +232,31 @@ def rules_from(policy: Policy, listed: list[dict[str, Any]]) -> list[Rule]:
     return rules
 
 
-def _store_rules(policy: Policy, rules: list[Rule]) -> dict[str, Any]:
-    """Make these the policy's rules, in this order; return what the audit trail should tell."""
+def check_rules(policy: Policy, rules: list[Rule]) -> None:
+    """See that these can be the policy's rules. Raises RulesUnfit, ValidationError by the rule's place and field."""
     if not 1 <= len(rules) <= RULES_MAX:
         raise RulesUnfit(f"A policy has 1 to {RULES_MAX} rules, not {len(rules)}.")
     if not any(rule.type == RuleType.BACKUP for rule in rules):
         raise RulesUnfit("A policy needs a rule of type backup: without one nothing is ever backed up.")
-    _check_places(policy, rules)
+    for place, rule in enumerate(rules, 1):
+        rule.policy, rule.position = policy, place
+        try:
+            rule.full_clean(exclude=["policy"], validate_unique=False, validate_constraints=False)
+        except ValidationError as error:
+            raise ValidationError(
+                {f"rules.{place - 1}.{name}": texts for name, texts in error.message_dict.items()}
+            ) from error
+    places.check(policy, rules)
+
+
+def _store_rules(policy: Policy, rules: list[Rule]) -> dict[str, Any]:
+    """Make these the policy's rules, in this order; return what the audit trail should tell."""
+    check_rules(policy, rules)
     mine = {rule.pk: rule for rule in policy.rules.all()}
     for place, rule in enumerate(rules, 1):
         if rule.pk not in mine:
             rule._state.adding = True
         rule.policy, rule.position = policy, place
-        try:
-            rule.full_clean(validate_unique=False, validate_constraints=False)
-        except ValidationError as error:
-            raise ValidationError(
-                {f"rules.{place - 1}.{name}": texts for name, texts in error.message_dict.items()}
-            ) from error
     before = [_told(rule) for rule in mine.values()]
     policy.rules.exclude(pk__in=[rule.pk for rule in rules]).delete()
     # Out of the way first: two rules may change places.
@@ -259,31 +266,6 @@ def _store_rules(policy: Policy, rules: list[Rule]) -> dict[str, Any]:
     policy.refresh_from_db(fields=[])  # forgets the rules as they were
     after = [_told(rule) for rule in rules]
     return {"rules": [before, after]} if before != after else {}
-
-
-def _check_places(policy: Policy, rules: list[Rule]) -> None:
-    """Refuse rules that name no place where backups or copies could go (E9, E26)."""
-    vault = policy.vault
-    if vault is not None and vault.account_id != policy.account_id:
-        raise RulesUnfit(f"{vault} belongs to another account.")
-    if vault is not None and vault.type != VaultType.GENERAL:
-        raise RulesUnfit(f"{vault} is a replication target and takes no plans. Choose a general vault.")
-    if vault is None and any(rule.type == RuleType.TAG for rule in rules):
-        raise RulesUnfit("Name the policy's vault: sources that a rule of type tag finds are backed up into it.")
-    for rule in rules:
-        if rule.type == RuleType.REPLICATION:
-            _check_target(policy, rule.settings)
-
-
-def _check_target(policy: Policy, settings: dict[str, Any]) -> None:
-    name, target = settings.get("region"), settings.get("vault")
-    if not Region.objects.filter(name=name).exists():
-        raise RulesUnfit(f"There is no region {name!r} to copy to.")
-    if policy.vault is not None and policy.vault.region.name == name:
-        raise RulesUnfit(f"{policy.vault} lies in {name} itself: copies go to another region (E29).")
-    targets = Vault.objects.present().filter(account=policy.account_id, region__name=name, name=target)
-    if target and not targets.filter(type=VaultType.REPLICATION_TARGET).exists():
-        raise RulesUnfit(f"There is no replication target {target!r} in {name}. Make it first, or leave the vault out.")
 
 
 def _told(rule: Rule) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import datetime as dt
 import structlog
 from django.core.exceptions import ValidationError
 from django.db import models, transaction
-from django.db.models.fields.json import KeyTextTransform
+from django.db.models.fields.json import KeyTransform
 
 from accounts.refusals import Refused
 from accounts.services import SERVICE
@@ -44,7 +44,7 @@ def wanted(policy: Policy) -> models.QuerySet[Source]:
     for number, rule in enumerate(policy.rules.all()):
         if rule.type == RuleType.TAG:
             tags = {f"tag_{number}_{place}": name for place, name in enumerate(rule.settings["tags"])}
-            found = found.annotate(**{alias: KeyTextTransform(name, "tags") for alias, name in tags.items()})
+            found = found.alias(**{alias: KeyTransform(name, "tags") for alias, name in tags.items()})
             fits |= models.Q(**{alias: rule.settings["tags"][name] for alias, name in tags.items()})
     return found.filter(fits).exclude(kind__in=[name for name, kind in TYPES.items() if kind.starts_itself])
 

@@ -23,7 +23,7 @@ from accounts.permissions import (
     granted_sources,
 )
 from accounts.views import AccountViewSet, actor_of, user_of
-from policies import retention, services
+from policies import inline, moments, retention, services
 from policies.models import Plan, Policy, Source
 from policies.serializers import (
     ChangePreviewSerializer,
@@ -34,14 +34,21 @@ from policies.serializers import (
     PlanRequestSerializer,
     PlanSerializer,
     PolicySerializer,
+    RegionSupportSerializer,
+    RunSerializer,
     SavedPolicySerializer,
     SourceRequestSerializer,
     SourceSerializer,
+    SpanSerializer,
+    UpgradedPlanSerializer,
+    UpgradeSerializer,
     VerdictSerializer,
 )
 from vaults import condition
-from vaults.models import Vault
+from vaults.models import Region, Vault
 from vaults.serializers import DrillSerializer
+
+RUNS_SHOWN = 10
 
 
 class SourceView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[Source]):
@@ -172,9 +179,30 @@ class PolicyView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSe
         changes = retention.preview_change(policy, rules=rules, now=timezone.now())
         return Response(ChangePreviewSerializer(changes, many=True).data)
 
+    @extend_schema(request=PolicySerializer(partial=True), responses={200: SpanSerializer(many=True)}, filters=False)
+    @action(detail=True, methods=["post"], pagination_class=None)
+    def runs(self, request: Request, pk: str) -> Response:
+        """List the next ten runs that plans would have if the policy were changed like this. Changes nothing."""
+        policy = self.get_object()
+        wanted = self._changes(request, policy)
+        listed = wanted.pop("rules", None)
+        for name, value in wanted.items():
+            setattr(policy, name, value)
+        rules = list(policy.rules.all()) if listed is None else services.rules_from(policy, listed)
+        services.check_rules(policy, rules)
+        return Response(
+            SpanSerializer(moments.preview(policy, rules, count=RUNS_SHOWN, now=timezone.now()), many=True).data
+        )
+
+    @extend_schema(responses={200: RegionSupportSerializer(many=True)}, filters=False)
+    @action(detail=False, pagination_class=None)
+    def regions(self, request: Request) -> Response:
+        """List the regions and whether they support policies (B18)."""
+        return Response(RegionSupportSerializer(Region.objects.all(), many=True).data)
+
     @extend_schema(request=None, responses={204: None})
     def destroy(self, request: Request, pk: str) -> Response:
-        """Delete a policy that no plan uses."""
+        """Delete a policy that no plan uses; 409 `in_use` names the plans that do."""
         services.delete(self.get_object(), actor=actor_of(request), now=timezone.now())
         return Response(status=status.HTTP_204_NO_CONTENT)
 
@@ -185,20 +213,37 @@ class PlanView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[
     queryset = Plan.objects.select_related("account", "source", "policy", "vault")
     serializer_class = PlanSerializer
     filterset_fields: ClassVar = ["account", "source", "policy", "vault", "state"]
-    permissions: ClassVar = {"pause": PAUSE_PLANS, "resume": PAUSE_PLANS, "destroy": MANAGE_POLICIES}
+    permissions: ClassVar = {
+        "pause": PAUSE_PLANS,
+        "resume": PAUSE_PLANS,
+        "destroy": MANAGE_POLICIES,
+        "upgrade": MANAGE_POLICIES,
+    }
 
     def get_serializer_class(self) -> type[BaseSerializer[Any]]:
         return PlanDetailSerializer if self.action == "retrieve" else PlanSerializer
 
     @extend_schema(request=PlanRequestSerializer, responses={201: PlanSerializer})
     def create(self, request: Request) -> Response:
-        """Bind a source to a policy and a vault. A source of another account needs its grant (B8)."""
-        plan = Plan(**self.checked(PlanRequestSerializer))
+        """Bind a source to a policy and a vault. A source of another account needs its grant (B8).
+
+        409 `policy_needed` where a plan can't have rules of its own (B17).
+        """
+        values = dict(self.checked(PlanRequestSerializer))
+        own = dict(values.pop("own", {}))
+        plan = Plan(**values)
         plan.account = plan.vault.account
         self.need(MANAGE_POLICIES, plan)
         if plan.source.account_id != plan.account_id:
             self.need(BACKUP, plan.source)
-        services.create_plan(plan, actor=actor_of(request), now=timezone.now())
+        actor, now = actor_of(request), timezone.now()
+        if "policy" in values:
+            services.create_plan(plan, actor=actor, now=now)
+        else:
+            listed = own.pop("rules", None)
+            policy = Policy(**own)
+            rules = None if listed is None else services.rules_from(policy, listed)
+            inline.create(plan, policy, rules, actor=actor, now=now)
         return Response(PlanSerializer(plan).data, status=status.HTTP_201_CREATED)
 
     @extend_schema(request=None, responses={200: PausedPlanSerializer})
@@ -215,6 +260,23 @@ class PlanView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[
         """Let a paused plan run again."""
         plan = services.resume(self.get_object(), actor=actor_of(request), now=timezone.now())
         return Response(PlanSerializer(plan).data)
+
+    @extend_schema(responses={200: RunSerializer(many=True)}, filters=False)
+    @action(detail=True, pagination_class=None)
+    def runs(self, request: Request, pk: str) -> Response:
+        """List the plan's next ten runs, in UTC and in its time zone; none while it is paused."""
+        plan = self.get_object()
+        runs = moments.upcoming(plan, count=RUNS_SHOWN, now=timezone.now())
+        return Response(RunSerializer(runs, many=True, context={"zone": moments.zone_of(plan)}).data)
+
+    @extend_schema(request=UpgradeSerializer, responses={200: UpgradedPlanSerializer})
+    @action(detail=True, methods=["post"])
+    def upgrade(self, request: Request, pk: str) -> Response:
+        """Give a plan of its own rules a policy (B19): history and vault stay. `warnings`: see B21."""
+        plan = self.get_object()
+        values = self.checked(UpgradeSerializer)
+        warnings = inline.upgrade(plan, **values, actor=actor_of(request), now=timezone.now())
+        return Response(UpgradedPlanSerializer(plan, context={"warnings": warnings}).data)
 
     @extend_schema(request=None, responses={204: None})
     def destroy(self, request: Request, pk: str) -> Response:
