@@ -54,7 +54,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    names = {"s3_service", *(f"{name.replace('-', '_')}_service" for name in services.NAMES)}
+    names = {"s3_service", "own_mariadb", *(f"{name.replace('-', '_')}_service" for name in services.NAMES)}
     for item in items:
         if names & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.services)
