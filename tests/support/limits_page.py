@@ -44,17 +44,19 @@ def page() -> str:
 def _names() -> Rows:
     from accounts.models import Account
     from engine.verbs.hold import REASON_MAX
-    from policies.models import Policy, Source
+    from policies.models import TAG_CHARS_MAX, TAGS_MAX, Policy, Source
     from vaults.models import Region, Vault
 
     for model in (Account, Region, Vault, Source, Policy):
         yield f"Name of {_article(model._meta.verbose_name)}", _characters(model, "name")
     yield "Description of a vault", _characters(Vault, "description")
+    yield "Tags of a source", f"{TAGS_MAX}, each of {TAG_CHARS_MAX} characters"
     yield "Reason for a hold, in the vault itself", f"{REASON_MAX:,} characters"
 
 
 def _schedules() -> Rows:
-    from policies.models import KEPT_MAX, RETENTION_DAYS_MAX, Policy, Rule
+    from policies.editions import TERMS
+    from policies.models import KEPT_MAX, RETENTION_DAYS_MAX, Edition, Policy, Rule
     from policies.schedule import DRAWN_START_MINUTES
     from policies.services import RULES_MAX
 
@@ -62,6 +64,10 @@ def _schedules() -> Rows:
     yield "Periods between two runs", f"{_most(Rule, 'every'):,} hours, days, weeks, months or years"
     yield "A start that is drawn", f"within {DRAWN_START_MINUTES // 60} hours from midnight"
     yield "Retention", f"1 to {RETENTION_DAYS_MAX:,} days, or without an end"
+    for edition in (Edition.ESSENTIAL, Edition.TRIAL, Edition.CLUSTER):
+        terms = TERMS[edition]
+        span = f"{terms.days_min}" if terms.days_min == terms.days_max else f"{terms.days_min} to {terms.days_max}"
+        yield f"Retention of plans of the kind {edition.label}", f"{span} days"
     yield "Points, days, weeks, months or years that are kept", f"{KEPT_MAX:,} of each"
     yield "Days between two trial restores", f"{_most(Policy, 'drill_every_days'):,}"
 
@@ -72,8 +78,11 @@ def _running() -> Rows:
     from engine.verbs.drill import DIFFERENCES_KEPT
     from jobs.maintenance import EVERY_S_MAX, EVERY_S_MIN
     from jobs.states import ATTEMPTS_MAX
+    from policies.limits import PARALLEL_MAX, WINDOWS_MAX
 
     yield "Backups of a host, or of a source without one, at a time", "1"
+    yield "Steps of a job that a plan may let run at once", f"{PARALLEL_MAX}, or any number"
+    yield "Times of day with a speed of their own", f"{WINDOWS_MAX}"
     yield "Attempts at one step before its job fails", f"{ATTEMPTS_MAX}"
     yield "Threads that walk one tree", f"{files.WALKERS_MAX} on a host, {smb.WALKERS_MAX} on a share"
     yield "Problems that a report lists one by one; all are counted", f"{PROBLEMS_KEPT:,}"
@@ -111,7 +120,8 @@ def _stored() -> Rows:
 def _access() -> Rows:
     from django.conf import settings
 
-    yield "API tokens of a user", f"{settings.REST_KNOX['TOKEN_LIMIT_PER_USER']}"
+    yield "API tokens of a user, unless the operator says otherwise", f"{settings.TOKENS_MAX}"
+    yield "Life of such a token, unless the operator says otherwise", f"{settings.TOKEN_DAYS_MAX} days"
     yield "Wrong passwords before an address and a user have to wait", f"{settings.AXES_FAILURE_LIMIT}"
 
 
