@@ -9,6 +9,8 @@ from jobs.host_views import HostView
 from jobs.views import ClosableAccountView, ErasableSourceView, JobView, KeptPointView, MaintainedVaultView
 from policies.edition_views import EditionView
 from policies.views import GrantView, PolicyView
+from policies.views import PolicyView
+from vaults.billing.views import QuotaView
 from vaults.views import RegionView
 
 router = SimpleRouter(use_regex_path=True)
@@ -30,6 +32,7 @@ router.register("alerts", AlertView, basename="alert")
 router.register("alert-rules", AlertRuleView, basename="alert_rule")
 router.register("channels", ChannelView, basename="channel")
 router.register("silences", SilenceView, basename="silence")
+router.register("quotas", QuotaView, basename="quota")
 router.register("usage", UsageView, basename="usage")
 router.register("prices", PriceView, basename="price")
 router.register("allowances", AllowanceView, basename="allowance")

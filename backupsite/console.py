@@ -82,6 +82,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
                 _item("Usage and costs", "monitoring", "accounts_usage"),
                 _item("Prices", "sell", "accounts_price"),
                 _item("Allowances", "redeem", "accounts_allowance"),
+                _item("Quotas", "production_quantity_limits", "vaults_quota"),
             ],
         },
         {

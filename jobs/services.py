@@ -20,6 +20,8 @@ from policies import clusters, connection, editions, limits, moments, reading
 from policies.kinds import TYPES
 from policies.models import Plan, Source
 from policies.services import SourceErasing, long_run
+from policies.services import SourceErasing
+from vaults import quotas
 from vaults.models import RecoveryPoint, Vault, VaultState, VaultType
 
 VERIFY_LEVELS = ("inventory", "structure", "footers", "scrub", "content")
@@ -121,8 +123,9 @@ def check_vault(vault: Vault, *, now: dt.datetime) -> None:
         raise VaultUnfit(f"{vault} is in state {vault.state}. Verify it first.", code="vault_not_ready")
     try:
         editions.check_running(vault, now=now)
-    except editions.TrialEnded as refusal:
-        raise VaultUnfit(str(refusal), code=refusal.code) from refusal
+        quotas.check(vault)
+    except (editions.TrialEnded, quotas.QuotaExceeded) as refusal:
+        raise VaultUnfit(str(refusal), code=refusal.code, **refusal.detail) from refusal
 
 
 def backup_values(plan: Plan) -> dict[str, Any]:

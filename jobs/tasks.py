@@ -21,6 +21,7 @@ from jobs import (
     maintenance,
     meters,
     presence,
+    quotas,
     removal,
     routing,
     scratch,
@@ -69,9 +70,10 @@ def read_vault(vault_id: str) -> None:
 
 @shared_task(name="jobs.sweep_metering")
 def sweep_metering() -> None:
-    """Meter the day that ended, account by account, and ask for looks at the stores of vaults."""
+    """Meter the day that ended, account by account, ask for looks at the stores of vaults, and watch over quotas."""
     for vault in meters.sweep(now=timezone.now(), rows_max=SWEEP_ROWS_MAX):
         doorbell.ask_to_read(vault)
+    quotas.sweep(now=timezone.now(), rows_max=SWEEP_ROWS_MAX)
 
 
 @shared_task(name=doorbell.THAW)

@@ -9,3 +9,5 @@ class VaultsConfig(AppConfig):
 
     def ready(self) -> None:
         post_migrate.connect(after_migrate, sender=self)
+        # Pages use models, which are there only now.
+        from vaults.billing import console as console

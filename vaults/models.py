@@ -290,6 +290,32 @@ class VaultReading(models.Model):
         return f"{self.vault} {self.day}"
 
 
+class Quota(models.Model):
+    """How many bytes may be stored: in one vault, or in all vaults of an account.
+
+    Above `bytes_soft` somebody is told, once, since `soft_since`; from `bytes_hard` on no backup begins.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    account = models.ForeignKey(Account, on_delete=models.CASCADE, related_name="quotas")
+    vault = models.OneToOneField(Vault, null=True, blank=True, on_delete=models.CASCADE, related_name="quota")
+    bytes_soft = models.PositiveBigIntegerField(null=True, blank=True)
+    bytes_hard = models.PositiveBigIntegerField(null=True, blank=True)
+    soft_since = models.DateTimeField(null=True, editable=False)
+    created_at = models.DateTimeField(editable=False)
+
+    class Meta:
+        ordering: ClassVar = ["account", "created_at"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["account"], condition=models.Q(vault=None), name="one_quota_of_a_whole_account"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"Quota of {self.vault or self.account}"
+
+
 class LinkState(models.TextChoices):
     """Replication goes on, or was ended for good (E38)."""
 

@@ -17,6 +17,8 @@ from jobs.alert_models import Alert, AlertRule, Channel, Severity, Silence
 from tests.support.api import client_of
 from tests.support.control import Site, make_site
 from tests.support.people import T0, join, make_account, make_point, make_user
+from tests.support.people import T0, join, make_point, make_user
+from vaults.models import Quota
 
 pytestmark = pytest.mark.django_db
 
@@ -59,6 +61,7 @@ def rows(site: Site) -> dict[str, Any]:
         "policy": site.policy.pk,
         "plan": site.plan.pk,
         "job": job.pk,
+        "quota": Quota.objects.create(account=site.account, vault=site.vault, bytes_soft=1, created_at=T0).pk,
         "price": Price.objects.create(meter="clients", price=1, valid_from=T0.date(), created_at=T0).pk,
         "allowance": Allowance.objects.create(kind="free", bytes=1, starts_on=T0.date(), created_at=T0).pk,
         **alert_rows(site),
@@ -95,6 +98,7 @@ def bodies(site: Site) -> dict[str, dict[str, Any]]:
         "plan": {name: str(getattr(site, name).pk) for name in ("source", "policy", "vault")},
         "host": {"account": str(site.account.pk), "host": "h", "roots": ["/home"]},
         "job": {"kind": "verify", "vault": str(site.vault.pk)},
+        "quota": {"account": mine["account"], "vault": str(site.vault.pk), "bytes_hard": 1},
         "price": {"meter": "clients", "price": "1", "valid_from": "2099-01-01"},
         "allowance": {"kind": "free", "bytes": 1, "starts_on": "2099-01-01"},
         "alert_rule": mine,
