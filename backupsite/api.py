@@ -9,7 +9,6 @@ from jobs.host_views import HostView
 from jobs.views import ClosableAccountView, ErasableSourceView, JobView, KeptPointView, MaintainedVaultView
 from policies.edition_views import EditionView
 from policies.views import GrantView, PolicyView
-from policies.views import PolicyView
 from vaults.billing.views import QuotaView
 from vaults.views import RegionView
 

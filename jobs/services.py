@@ -20,7 +20,6 @@ from policies import clusters, connection, editions, limits, moments, reading
 from policies.kinds import TYPES
 from policies.models import Plan, Source
 from policies.services import SourceErasing, long_run
-from policies.services import SourceErasing
 from vaults import quotas
 from vaults.models import RecoveryPoint, Vault, VaultState, VaultType
 

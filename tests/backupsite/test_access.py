@@ -17,7 +17,6 @@ from jobs.alert_models import Alert, AlertRule, Channel, Severity, Silence
 from tests.support.api import client_of
 from tests.support.control import Site, make_site
 from tests.support.people import T0, join, make_account, make_point, make_user
-from tests.support.people import T0, join, make_point, make_user
 from vaults.models import Quota
 
 pytestmark = pytest.mark.django_db
