@@ -10,7 +10,7 @@ from django.test import Client
 
 from accounts.models import Event, User
 from accounts.services import SERVICE
-from jobs import meters, services, tasks
+from jobs import meters, .py, tasks
 from jobs import quotas as watch
 from jobs.alert_models import Alert, AlertState
 from jobs.models import Job
@@ -62,7 +62,7 @@ def test_at_the_hard_limit_no_backup_begins_and_the_plan_says_why(story, whole):
     assert answer.json()["context"]["bytes_hard"] == 1
     plan.next_run_at = T0
     plan.save()
-    job = services.request_scheduled(plan, now=T0)
+    job = .py.request_scheduled(plan, now=T0)
     assert job is not None
     assert job.state == JobState.SKIPPED
     assert "have the quota raised" in job.error
