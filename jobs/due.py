@@ -22,6 +22,7 @@ from policies import moments
 from policies.models import Edition, Plan, Source
 from policies.moments import Run
 from policies.services import long_run
+from vaults import quotas
 
 BATCH = 500
 # A scheduled moment older than this was missed: it is recorded, not made up for (unless the plan says catch_up).
@@ -48,13 +49,14 @@ Busy = dict[tuple[Any, ...], Job]
 @dataclass(slots=True)
 class _Batch:
     """What a batch knows and makes. `busy`: backups that run, by source and by host. `begun`: account, host and moment
-    of essential backups of which a volume ran.
+    of essential backups of which a volume ran. `full`: vaults that have reached their quota.
     """
 
     now: dt.datetime
     served: Collection[str]
     busy: Busy
     begun: set[tuple[Any, ...]]
+    full: dict[uuid.UUID, quotas.QuotaExceeded]
     jobs: list[Job] = field(default_factory=list)
     plans: list[Plan] = field(default_factory=list)
     waiting: set[uuid.UUID] = field(default_factory=set)
@@ -117,7 +119,7 @@ def _settle(keys: list[uuid.UUID], *, now: dt.datetime, served: Collection[str])
     first = min((plan.next_run_at for plan in plans if plan.next_run_at), default=now)
     known = Job.objects.filter(plan__in=plans, scheduled_for__gte=first).order_by()
     had = set(known.values_list("plan_id", "scheduled_for"))
-    batch = _Batch(now, served, _running(plans), _begun(plans, first))
+    batch = _Batch(now, served, _running(plans), _begun(plans, first), quotas.refusals([plan.vault for plan in plans]))
     for plan in plans:
         _one(plan, batch)
     _store(batch, [job for job in batch.jobs if (job.plan_id, job.scheduled_for) not in had])
@@ -256,9 +258,11 @@ def _why_not(plan: Plan, moment: dt.datetime, batch: _Batch) -> tuple[str, str, 
     if source.queue not in batch.served:
         return JobState.MISSED, "worker_away", services.unserved(source, "was")
     try:
-        services.check_vault(plan.vault, now=batch.now)
+        services.check_state(plan.vault, now=batch.now)
     except services.VaultUnfit as refusal:
         return JobState.SKIPPED, refusal.code, str(refusal)
+    if full := batch.full.get(plan.vault_id):
+        return JobState.SKIPPED, full.code, str(full)
     return "", "", ""
 
 

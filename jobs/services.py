@@ -115,16 +115,21 @@ def first_step(job: Job) -> Step:
 
 
 def check_vault(vault: Vault, *, now: dt.datetime) -> None:
-    """Raise VaultUnfit unless the vault takes new backups."""
+    """Raise VaultUnfit unless the vault takes new backups, QuotaExceeded when it is full."""
+    check_state(vault, now=now)
+    quotas.check(vault)
+
+
+def check_state(vault: Vault, *, now: dt.datetime) -> None:
+    """Raise VaultUnfit unless the vault takes new backups, however full it is."""
     if vault.type != VaultType.GENERAL:
         raise VaultUnfit(f"{vault} is a replication target: it takes no backups of its own. Choose a general vault.")
     if vault.state != VaultState.READY:
         raise VaultUnfit(f"{vault} is in state {vault.state}. Verify it first.", code="vault_not_ready")
     try:
         editions.check_running(vault, now=now)
-        quotas.check(vault)
-    except (editions.TrialEnded, quotas.QuotaExceeded) as refusal:
-        raise VaultUnfit(str(refusal), code=refusal.code, **refusal.detail) from refusal
+    except editions.TrialEnded as refusal:
+        raise VaultUnfit(str(refusal), code=refusal.code) from refusal
 
 
 def backup_values(plan: Plan) -> dict[str, Any]:

@@ -4,6 +4,8 @@ Stored is what a vault's packs held when it was metered last, and what points ha
 """
 
 import datetime as dt
+import uuid
+from collections.abc import Collection
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
@@ -23,28 +25,62 @@ class QuotaExceeded(Refused):
 
 
 def stored(quota: Quota) -> int:
-    """Return how many bytes count for a quota now. Two queries."""
-    whole = Q(vault=quota.vault_id) if quota.vault_id else Q(vault__account=quota.account_id)
-    readings = VaultReading.objects.filter(whole, read_at__isnull=False).exclude(vault__state=VaultState.DELETED)
+    """Return how many bytes count for a quota now."""
+    return stored_of([quota])[quota.pk]
+
+
+def stored_of(quotas: Collection[Quota]) -> dict[uuid.UUID, int]:
+    """Return how many bytes count for each quota now. Two queries, however many there are."""
+    accounts = [quota.account_id for quota in quotas if quota.vault_id is None]
+    meant = Q(vault__in=[quota.vault_id for quota in quotas if quota.vault_id]) | Q(vault__account__in=accounts)
+    readings = VaultReading.objects.filter(meant, read_at__isnull=False).exclude(vault__state=VaultState.DELETED)
     since = Q(vault__reading=None) | Q(vault__reading__read_at=None) | Q(created_at__gt=F("vault__reading__read_at"))
-    added = RecoveryPoint.objects.filter(whole & since).aggregate(total=Sum("bytes_stored", default=0))["total"]
-    return int(readings.aggregate(total=Sum("bytes_stored", default=0))["total"]) + int(added)
+    points = RecoveryPoint.objects.filter(meant & since).order_by()
+    found = [
+        *readings.values_list("vault", "vault__account", "bytes_stored"),
+        *points.values_list("vault", "vault__account").annotate(total=Sum("bytes_stored")),
+    ]
+    return {
+        quota.pk: sum(
+            int(count) for vault, account, count in found if (quota.vault_id or quota.account_id) in (vault, account)
+        )
+        for quota in quotas
+    }
+
+
+def refusals(vaults: Collection[Vault]) -> dict[uuid.UUID, QuotaExceeded]:
+    """Return why no backup begins in which of these vaults. One query where there is no hard limit, else three."""
+    meant = Q(vault__in={vault.pk for vault in vaults}) | Q(
+        account__in={vault.account_id for vault in vaults}, vault=None
+    )
+    limits = list(Quota.objects.filter(meant, bytes_hard__isnull=False).select_related("vault", "account"))
+    used = stored_of(limits) if limits else {}
+    full: dict[uuid.UUID, QuotaExceeded] = {}
+    for quota in limits:
+        if quota.bytes_hard is None or used[quota.pk] < quota.bytes_hard:
+            continue
+        refusal = _refusal(quota, used[quota.pk], quota.bytes_hard)
+        for vault in vaults:
+            if quota.vault_id == vault.pk or (quota.vault_id is None and quota.account_id == vault.account_id):
+                full[vault.pk] = refusal
+    return full
 
 
 def check(vault: Vault) -> None:
-    """See that a backup into the vault may begin. Raises QuotaExceeded. One query where there is no hard limit."""
-    mine = Quota.objects.filter(Q(vault=vault.pk) | Q(account=vault.account_id, vault=None), bytes_hard__isnull=False)
-    for quota in mine.select_related("vault", "account"):
-        assert quota.bytes_hard is not None
-        if (used := stored(quota)) >= quota.bytes_hard:
-            whose = f"the vault {quota.vault}" if quota.vault else f"the account {quota.account}"
-            raise QuotaExceeded(
-                f"{human(used)} are stored of {human(quota.bytes_hard)} that {whose} may store. Delete points that "
-                "nobody needs, let a prune run, or have the quota raised.",
-                bytes_stored=used,
-                bytes_hard=quota.bytes_hard,
-                vault=str(quota.vault_id or ""),
-            )
+    """See that a backup into the vault may begin. Raises QuotaExceeded."""
+    if refusal := refusals([vault]).get(vault.pk):
+        raise refusal
+
+
+def _refusal(quota: Quota, used: int, limit: int) -> QuotaExceeded:
+    whose = f"the vault {quota.vault}" if quota.vault else f"the account {quota.account}"
+    return QuotaExceeded(
+        f"{human(used)} are stored of {human(limit)} that {whose} may store. Delete points that nobody needs, let a "
+        "prune run, or have the quota raised.",
+        bytes_stored=used,
+        bytes_hard=limit,
+        vault=str(quota.vault_id or ""),
+    )
 
 
 @transaction.atomic

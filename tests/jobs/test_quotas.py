@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import time_machine
 from django.core.exceptions import ValidationError
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 
 from accounts.models import Event, User
 from accounts.services import SERVICE
-from jobs import meters, .py, tasks
+from jobs import due, meters, tasks
 from jobs import quotas as watch
 from jobs.alert_models import Alert, AlertState
 from jobs.models import Job
@@ -62,15 +64,27 @@ def test_at_the_hard_limit_no_backup_begins_and_the_plan_says_why(story, whole):
     assert answer.json()["context"]["bytes_hard"] == 1
     plan.next_run_at = T0
     plan.save()
-    job = .py.request_scheduled(plan, now=T0)
+    job = due.settle_plan(plan, now=T0)
     assert job is not None
     assert job.state == JobState.SKIPPED
+    assert job.error_code == "quota_exceeded"
     assert "have the quota raised" in job.error
     quotas.remove_quota(quota, actor=SERVICE, now=T0)
     assert (
         client_of(story.site.owner).post("/api/v1/jobs/", {"kind": "backup", "plan": str(plan.pk)}).status_code == 202
     )
     assert Job.objects.active().count() == 1
+
+
+def test_a_batch_of_plans_asks_for_quotas_with_three_queries(story):
+    vaults = [story.site.vault, make_vault(story.site.account, story.site.region, "other")]
+    for vault in vaults:
+        limit(vault, hard=10**9)
+    limit(story.site.vault, whole=True, hard=1)
+    with CaptureQueriesContext(connection) as queries:
+        found = quotas.refusals(vaults)
+    assert len(queries) == 3
+    assert set(found) == {vault.pk for vault in vaults}
 
 
 def test_above_the_soft_limit_it_is_told_once_and_again_when_it_is_over(story):
