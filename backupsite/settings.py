@@ -378,6 +378,8 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
         "backupsite.description.let_shapes_overlap",
     ],
     "ENUM_NAME_OVERRIDES": {
+        "Privilege": "accounts.states.Privilege",
+        "GrantedPrivilege": ["backup", "restore"],
         "SourceKind": "policies.models.SourceKind",
         "VaultType": "vaults.models.VaultType",
         "EntryKind": "vaults.serializers.ENTRY_KINDS",

@@ -9,7 +9,7 @@ from django.test.utils import CaptureQueriesContext
 from knox.models import AuthToken
 
 from accounts.metering import Allowance, Meter, Price, Usage
-from accounts.models import ApiToken, CustomRole
+from accounts.models import ApiToken, CustomRole, Grant
 from accounts.services import SERVICE, record
 from backupsite.api import router
 from jobs import services
@@ -55,6 +55,8 @@ def add(owner: Any, number: int) -> None:
         in_inbox=True, first_at=T0, last_at=T0,
     )  # fmt: skip
     CustomRole.objects.create(account=account, name="own", privileges=["view"], created_at=T0)
+    friend = make_account(f"friend {number}")
+    Grant.objects.create(grantor=account, grantee=friend, all_sources=True, privileges=["backup"], created_at=T0)
     token, _ = AuthToken.objects.create(user=owner)
     ApiToken.objects.create(token=token, name=f"token {number}", account=account)
     day = T0.date() - dt.timedelta(days=number)
