@@ -311,8 +311,6 @@ DEFAULT_FROM_EMAIL = env.str(
 )
 # A replica is late when a point has waited so many hours to be copied.
 REPLICATION_LATE_HOURS = env.int("BACKUPSITE_REPLICATION_LATE_HOURS", default=24)
-# A backup that has to go through so many bytes may take longer than a day (C53).
-LARGE_BACKUP_BYTES = env.int("BACKUPSITE_LARGE_BACKUP_BYTES", default=2 << 40)
 # For how many days alerts that are over are kept.
 ALERTS_KEPT_DAYS = env.int("BACKUPSITE_ALERTS_KEPT_DAYS", default=365)
 # The name under which this machine's worker serves the sources of its host.

@@ -11,7 +11,6 @@ from functools import wraps
 from typing import Any
 
 import structlog
-from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.db.models import F
 
@@ -19,6 +18,7 @@ from jobs import doorbell
 from jobs.alert_models import Alert, AlertState, AlertType, Severity, Watch
 from jobs.models import Job
 from jobs.states import JobState, Kind
+from policies import editions
 
 log = structlog.get_logger(__name__)
 
@@ -165,7 +165,8 @@ def _backup_ended(job: Job, now: dt.datetime) -> None:
     about = {"plan": job.plan_id} if job.plan_id else {"source": job.source_id, "vault": job.vault_id}
     if job.state in (JobState.COMPLETE, JobState.PARTIAL_COMPLETE):
         over = [one for one in BACKUP_TYPES if one != AlertType.BACKUP_PARTIAL or job.state == JobState.COMPLETE]
-        large = [] if job.bytes_total >= settings.LARGE_BACKUP_BYTES else [_large_key(job)]
+        is_large = job.plan and editions.long_run_warning(job.plan, bytes_total=job.bytes_total)
+        large = [] if is_large else [_large_key(job)]
         resolve(job.account_id, [*(key_of(one, **about) for one in over), *large], now=now)
         if job.plan_id:
             Watch.objects.filter(plan_id=job.plan_id).update(since=now)
@@ -248,9 +249,10 @@ def _over(job: Job, now: dt.datetime) -> None:
 @_never_in_the_way
 def estimated(job_id: uuid.UUID, *, bytes_total: int, now: dt.datetime) -> None:
     """Warn once of a backup so large that it may take longer than a day (C53). Resolved when its source is smaller."""
-    job = Job.objects.select_related("source", "vault").get(pk=job_id)
+    job = Job.objects.select_related("source", "vault", "plan").get(pk=job_id)
     key = _large_key(job)
-    if job.kind != Kind.BACKUP or Alert.objects.open().filter(account_id=job.account_id, key=key, job=job).exists():
+    warning = editions.long_run_warning(job.plan, bytes_total=bytes_total) if job.plan else ""
+    if not warning or Alert.objects.open().filter(account_id=job.account_id, key=key, job=job).exists():
         return
     raise_(
         job.account_id,
@@ -259,9 +261,7 @@ def estimated(job_id: uuid.UUID, *, bytes_total: int, now: dt.datetime) -> None:
             key=key,
             severity=Severity.WARNING,
             title=f"The backup of {job.source} may take longer than a day",
-            text=f"It has to go through {bytes_total / (1 << 40):.1f} TiB, and "
-            f"{settings.LARGE_BACKUP_BYTES / (1 << 40):.1f} TiB are known to take about a day. "
-            "Divide the source into several, or let more workers serve it.",
+            text=f"It has to go through {bytes_total / (1 << 40):.1f} TiB. {warning}",
             about=_about(job),
             detail={"bytes_total": bytes_total},
         ),

@@ -17,8 +17,11 @@ from engine.errors import Canceled, Superseded
 from jobs import alerts, doorbell, pace
 from jobs.models import Job, JobEvent, Step
 from jobs.states import ACTIVE, ATTEMPTS_MAX, ENDED, STEP_OPEN, JobState, Stage, StepState, before
+from policies.editions import SPEEDS
 from policies.limits import PARALLEL_MAX, load
 
+# No backup is large below this (C53): alerts need not look.
+LARGE_BYTES_MIN = min(speed.day_bytes for speed in SPEEDS.values())
 BACKOFF_S = (5, 30, 120, 600)
 
 
@@ -170,7 +173,7 @@ def renew(step: Step, *, now: dt.datetime) -> None:
 def estimate(step: Step, *, entries: int, bytes: int, now: dt.datetime) -> None:
     """Note how much the job will have to do in all, as far as its planner knows; warn of very much (C53)."""
     Job.objects.filter(pk=step.job_id, round=step.round).update(entries_total=entries, bytes_total=bytes)
-    if bytes >= settings.LARGE_BACKUP_BYTES:
+    if bytes > LARGE_BYTES_MIN:
         alerts.estimated(step.job_id, bytes_total=bytes, now=now)
 
 

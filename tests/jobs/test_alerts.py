@@ -10,6 +10,7 @@ from jobs import alerts, due, local, services, steps
 from jobs.alert_models import AlertState, AlertType, Severity
 from jobs.models import Alert, Job
 from jobs.states import JobState, Kind
+from policies.models import Edition, Plan, Priority
 from tests.support.alerting import raise_one, trouble
 from tests.support.control import Clock, make_site
 from tests.support.people import T0, make_account, online, whole_plan
@@ -194,11 +195,13 @@ def test_a_long_name_does_not_break_an_alert():
 
 
 @pytest.mark.rule("C53")
-def test_a_backup_of_more_than_2_tib_warns_once_and_a_smaller_one_resolves_it():
+@pytest.mark.parametrize(("priority", "limit"), [(Priority.LOW, 600 << 30), (Priority.HIGH, 2 << 40)])
+def test_a_host_too_large_for_a_day_at_its_priority_warns_once_and_a_smaller_one_resolves_it(priority, limit):
     plan = whole_plan()
-    job = services.request_backup(plan, actor=SERVICE, now=T0)
+    Plan.objects.update(edition=Edition.ESSENTIAL, priority=priority)
+    job = services.request_backup(Plan.objects.get(), actor=SERVICE, now=T0)
     step = steps.claim(services.first_step(job).pk, worker="w", now=T0)
-    steps.estimate(step, entries=1, bytes=(2 << 40) - 1, now=T0)
+    steps.estimate(step, entries=1, bytes=limit, now=T0)
     assert not Alert.objects.exists()
     for _ in range(2):
         steps.estimate(step, entries=1, bytes=3 << 40, now=T0)
@@ -209,3 +212,10 @@ def test_a_backup_of_more_than_2_tib_warns_once_and_a_smaller_one_resolves_it():
     assert open_types() == [AlertType.BACKUP_LARGE]
     run(plan, state=JobState.COMPLETE, bytes_total=1 << 30)
     assert open_types() == []
+
+
+def test_a_plan_without_a_priority_has_no_size_to_be_warned_of():
+    job = services.request_backup(whole_plan(), actor=SERVICE, now=T0)
+    step = steps.claim(services.first_step(job).pk, worker="w", now=T0)
+    steps.estimate(step, entries=1, bytes=9 << 40, now=T0)
+    assert not Alert.objects.exists()
