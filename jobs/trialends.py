@@ -16,7 +16,7 @@ def sweep(*, now: dt.datetime, rows_max: int) -> None:
     """End the trials that are over, and release the vaults whose time has come; two queries while there are none."""
     for plan in trials.ended(now=now)[:rows_max]:
         if trials.end(plan, now=now):
-            services.record_skipped(plan, editions.trial_told(plan.vault, now=now), now=now)
+            services.record_skipped(plan, editions.trial_told(plan.vault, now=now), now=now, error_code="trial_ended")
     for vault in trials.to_release(now=now)[:rows_max]:
         try:
             trials.release(vault, now=now)
