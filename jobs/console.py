@@ -69,6 +69,11 @@ class PointButtons(ServiceAdmin):
 
     @display(description="Hold")
     def hold_shown(self, point: RecoveryPoint) -> str:
+        if point.delete_due_at:
+            return (
+                f"{point.delete_asked_by} deleted it at its source: it goes here on "
+                f"{point.delete_due_at:%Y-%m-%d %H:%M} UTC, unless somebody holds it"
+            )
         if not point.held_at:
             return "–"
         who = f" by {point.held_by}" if point.held_by else ""

@@ -11,7 +11,7 @@ from accounts.refusals import Refused
 from accounts.services import SERVICE, Actor, record
 from engine.vault import PointName
 from engine.verbs import hold as holds
-from jobs import maintenance, services
+from jobs import holdback, maintenance, services
 from jobs.models import Job
 from jobs.states import JobState, Kind, Lane
 from policies import services as planning
@@ -35,6 +35,12 @@ class PointLocked(Refused):
     """A lock is in force (B6)."""
 
     code = "point_locked"
+
+
+class PointMirrored(Refused):
+    """What a replica holds is deleted at its source (E15)."""
+
+    code = "point_mirrored"
 
 
 class NothingToConfirm(Refused):
@@ -61,13 +67,13 @@ def _check_typed(typed: str, expected: str) -> None:
 def hold(point: RecoveryPoint, *, reason: str, actor: Actor, now: dt.datetime) -> RecoveryPoint:
     """Keep the point whatever the rules say, until it is released. Raises PointMissing when it expired meanwhile.
 
-    The hold lies in the vault too, so that it outlives this database.
+    The hold lies in the vault too, so that it outlives this database. It ends a deletion that is held back.
     """
     vault = repositories.open_vault(point.vault)
     holds.hold(vault, PointName(point.series, point.point_id), reason=reason, now=now)
     with transaction.atomic():
-        point.held_at, point.held_by, point.hold_reason = now, actor.name, reason
-        point.save(update_fields=["held_at", "held_by", "hold_reason"])
+        point.held_at, point.held_by, point.hold_reason, point.delete_due_at = now, actor.name, reason, None
+        point.save(update_fields=["held_at", "held_by", "hold_reason", "delete_due_at"])
         record(actor, "point.hold", point, account=point.vault.account, now=now, reason=reason)
     return point
 
@@ -85,9 +91,15 @@ def release(point: RecoveryPoint, *, actor: Actor, now: dt.datetime) -> Recovery
 def delete_point(point: RecoveryPoint, *, confirmation: str, actor: Actor, now: dt.datetime) -> Job:
     """Start the deletion of one point; `confirmation` is the name of its source, typed.
 
-    Raises ConfirmationWrong, PointHeld, PointLocked, MaintenanceBusy. The job asks the store's own lock again.
+    Its copy in a replica follows days later. Raises ConfirmationWrong, PointMirrored, PointHeld, PointLocked,
+    MaintenanceBusy. The job asks the store's own lock again.
     """
     _check_typed(confirmation, point.source_name or point.series)
+    if maintenance.is_followed(point.vault):
+        raise PointMirrored(
+            f"{point.vault} follows another vault. Delete the point there, and it goes here {holdback.HELD_BACK.days} "
+            "days later; or end the replication."
+        )
     if point.held_at:
         raise PointHeld(
             f"{point.held_by or 'Somebody'} holds this point: {point.hold_reason or 'no reason was given'}."
@@ -98,7 +110,9 @@ def delete_point(point: RecoveryPoint, *, confirmation: str, actor: Actor, now: 
             locked_until=point.locked_until.isoformat(),
         )
     wanted = {"points": [f"{point.series}/{point.point_id}"], "reason": f"deleted by {actor.name}", "confirmed": True}
-    return maintenance.request(point.vault, Kind.EXPIRE, wanted, actor=actor, now=now)
+    with transaction.atomic():
+        holdback.begin(RecoveryPoint.objects.filter(pk=point.pk), asked_by=actor.name, now=now)
+        return maintenance.request(point.vault, Kind.EXPIRE, wanted, actor=actor, now=now)
 
 
 def confirm_expiry(job: Job, *, actor: Actor, now: dt.datetime) -> Job:
@@ -146,6 +160,7 @@ def erase(source: Source, *, confirmation: str, actor: Actor, now: dt.datetime) 
         found = erasure(source, now=now)
         for plan in source.plans.all():
             planning.delete(plan, actor=actor, now=now)
+        holdback.begin(points_of(source), asked_by=actor.name, now=now)
         source.erasing_since = source.erasing_since or now
         source.erase_next_at, source.erase_ends_at = now, found.ends_at
         source.save(update_fields=["erasing_since", "erase_next_at", "erase_ends_at"])
@@ -171,7 +186,8 @@ def _go_on(source: Source, *, now: dt.datetime) -> Iterator[Job]:
         _forget(source, now=now)
         return
     locked = Q(locked_until__gt=now)
-    free = rows.exclude(locked)
+    held_back = Q(delete_due_at__gt=now) | Q(vault__in=holdback.followers().values("target"))
+    free = rows.exclude(locked).exclude(held_back)
     first_end = rows.filter(locked).order_by("locked_until").values_list("locked_until", flat=True).first()
     following = now + _AGAIN if free.exists() or first_end is None else min(first_end, now + _LOOK_AGAIN)
     ends_at = rows.aggregate(end=Max("locked_until", filter=locked))["end"]

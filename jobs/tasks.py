@@ -18,6 +18,7 @@ from jobs import (
     executors,
     exporting,
     freezing,
+    holdback,
     maintenance,
     meters,
     presence,
@@ -137,7 +138,7 @@ def sweep_maintenance() -> None:
     """Start the maintenance that is due, and go on with deletions that locks held up."""
     now = timezone.now()
     trialends.sweep(now=now, rows_max=SWEEP_ROWS_MAX)
-    for start in (maintenance.sweep, removal.sweep, erasure.sweep):
+    for start in (maintenance.sweep, removal.sweep, holdback.sweep, erasure.sweep):
         for job in start(now=now, rows_max=SWEEP_ROWS_MAX):
             doorbell.ring(services.first_step(job), now=now)
 

@@ -379,7 +379,8 @@ class RecoveryPoint(models.Model):
     `locked_until` is the end of its lock in an immutable vault, which no rule and no person shortens.
     `rule` is the id of the policy's rule that made it, empty for none; `manual` says that a person asked for it (D2).
     `retention_days` is what the point says of itself (0: until somebody deletes it); `expires_at` is what the rules in
-    force made of it when expiry looked last. A point that is held stays, whatever the rules say.
+    force made of it when expiry looked last. A point that is held stays, whatever the rules say. `delete_due_at` is
+    when a replica's copy goes of what `delete_asked_by` deleted at its source (jobs.holdback).
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -401,6 +402,8 @@ class RecoveryPoint(models.Model):
     held_at = models.DateTimeField(null=True)
     held_by = models.CharField(max_length=150, blank=True)
     hold_reason = models.CharField(max_length=255, blank=True)
+    delete_due_at = models.DateTimeField(null=True, editable=False, db_index=True)
+    delete_asked_by = models.CharField(max_length=150, blank=True, editable=False)
     entries_count = models.PositiveBigIntegerField(default=0)
     bytes_total = models.PositiveBigIntegerField(default=0)
     bytes_stored = models.PositiveBigIntegerField(default=0)

@@ -135,6 +135,8 @@ def stop(source: Vault, *, confirmation: str, actor: Actor, now: dt.datetime) ->
     opened = repositories.open_vault(link.target)
     links.stop(opened.storage, opened.keys, now=now)
     with transaction.atomic():
+        # What is there from now on goes by the retention that it came with (E17), not by an earlier deletion.
+        link.target.points.filter(delete_due_at__isnull=False).update(delete_due_at=None)
         link.state, link.stopped_at = LinkState.STOPPED, now
         link.save(update_fields=["state", "stopped_at"])
         record(actor, "vault.stop_replication", source, account=source.account, now=now, target=str(link.target_id))

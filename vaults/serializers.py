@@ -354,6 +354,7 @@ class RecoveryPointSerializer(serializers.ModelSerializer[RecoveryPoint]):
             "retention_days",
             "rule",
             "manual",
+            "delete_due_at",
             "expires_at",
             "locked_until",
             "held_at",
