@@ -91,6 +91,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
             "items": [
                 _item("Accounts", "apartment", "accounts_account"),
                 _item("Roles", "badge", "accounts_customrole"),
+                _item("Grants", "handshake", "accounts_grant"),
                 _item("Users", "person", "accounts_user"),
                 _item("Workers", "dns", "jobs_worker"),
                 _item("Alert rules", "rule", "jobs_alertrule"),

@@ -67,8 +67,8 @@ class StepInline(ReadOnlyInline):
 @admin.register(Job)
 class JobAdmin(ReadOnlyAdmin):
     list_display = ["created_at", "kind", "status", "about", "vault", "told", "read", "added", "duration", "trigger"]
-    list_filter: ClassVar = ["state", "kind", "trigger", "vault"]
-    list_select_related = ["source", "vault", "point"]
+    list_filter: ClassVar = ["vault__region__branch", "state", "kind", "trigger", "vault"]
+    list_select_related = ["source", "vault__region", "point"]
     search_fields = ["id", "source__name", "error"]
     date_hierarchy = "created_at"
     actions_detail: ClassVar = ["cancel", "retry", "compare", "confirm", "passwords"]

@@ -83,6 +83,8 @@ class JobView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[J
         "source": ["exact"],
         "plan": ["exact"],
         "vault": ["exact"],
+        "vault__region": ["exact"],
+        "vault__region__branch": ["exact"],
         "created_at": ["gte", "lte"],
     }
 

@@ -14,9 +14,11 @@ from django.utils import timezone
 from django.utils.html import format_html
 from unfold.admin import StackedInline
 
+from accounts import grants
 from accounts.console import ServiceAdmin, action, actor_of, display, leave_dialog, lines
+from accounts.models import Grant
 from policies import retention, services
-from policies.forms import CREDENTIALS, SETTINGS, PauseForm, RuleFormSet, SourceForm, form_of, names_of
+from policies.forms import CREDENTIALS, SETTINGS, GrantForm, PauseForm, RuleFormSet, SourceForm, form_of, names_of
 from policies.kinds import TYPES
 from policies.models import Plan, Policy, Rule, RuleType, Source, SourceKind
 from vaults.admin import drills_shown
@@ -92,8 +94,8 @@ def _verdicts(source: Source, vault: Vault, now: dt.datetime) -> dict[str, Any]:
 
 @admin.register(Source)
 class SourceAdmin(RemovableAdmin):
-    list_display = ["name", "kind", "account", "place", "what", "tried", "warned"]
-    list_filter: ClassVar = ["account", "kind", "host", "region"]
+    list_display = ["name", "kind", "account", "place", "what", "tried", "warned", "branch"]
+    list_filter: ClassVar = ["region__branch", "account", "kind", "host", "region"]
     list_select_related = ["account", "region"]
     search_fields = ["name", "host"]
     readonly_fields = ["kind_shown", "connection_shown", "warnings_shown", "drills"]
@@ -153,6 +155,10 @@ class SourceAdmin(RemovableAdmin):
         services.store_source(obj, actor=actor_of(request), now=timezone.now())
         for warning in obj.warnings:
             messages.warning(request, warning)
+
+    @display(description="Branch", ordering="region__branch")
+    def branch(self, source: Source) -> str:
+        return source.region.branch or "–"
 
     @display(description="Kind")
     def kind_shown(self, source: Source) -> str:
@@ -237,6 +243,70 @@ def _rules_of(formset: Any) -> list[Rule]:
     """Return the rules as the page has them, in its order, without those to delete; not saved."""
     formset.save(commit=False)  # tells Django's history what changed
     return [form.instance for form in formset.forms if form not in formset.deleted_forms]
+
+
+@admin.register(Grant)
+class GrantAdmin(ServiceAdmin):
+    """Grants between accounts (B8): given once, then only revoked."""
+
+    form = GrantForm
+    list_display = ["grantor", "grantee", "what", "may", "status", "expires_at", "created_at"]
+    list_filter: ClassVar = ["grantor", "grantee"]
+    list_select_related = ["grantor", "grantee"]
+    search_fields = ["grantor__name", "grantee__name", "note"]
+    fields = ["grantor", "grantee", "all_sources", "chosen", "privileges", "expires_at", "note"]
+    shown: ClassVar = ["grantor", "grantee", "what", "may", "status", "expires_at", "revoked_at", "note", "created_at"]
+    actions_detail: ClassVar = ["revoke"]
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return super().get_queryset(request).prefetch_related("sources")
+
+    def has_change_permission(self, request: HttpRequest, obj: Grant | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Grant | None = None) -> bool:
+        return False
+
+    def get_fields(self, request: HttpRequest, obj: Grant | None = None) -> list[str]:
+        return list(self.shown) if obj else list(self.fields)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Grant | None = None) -> list[str]:
+        return list(self.shown) if obj else []
+
+    def save_model(self, request: HttpRequest, obj: Grant, form: GrantForm, change: bool) -> None:
+        grants.give(obj, sources=form.cleaned_data["chosen"], actor=actor_of(request), now=timezone.now())
+
+    @display(description="Sources")
+    def what(self, grant: Grant) -> str:
+        if grant.all_sources:
+            return "all"
+        names = Source.objects.filter(pk__in=[named.source_id for named in grant.sources.all()])
+        return ", ".join(str(source) for source in names) or "none that is left"
+
+    @display(description="May")
+    def may(self, grant: Grant) -> str:
+        return ", ".join(name for name in grant.privileges if name in grants.GIVEN)
+
+    @display(description="State", label={"active": "success", "expired": "warning", "revoked": "danger"})
+    def status(self, grant: Grant) -> str:
+        return grants.state(grant, now=timezone.now())
+
+    @action(
+        description="Revoke",
+        icon="block",
+        permissions=["view"],
+        dialog={
+            "title": "Revoke this grant",
+            "description": "At once: due plans under it are skipped, new jobs refused. Points that were made stay.",
+            "form_class": None,
+            "form_submit_text": "Revoke",
+        },
+    )
+    def revoke(self, request: HttpRequest, form: Any, object_id: str) -> HttpResponse:
+        grant = Grant.objects.select_related("grantor", "grantee").get(pk=object_id)
+        if self.tell_refusals(request, lambda: grants.revoke(grant, actor=actor_of(request), now=timezone.now())):
+            messages.success(request, "Revoked.")
+        return leave_dialog(request, reverse("admin:accounts_grant_change", args=[object_id]))
 
 
 @admin.register(Policy)

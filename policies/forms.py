@@ -9,16 +9,20 @@ from django.utils import timezone
 from rest_framework import serializers
 from unfold.forms import BaseDialogForm
 from unfold.widgets import (
+    UnfoldAdminCheckboxSelectMultipleWidget,
     UnfoldAdminDecimalFieldWidget,
     UnfoldAdminIntegerFieldWidget,
     UnfoldAdminPasswordWidget,
+    UnfoldAdminSelect2MultipleWidget,
     UnfoldAdminSelectWidget,
     UnfoldAdminTextareaWidget,
     UnfoldAdminTextInputWidget,
     UnfoldBooleanSwitchWidget,
 )
 
+from accounts import grants
 from accounts.console import note_refusal
+from accounts.models import Grant
 from accounts.refusals import Refused
 from policies import reading, retention, services
 from policies.kinds import TYPES
@@ -198,3 +202,22 @@ class PauseForm(BaseDialogForm):
     def get_before_template_context(self, request: HttpRequest, object_id: int | str | None = None) -> dict[str, Any]:
         plan = Plan.objects.select_related("source", "vault").get(pk=str(object_id))
         return {"lines": retention.warnings_on_pause(plan, now=timezone.now())}
+
+
+class GrantForm(forms.ModelForm[Grant]):
+    """Who gives what to whom (B8)."""
+
+    chosen = forms.ModelMultipleChoiceField(
+        queryset=Source.objects.select_related("account"),
+        required=False,
+        label="Sources",
+        widget=UnfoldAdminSelect2MultipleWidget,
+        help_text="Of the account that gives; none when all are granted",
+    )
+    privileges = forms.MultipleChoiceField(
+        choices=[(name, name) for name in grants.GIVEN], widget=UnfoldAdminCheckboxSelectMultipleWidget
+    )
+
+    class Meta:
+        model = Grant
+        fields = ["grantor", "grantee", "all_sources", "privileges", "expires_at", "note"]

@@ -56,7 +56,7 @@ class SourceView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSe
 
     queryset = Source.objects.select_related("region", "account")
     serializer_class = SourceSerializer
-    filterset_fields: ClassVar = ["account", "region", "kind", "host"]
+    filterset_fields: ClassVar = ["account", "region", "region__branch", "kind", "host"]
     permissions: ClassVar = {"partial_update": MANAGE_SOURCES, "destroy": MANAGE_SOURCES}
 
     def seen_by(self, user: User) -> models.Q:

@@ -36,12 +36,12 @@ POINT_LABELS = {"Complete": "success", "Partially complete": "warning"}
 @admin.register(Region)
 class RegionAdmin(ServiceAdmin):
     form = RegionForm
-    list_display = ["name", "url", "health", "retention", "probed_at"]
+    list_display = ["name", "branch", "url", "health", "retention", "probed_at"]
     search_fields = ["name", "url"]
     readonly_fields = ["health", "retention", "findings", "probed_at"]
     actions_detail = ["probe"]
     fieldsets = [
-        (None, {"fields": ["name", "url"]}),
+        (None, {"fields": ["name", "branch", "url"]}),
         (
             "S3 service",
             {"fields": ["endpoint", "store_region", "access_key", "secret_key", "path_style", "tls_verify", "ca_file"]},
@@ -98,7 +98,7 @@ class RegionAdmin(ServiceAdmin):
 class VaultAdmin(ReplicationAdmin):
     form = VaultForm
     list_display = ["name", "account", "region", "status", "immutability", "recovery", "points_shown", "stored_shown"]
-    list_filter: ClassVar = ["region", "type", "state", "account"]
+    list_filter: ClassVar = ["region__branch", "region", "type", "state", "account"]
     list_select_related = ["account", "region"]
     search_fields = ["name"]
     actions_detail: ClassVar = [

@@ -88,6 +88,9 @@ class Region(models.Model):
     supports_replication = models.BooleanField(default=True)
     supports_bucket_backup = models.BooleanField(default=True)
     supports_host_backup = models.BooleanField(default=True)
+    branch = models.CharField(
+        max_length=64, blank=True, help_text="The site or branch office that it serves; lists are filtered by it"
+    )
     redundancy = models.CharField(max_length=3, choices=Redundancy.choices, default=Redundancy.LRS)
     network = models.CharField(
         max_length=8,

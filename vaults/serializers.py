@@ -13,6 +13,7 @@ from vaults.models import FEATURES, RecoveryPoint, Region, ReplicationLink, Vaul
 ENTRY_KINDS = [kind.name.lower() for kind in Kind]
 REGION_FIELDS = [
     "name",
+    "branch",
     "url",
     "endpoint",
     "store_region",

@@ -107,7 +107,7 @@ class VaultView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet
 
     queryset = Vault.objects.select_related("region", "account", "reading")
     serializer_class = VaultSerializer
-    filterset_fields: ClassVar = ["account", "region", "type", "state"]
+    filterset_fields: ClassVar = ["account", "region", "region__branch", "type", "state"]
     permissions: ClassVar = {
         "make_immutable": OWN,
         "request_deletion": OWN,

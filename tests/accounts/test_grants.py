@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from django.core.exceptions import ValidationError
 from django.db.models import F
+from django.test import Client
 
 from accounts import grants
 from accounts.models import Account, Event, Grant, Member, Role, User
@@ -17,6 +18,7 @@ from jobs.states import JobState
 from policies.models import Plan, Source
 from policies.services import create_plan, delete
 from tests.support.api import client_of, error_code
+from tests.support.console import page, press
 from tests.support.control import Clock, Site, make_site
 from tests.support.people import (
     T0,
@@ -310,3 +312,25 @@ class TestEnds:
         closing.delete_account(site.account, confirmation="acme", actor=SERVICE, now=T0)
         assert not Plan.objects.filter(pk=plan.pk).exists()
         assert not Grant.objects.exists()
+
+
+class TestConsole:
+    def test_a_grant_is_given_shown_and_revoked(self, site, grantee):
+        console = Client()
+        console.force_login(User.objects.create_superuser("root"))
+        wanted = {
+            "grantor": str(site.account.pk), "grantee": str(grantee.pk), "chosen": [str(site.source.pk)],
+            "privileges": ["backup"], "expires_at_0": "", "expires_at_1": "",
+        }  # fmt: skip
+        told = console.post(page("accounts_grant", "add"), wanted | {"all_sources": "on"}, follow=True)
+        assert "Name the sources, or say all_sources." in told.content.decode()
+        console.post(page("accounts_grant", "add"), wanted)
+        grant = Grant.objects.get()
+        assert [named.source_id for named in grant.sources.all()] == [site.source.pk]
+        listed = console.get(page("accounts_grant", "changelist")).content.decode()
+        assert "acme-web" in listed
+        press(console, "accounts_grant", "revoke", grant.pk)
+        grant.refresh_from_db()
+        assert grant.revoked_at is not None
+        again = press(console, "accounts_grant", "revoke", grant.pk)
+        assert "This grant was revoked before." in again.content.decode()
