@@ -304,6 +304,8 @@ SOURCE_CHECK_S = env.float("BACKUPSITE_SOURCE_CHECK_S", default=15.0)
 EMAIL_URL = env.str("EMAIL_URL", default="")
 EMAIL_ON = bool(EMAIL_URL)
 if EMAIL_ON:
+    if urlsplit(EMAIL_URL).scheme not in ("smtp", "smtp+tls", "smtp+ssl") or not urlsplit(EMAIL_URL).hostname:
+        raise ImproperlyConfigured("EMAIL_URL must look like smtp+tls://user:password@mail.example.org:587.")
     vars().update(environ.Env.email_url_config(EMAIL_URL))
 EMAIL_TIMEOUT = 15  # seconds
 DEFAULT_FROM_EMAIL = env.str(

@@ -68,3 +68,14 @@ def test_networks_that_are_none_are_told_at_the_start(tmp_path):
     assert ended.returncode != 0
     assert "BACKUPSITE_SOURCE_NETWORKS must be networks" in ended.stderr
     assert start(tmp_path, BACKUPSITE_SOURCE_NETWORKS="10.0.0.0/8,fd00::/8").returncode == 0
+
+
+@pytest.mark.rule("C21")
+def test_email_is_off_until_a_mail_server_is_named_and_a_wrong_one_is_told_at_the_start(tmp_path):
+    shown = (
+        "from django.conf import settings as s; print(s.EMAIL_ON, s.EMAIL_HOST, s.EMAIL_PORT, s.EMAIL_HOST_PASSWORD)"
+    )
+    assert start(tmp_path, shown=shown).stdout.startswith("False ")
+    named = start(tmp_path, shown=shown, EMAIL_URL="smtp+tls://user:p%40ss@mail.example.org:587")
+    assert named.stdout == "True mail.example.org 587 p@ss\n"
+    assert "EMAIL_URL must look like" in start(tmp_path, EMAIL_URL="mail.example.org").stderr
