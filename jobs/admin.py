@@ -14,7 +14,7 @@ from django.utils import timezone
 from django.utils.html import format_html
 
 from accounts.console import ReadOnlyAdmin, ReadOnlyInline, action, actor_of, display, human_bytes, leave_dialog, lines
-from jobs import comparing, course, jobpage, passwords, problems, removal, retrying, services
+from jobs import comparing, course, jobpage, passwords, problems, removal, retrying, services, starts
 from jobs.alert_console import PlanWatchButton
 from jobs.cluster_console import ClusterButtons
 from jobs.console import (
@@ -25,7 +25,7 @@ from jobs.console import (
     start,
     started,
 )
-from jobs.forms import ConfirmExpiryForm, RestoreForm, RetryForm, VerifyForm
+from jobs.forms import ConfirmExpiryForm, RestoreForm, RetryForm, StartTimeForm, VerifyForm
 from jobs.models import Job, JobEvent, Step, Worker
 from jobs.states import JobState
 from policies.admin import PlanAdmin, SourceAdmin
@@ -320,7 +320,28 @@ admin.site.unregister([Plan, RecoveryPoint, Source, Vault])
 class RunnablePlanAdmin(PlanWatchButton, PlanAdmin):
     """The page of a plan, with the buttons that run it and say when it is overdue."""
 
-    actions_detail = ["run_now", *PlanAdmin.actions_detail, "watch"]
+    actions_detail = ["run_now", *PlanAdmin.actions_detail, "start_time", "watch"]
+
+    @action(
+        description="Change time",
+        icon="schedule",
+        permissions=["change"],
+        dialog={
+            "title": "Run at another time of day",
+            "description": "",
+            "form_class": StartTimeForm,
+            "form_submit_text": "Change",
+        },
+    )
+    def start_time(self, request: HttpRequest, form: StartTimeForm, object_id: str) -> HttpResponse:
+        plan = Plan.objects.select_related("account", "source", "policy", "vault__region").get(pk=object_id)
+        wanted = form.cleaned_data["start_time"]
+        found = self.tell_refusals(
+            request, lambda: starts.change(plan, wanted, actor=actor_of(request), now=timezone.now())
+        )
+        if found:
+            messages.success(request, found.case.label)
+        return leave_dialog(request, reverse("admin:policies_plan_change", args=[object_id]))
 
     def get_fields(self, request: HttpRequest, obj: Plan | None = None) -> list[str]:
         return [*super().get_fields(request, obj), *(["size_warning"] if obj and long_run(obj) else [])]

@@ -11,19 +11,21 @@ from unfold.forms import BaseDialogForm
 from unfold.widgets import (
     UnfoldAdminIntegerFieldWidget,
     UnfoldAdminSelectWidget,
+    UnfoldAdminSingleTimeWidget,
     UnfoldAdminTextareaWidget,
     UnfoldAdminTextInputWidget,
     UnfoldBooleanSwitchWidget,
 )
 
 from accounts.console import ConfirmedForm
-from jobs import removal
+from accounts.refusals import Refused
+from jobs import removal, starts
 from jobs.models import Job
 from jobs.services import VERIFY_LEVELS, Selection, destinations
 from jobs.states import RECURRING, Kind
 from policies import reading, retention
 from policies.kinds import TYPES
-from policies.models import Source, SourceKind
+from policies.models import Plan, Source, SourceKind
 from vaults.models import RecoveryPoint, Vault
 
 
@@ -223,3 +225,20 @@ class DrillForm(BaseDialogForm):
         field = self.fields["vault"]
         assert isinstance(field, forms.ModelChoiceField)
         field.queryset = Vault.objects.filter(pk__in=[vault.pk for vault in retention.vaults_of(source)])
+
+
+class StartTimeForm(BaseDialogForm):
+    """Asks for another time of day, and tells what it would mean now for today's run (C38-C41)."""
+
+    form_before_template = "admin/warnings.html"
+    start_time = forms.TimeField(
+        label="Time of day (empty: as the policy says)", required=False, widget=UnfoldAdminSingleTimeWidget
+    )
+
+    def get_before_template_context(self, request: HttpRequest, object_id: int | str | None = None) -> dict[str, Any]:
+        plan = Plan.objects.select_related("policy").get(pk=str(object_id))
+        try:
+            starts.check(plan)
+        except Refused as refusal:
+            return {"lines": [str(refusal)]}
+        return {"lines": starts.told(plan, now=timezone.now())}

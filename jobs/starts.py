@@ -65,6 +65,22 @@ def effect(plan: Plan, time: dt.time | None, *, now: dt.datetime) -> Effect:
     return Effect(case, plan.next_run_at)
 
 
+def told(plan: Plan, *, now: dt.datetime) -> list[str]:
+    """Return, for people, what a new time would mean now, before they choose one."""
+    zone = moments.zone_of(plan)
+    clock = now.astimezone(zoneinfo.ZoneInfo(zone))
+    shown = f"Times are those of {zone}, where it is {clock:%H:%M}. The time changes, not the date."
+    if plan.state != PlanState.ACTIVE:
+        return [shown, Case.PAUSED.label]
+    if ran_today(plan, now=now):
+        return [shown, Case.FOLLOWING.label]
+    return [
+        shown,
+        f"Today's run has not happened. A time after {clock:%H:%M} lets it come today. An earlier one skips today for "
+        "good; the next run is on the next day of the schedule.",
+    ]
+
+
 def check(plan: Plan) -> None:
     """See that the plan has a time of day of its own. Raises StartUnfit, ScheduleFixed."""
     editions.check_start(plan)
@@ -100,16 +116,16 @@ def change(plan: Plan, time: dt.time | None, *, actor: Actor, now: dt.datetime) 
     with transaction.atomic():
         stored = Plan.objects.select_for_update(of=("self",), no_key=True).select_related("policy", "next_rule")
         mine = stored.get(pk=plan.pk)
-        before, run = mine.start_time, moments.Run(mine.next_run_at, mine.next_rule) if mine.next_rule else None
+        before, was, rule = mine.start_time, mine.next_run_at, mine.next_rule
         found = effect(mine, time, now=now)
         mine.save(update_fields=["start_time", "next_run_at", "next_rule"])
         if mine.next_run_at is not None:
             # Changed back: what an earlier change let be skipped comes after all.
             again = Job.objects.filter(plan=mine, scheduled_for=mine.next_run_at, state=JobState.SKIPPED)
             again.filter(error_code="start_changed").delete()
-        if found.case == Case.SKIPPED and run and run.moment:
+        if found.case == Case.SKIPPED:
             reason = f"Skipped: {actor.name} set the time to {_shown(time)}, which was over for the day"
-            skipped = {"rule": run.rule, "scheduled_for": run.moment, "error_code": "start_changed"}
+            skipped = {"rule": rule, "scheduled_for": was, "error_code": "start_changed"}
             services.record_skipped(mine, reason, now=now, **skipped)
         told = {"start_time": [_shown(before), _shown(time)], "case": found.case.value}
         record(actor, "plan.start_time", mine, account=mine.account, now=now, **told)

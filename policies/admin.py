@@ -2,6 +2,7 @@
 
 import calendar
 import datetime as dt
+import zoneinfo
 from typing import Any, ClassVar
 
 from django.contrib import admin, messages
@@ -16,14 +17,20 @@ from unfold.admin import StackedInline
 
 from accounts import grants
 from accounts.console import ServiceAdmin, action, actor_of, display, leave_dialog, lines
+<<<<<<< HEAD
 from accounts.models import Grant
 from policies import retention, services
 from policies.forms import CREDENTIALS, SETTINGS, GrantForm, PauseForm, RuleFormSet, SourceForm, form_of, names_of
+=======
+from policies import moments, retention, services
+from policies.forms import CREDENTIALS, SETTINGS, PauseForm, RuleForm, RuleFormSet, SourceForm, form_of, names_of
+>>>>>>> 8c5cfbc (Show next runs and change a plan's time in the console; describe schedules; measure due plans on PostgreSQL)
 from policies.kinds import TYPES
 from policies.models import Plan, Policy, Rule, RuleType, Source, SourceKind
 from vaults.admin import drills_shown
 from vaults.models import Vault
 
+RUNS_SHOWN = 10
 COUNTED = ("keep_last", "keep_daily", "keep_weekly", "keep_monthly", "keep_yearly")
 
 
@@ -223,17 +230,54 @@ def schedule_text(rule: Rule) -> str:
     return f"every {unit} {f'within {rule.window_minutes} min of' if rule.window_minutes else 'at'} {start}"
 
 
+def rule_text(rule: Rule) -> str:
+    """Return what a rule of any type says, in few words."""
+    if rule.type == RuleType.TAG:
+        tags = ", ".join(f"{name} = {value}" for name, value in rule.settings.get("tags", {}).items())
+        return f"Sources with the tags {tags} are backed up by themselves"
+    if rule.type == RuleType.REPLICATION:
+        vault = rule.settings.get("vault")
+        return f"Copies go to the region {rule.settings.get('region')}{f', into {vault}' if vault else ''}"
+    kept = f", kept for {rule.retention_days:,} days" if rule.retention_days else ""
+    text = schedule_text(rule)
+    return f"{text[:1].upper()}{text[1:]}{kept}"
+
+
+def _local(moment: dt.datetime, zone: str) -> str:
+    return f"{moment.astimezone(zoneinfo.ZoneInfo(zone)):%a %Y-%m-%d %H:%M %Z}"
+
+
+def _spans_shown(policy: Policy, now: dt.datetime) -> str:
+    """Return when plans of the policy run next; where starts are drawn, between which times."""
+    spans = moments.preview(policy, list(policy.rules.all()), count=RUNS_SHOWN, now=now)
+    texts = []
+    for span in spans:
+        until = "" if span.earliest == span.latest else f" to {_local(span.latest, policy.time_zone)[15:]}"
+        texts.append(f"{_local(span.earliest, policy.time_zone)}{until}, by rule {span.rule.position}")
+    return lines(texts)
+
+
 class RuleInline(StackedInline):
     """The rules of a policy, 1 to 10."""
 
     model = Rule
+    form = RuleForm
     formset = RuleFormSet
     fields: ClassVar = [
+        "in_words",
         ("type", "retention_days"),
-        ("every", "unit", "weekdays"),
-        ("start_time", "window_minutes", "starts_on"),
-        "cron",
+        ("every", "unit"),
+        "weekdays",
+        ("start_time", "window_minutes"),
+        ("starts_on", "cron"),
+        "settings",
     ]
+    readonly_fields: ClassVar = ["in_words"]
+
+    @display(description="In words")
+    def in_words(self, rule: Rule) -> str:
+        return "–" if rule._state.adding else rule_text(rule)
+
     extra = 0
     min_num = 1
     max_num = services.RULES_MAX
@@ -317,7 +361,7 @@ class PolicyAdmin(RemovableAdmin):
     search_fields = ["name"]
     inlines: ClassVar = [RuleInline]
     fieldsets = [
-        (None, {"fields": ["account", "name"]}),
+        (None, {"fields": ["account", "name", "vault"]}),
         ("How long", {"fields": ["retention_days", "keep_at_least_one", "time_zone"]}),
         (
             "Beyond that",
@@ -325,6 +369,18 @@ class PolicyAdmin(RemovableAdmin):
         ),
         ("Trial restores", {"fields": ["drill_every_days", "drill_percent"]}),
     ]
+
+    def get_fieldsets(self, request: HttpRequest, obj: Policy | None = None) -> Any:
+        sets = super().get_fieldsets(request, obj)
+        told = "As stored, in the policy's time zone. A change takes effect on all plans at once."
+        return [*sets, ("Next runs", {"fields": ["runs_shown"], "description": told})] if obj else sets
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Policy | None = None) -> Any:
+        return [*super().get_readonly_fields(request, obj), "runs_shown"]
+
+    @display(description="Next runs")
+    def runs_shown(self, policy: Policy) -> str:
+        return _spans_shown(policy, timezone.now())
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[Policy]:
         found: models.QuerySet[Policy] = super().get_queryset(request)
@@ -359,7 +415,7 @@ class PlanAdmin(RemovableAdmin):
     list_select_related = ["source", "policy", "vault", "account"]
     search_fields = ["source__name", "policy__name", "vault__name"]
     fields = ["source", "policy", "vault", "time_zone", "start_not_before", "catch_up"]
-    shown: ClassVar = ["status", "next_run_at", "start_shown", "next_drill_at"]
+    shown: ClassVar = ["status", "start_shown", "next_drill_at", "runs_shown"]
     actions_detail = ["pause", "resume"]
 
     def get_fields(self, request: HttpRequest, obj: Plan | None = None) -> list[str]:
@@ -378,9 +434,17 @@ class PlanAdmin(RemovableAdmin):
     def status(self, plan: Plan) -> str:
         return plan.get_state_display()
 
-    @display(description="Drawn start")
+    @display(description="Start")
     def start_shown(self, plan: Plan) -> str:
-        return f"{plan.start_minute // 60:02d}:{plan.start_minute % 60:02d}"
+        if plan.start_time is not None:
+            return f"{plan.start_time:%H:%M}, set for this plan"
+        return f"{plan.start_minute // 60:02d}:{plan.start_minute % 60:02d}, drawn once; a time of the rule comes first"
+
+    @display(description="Next runs")
+    def runs_shown(self, plan: Plan) -> str:
+        zone = moments.zone_of(plan)
+        runs = moments.upcoming(plan, count=RUNS_SHOWN, now=timezone.now())
+        return lines([f"{_local(run.moment, zone)}, by rule {run.rule.position}" for run in runs])
 
     @action(
         description="Pause",

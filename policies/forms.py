@@ -1,5 +1,6 @@
 """What the console asks: for a source, the fields of its kind; before it pauses a plan, whether that is meant."""
 
+import calendar
 from typing import Any, ClassVar
 
 from django import forms
@@ -26,11 +27,27 @@ from accounts.models import Grant
 from accounts.refusals import Refused
 from policies import reading, retention, services
 from policies.kinds import TYPES
-from policies.models import Plan, RuleType, Source
+from policies.models import Plan, Rule, RuleType, Source
 
 Shown = serializers.Field[Any, Any, Any, Any]
 
 SETTINGS, CREDENTIALS = "settings", "credentials"
+
+
+class RuleForm(forms.ModelForm[Rule]):
+    """One rule, its weekdays as boxes to tick."""
+
+    weekdays = forms.TypedMultipleChoiceField(
+        coerce=int,
+        choices=list(enumerate(calendar.day_name, 1)),
+        required=False,
+        widget=UnfoldAdminCheckboxSelectMultipleWidget,
+        help_text="None is every day",
+    )
+
+    class Meta:
+        model = Rule
+        fields = ("weekdays",)  # the page names the others
 
 
 class RuleFormSet(forms.BaseInlineFormSet):  # type: ignore[type-arg]  # the class takes no parameters when it runs

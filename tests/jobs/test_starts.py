@@ -3,8 +3,9 @@
 import datetime as dt
 
 import pytest
+from django.test import Client
 
-from accounts.models import Event
+from accounts.models import Event, User
 from accounts.services import SERVICE
 from jobs import due, presence, starts
 from jobs.models import Job
@@ -12,6 +13,7 @@ from jobs.states import JobState
 from policies import services
 from policies.models import Edition, Plan, Rule
 from tests.support.api import client_of, error_code
+from tests.support.console import page, press
 from tests.support.control import make_site
 from tests.support.people import online, whole_plan
 
@@ -40,7 +42,7 @@ def settle(now: dt.datetime, *, served: bool = True) -> None:
 
 
 def change(plan: Plan, time: str | None, now: dt.datetime) -> starts.Effect:
-    return starts.change(plan, time and dt.time.fromisoformat(time), actor=SERVICE, now=now)
+    return starts.change(plan, dt.time.fromisoformat(time) if time else None, actor=SERVICE, now=now)
 
 
 @pytest.mark.rule("C38", "C39")
@@ -178,3 +180,23 @@ def test_the_api_changes_the_time_and_tells_the_case(tmp_path):
     site.policy.rules.update(cron="0 1 * * *")
     refused = owner.post(f"/api/v1/plans/{site.plan.pk}/start_time/", {"start_time": "04:15"})
     assert (refused.status_code, error_code(refused)) == (409, "start_not_daily")
+
+
+def test_the_console_tells_the_case_before_and_after(tmp_path):
+    site = make_site(tmp_path)
+    root = User.objects.create_superuser("root", password="x")
+    console = Client()
+    console.force_login(root)
+    Plan.objects.update(next_run_at=at("2126-01-01 00:00"))
+    dialog = console.get(page("policies_plan", "start_time", site.plan.pk)).content.decode()
+    assert "The time changes, not the date" in dialog
+    assert "An earlier one skips today for good" in dialog
+    shown = press(console, "policies_plan", "start_time", site.plan.pk, start_time="04:15").content.decode()
+    assert starts.ran_today(site.plan, now=at("2126-01-01 00:00")) is False
+    assert "04:15, set for this plan" in shown
+    assert shown.count("04:15 UTC, by rule 1") == 10
+    policy = console.get(page("policies_policy", "change", site.policy.pk)).content.decode()
+    assert policy.count("00:00 UTC to 06:00 UTC, by rule 1") == 10
+    site.policy.rules.update(cron="0 1 * * *")
+    refused = press(console, "policies_plan", "start_time", site.plan.pk, start_time="05:15").content.decode()
+    assert "start by the hour, by a cron expression or in a window" in refused

@@ -18,7 +18,7 @@ def rules_of(*rules: dict[str, Any], stored: int = 0) -> dict[str, Any]:
         "type": "backup",
         "every": 1,
         "unit": "day",
-        "weekdays": "[]",
+        "settings": "{}",
         "window_minutes": 0,
         "starts_on": "2024-01-01",
     }
