@@ -17,14 +17,9 @@ from unfold.admin import StackedInline
 
 from accounts import grants
 from accounts.console import ServiceAdmin, action, actor_of, display, leave_dialog, lines
-<<<<<<< HEAD
 from accounts.models import Grant
-from policies import retention, services
-from policies.forms import CREDENTIALS, SETTINGS, GrantForm, PauseForm, RuleFormSet, SourceForm, form_of, names_of
-=======
 from policies import moments, retention, services
-from policies.forms import CREDENTIALS, SETTINGS, PauseForm, RuleForm, RuleFormSet, SourceForm, form_of, names_of
->>>>>>> 8c5cfbc (Show next runs and change a plan's time in the console; describe schedules; measure due plans on PostgreSQL)
+from policies.forms import CREDENTIALS, SETTINGS, GrantForm, PauseForm, RuleFormSet, SourceForm, form_of, names_of
 from policies.kinds import TYPES
 from policies.models import Plan, Policy, Rule, RuleType, Source, SourceKind
 from vaults.admin import drills_shown
