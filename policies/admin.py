@@ -19,7 +19,17 @@ from accounts import grants
 from accounts.console import ServiceAdmin, action, actor_of, display, leave_dialog, lines
 from accounts.models import Grant
 from policies import moments, retention, services
-from policies.forms import CREDENTIALS, SETTINGS, GrantForm, PauseForm, RuleFormSet, SourceForm, form_of, names_of
+from policies.forms import (
+    CREDENTIALS,
+    SETTINGS,
+    GrantForm,
+    PauseForm,
+    RuleForm,
+    RuleFormSet,
+    SourceForm,
+    form_of,
+    names_of,
+)
 from policies.kinds import TYPES
 from policies.models import Plan, Policy, Rule, RuleType, Source, SourceKind
 from vaults.admin import drills_shown
