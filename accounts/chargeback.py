@@ -108,7 +108,12 @@ def report(account: Account, month: Month, *, now: dt.datetime) -> dict[str, Any
     days = MeteredDay.objects.filter(account=account, day__gte=month.first, day__lte=month.last)
     modes = dict(days.values_list("day", "mode"))
     book, allowances = PriceBook.of(account), Allowances.of(account)
-    lines = [*_capacity(usage, modes, book, allowances), *_others(usage, month, book)]
+    # Rows of hosts are many: they are looked at one by one only where they cost.
+    by_day = [
+        one for one in CAPACITY if one != Meter.ATTACHED_BYTES or MeteringMode.ATTACHED_CAPACITY in modes.values()
+    ]
+    capacity = _capacity(usage.filter(meter__in=by_day), modes, book, allowances)
+    lines = [*capacity, *_others(usage.exclude(meter__in=by_day), month, book)]
     lines.sort(key=lambda line: (list(Meter).index(Meter(line.subject.meter)), line.vault_name, line.subject))
     shown = [_shown(line, len(modes)) for line in lines]
     return {
@@ -128,7 +133,7 @@ def report(account: Account, month: Month, *, now: dt.datetime) -> dict[str, Any
 def _capacity(usage: Any, modes: dict[dt.date, str], book: PriceBook, allowances: Allowances) -> Iterator[Line]:
     """Yield what capacity costs: day by day, because allowances are shared by all rows of a day."""
     lines: dict[Subject, Line] = {}
-    rows = usage.filter(meter__in=CAPACITY).order_by("day", "meter", "region", "vault", "host", "pk")
+    rows = usage.order_by("day", "meter", "region", "vault", "host", "pk")
     fields = ("day", *_SUBJECT, "vault_name", "source_name", "estimated", "quantity")
     for day, found in groupby(rows.values_list(*fields).iterator(), key=lambda row: row[0]):
         mode = modes.get(day, MeteringMode.STORED_BYTES)
@@ -151,9 +156,8 @@ def _others(usage: Any, month: Month, book: PriceBook) -> Iterator[Line]:
     """Yield what no allowance covers: summed by the database, from one change of prices to the next."""
     lines: dict[Subject, Line] = {}
     starts = book.changes(month.first, month.last)
-    meters = [meter for meter in PRICED if meter not in CAPACITY]
     for start, end in zip(starts, [*starts[1:], month.last + dt.timedelta(days=1)], strict=True):
-        rows = usage.filter(meter__in=meters, day__gte=start, day__lt=end).values(*_SUBJECT)
+        rows = usage.filter(meter__in=PRICED, day__gte=start, day__lt=end).values(*_SUBJECT)
         sums = rows.annotate(
             total=Sum("quantity"),
             count=Count("day"),
