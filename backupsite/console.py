@@ -68,6 +68,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
                 _item("Sources", "folder_copy", "policies_source"),
                 _item("Policies", "policy", "policies_policy"),
                 _item("Plans", "event_repeat", "policies_plan"),
+                {"title": "Hosts", "icon": "computer", "link": reverse("admin:policies_source_hosts")},
             ],
         },
         {

@@ -25,6 +25,7 @@ from jobs.console import (
     start,
     started,
 )
+from jobs.edition_console import ConversionButton, PlanningButtons
 from jobs.forms import ConfirmExpiryForm, RestoreForm, RetryForm, StartTimeForm, VerifyForm
 from jobs.models import Job, JobEvent, Step, Worker
 from jobs.states import JobState
@@ -317,10 +318,10 @@ admin.site.unregister([Plan, RecoveryPoint, Source, Vault])
 
 
 @admin.register(Plan)
-class RunnablePlanAdmin(PlanWatchButton, PlanAdmin):
+class RunnablePlanAdmin(ConversionButton, PlanWatchButton, PlanAdmin):
     """The page of a plan, with the buttons that run it and say when it is overdue."""
 
-    actions_detail = ["run_now", *PlanAdmin.actions_detail, "start_time", "watch"]
+    actions_detail = ["run_now", *PlanAdmin.actions_detail, "start_time", "watch", "convert"]
 
     @action(
         description="Change time",
@@ -410,10 +411,15 @@ class RestorablePointAdmin(PointButtons, RecoveryPointAdmin):
 
 
 @admin.register(Source)
-class ErasableSourceAdmin(ClusterButtons, SourceButtons, SourceAdmin):
+class ErasableSourceAdmin(PlanningButtons, ClusterButtons, SourceButtons, SourceAdmin):
     """The page of a source, with the buttons that try a restore and delete all its backups; and a cluster's own."""
 
-    actions_detail: ClassVar = [*ClusterButtons.buttons, *SourceAdmin.actions_detail, *SourceButtons.buttons]
+    actions_detail: ClassVar = [
+        *PlanningButtons.planning,
+        *ClusterButtons.buttons,
+        *SourceAdmin.actions_detail,
+        *SourceButtons.buttons,
+    ]
 
     def get_fieldsets(self, request: HttpRequest, obj: Source | None = None) -> Any:
         told = [("Deletion", {"fields": ["erasing"]})] if obj and obj.erasing_since else []

@@ -21,6 +21,7 @@ CLOCK_READERS = {
     "admin",
     "console",
     "alert_console",
+    "edition_console",
     "cluster_console",
     "forms",
     "signals",
