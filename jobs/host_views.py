@@ -14,7 +14,7 @@ from accounts.models import Account
 from accounts.permissions import MANAGE_POLICIES, MANAGE_SOURCES, MANAGE_VAULTS, OWN, PAUSE_PLANS
 from accounts.serializers import OwnField
 from accounts.views import AccountViewSet, Pages, actor_of, user_of
-from jobs import hosts
+from jobs import hosts, starts
 from jobs.serializers import ErasureSerializer
 from policies import essential
 from policies.models import Plan, Priority
@@ -166,8 +166,11 @@ class HostView(AccountViewSet[Plan]):
     @extend_schema(request=HostSettingsSerializer, responses={200: HostDetailSerializer})
     def partial_update(self, request: Request, pk: str) -> Response:
         """Change start, priority or "keep at least one" of all volumes; `warnings` tells what may be lost."""
-        host, changes = self._host(), self.checked(HostSettingsSerializer)
-        essential.change(host.account, host.name, changes=changes, actor=actor_of(request), now=timezone.now())
+        host, changes = self._host(), dict(self.checked(HostSettingsSerializer))
+        actor, now = actor_of(request), timezone.now()
+        plans = essential.change(host.account, host.name, changes=changes, actor=actor, now=now)
+        for plan in plans if "start_time" in changes else []:
+            starts.change(plan, changes["start_time"], actor=actor, now=now)
         return self._shown(host.account, host.name)
 
     @extend_schema(request=None, responses={200: HostDetailSerializer})

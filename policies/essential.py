@@ -6,7 +6,6 @@ jobs see to that.
 """
 
 import datetime as dt
-import zoneinfo
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -173,10 +172,10 @@ def change(
     actor: Actor,
     now: dt.datetime,
 ) -> list[Plan]:
-    """Set `priority`, `start_time` or `keep_at_least_one` of all the host's roots, whichever are given (C11).
+    """Set `priority` or `keep_at_least_one` of all the host's roots, whichever are given (C11).
 
-    A priority holds for the next run (C37), a time from the next moment on (C38-C41), "keep at least one" as
-    services.save_policy says (C33, C34). Raises EssentialMissing, ValidationError.
+    A priority holds for the next run (C37), "keep at least one" as services.save_policy says (C33, C34). Raises
+    EssentialMissing, ValidationError.
     """
     plans = _present(account, host)
     for plan in plans:
@@ -186,8 +185,6 @@ def change(
             plan.refresh_from_db(fields=["next_run_at", "next_rule", "next_drill_at"])
         if "priority" in changes:
             _set_priority(plan, changes["priority"], actor=actor, now=now)
-        if "start_time" in changes:
-            _set_start(plan, changes["start_time"], actor=actor, now=now)
     return plans
 
 
@@ -196,21 +193,6 @@ def _set_priority(plan: Plan, priority: str, *, actor: Actor, now: dt.datetime) 
     plan.clean_fields(exclude=["account", "source", "policy", "vault", "start_minute", "created_at"])
     plan.save(update_fields=["priority"])
     record(actor, "plan.change", plan, account=plan.account, now=now, priority=[before, priority])
-
-
-def _set_start(plan: Plan, start_time: dt.time | None, *, actor: Actor, now: dt.datetime) -> None:
-    """Let a root run at another time of day, None for the drawn one: today yet, unless it ran or the time is over."""
-    plan.start_time = start_time
-    if plan.state == PlanState.ACTIVE:
-        zone = zoneinfo.ZoneInfo(moments.zone_of(plan))
-        today, ran = now.astimezone(zone).date(), plan.last_run_at
-        after = now
-        if ran and ran.astimezone(zone).date() == today:
-            after = dt.datetime.combine(today + dt.timedelta(days=1), dt.time(), zone) - moments.MOMENT
-        moments.move_on(plan, after=after)
-    plan.save(update_fields=["start_time", "next_run_at", "next_rule"])
-    told = str(start_time) if start_time else None
-    record(actor, "plan.change", plan, account=plan.account, now=now, start_time=told)
 
 
 @transaction.atomic
