@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.db import IntegrityError, models, transaction
+from django.db import IntegrityError, connection, models, transaction
 
 from accounts import grants
 from accounts.states import Privilege
@@ -127,8 +127,22 @@ def _settle(keys: list[uuid.UUID], *, now: dt.datetime, served: Collection[str])
     steps = Step.objects.bulk_create(
         Step(job=job, round=1, stage=Stage.PLAN, queue=job.queue_work, created_at=now) for job in started
     )
-    Plan.objects.bulk_update(batch.plans, ["next_run_at", "next_rule", "last_run_at", "last_rule"])
+    _move_on(batch.plans)
     return Settled(len(plans), steps, batch.waiting)
+
+
+def _move_on(plans: list[Plan]) -> None:
+    """Store the plans' moments: one statement with many rows, as Django's own way takes seconds for a batch."""
+    named = {field.name: field for field in Plan._meta.fields}
+    fields = [named[name] for name in ("next_run_at", "next_rule", "last_run_at", "last_rule", "id")]
+    rows = [[one.get_db_prep_save(getattr(plan, one.attname), connection) for one in fields] for plan in plans]
+    if rows:
+        with connection.cursor() as cursor:
+            cursor.executemany(
+                "UPDATE policies_plan SET next_run_at = %s, next_rule_id = %s, last_run_at = %s, last_rule_id = %s "
+                "WHERE id = %s",
+                rows,
+            )
 
 
 def _store(batch: _Batch, jobs: list[Job]) -> None:
