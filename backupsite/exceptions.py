@@ -3,6 +3,9 @@
 from typing import Any
 
 from django.core.exceptions import ValidationError
+from django.http import HttpRequest, JsonResponse
+from django.http.response import HttpResponseBase
+from django.views.defaults import page_not_found
 from drf_standardized_errors.handler import ExceptionHandler
 from rest_framework import exceptions, serializers, status
 from rest_framework.response import Response
@@ -65,6 +68,15 @@ class Handler(ExceptionHandler):
             note_refusal(self.context, code="permission_denied", reason=str(exc.detail))
         response: Response = super().get_response(exc, data)
         return response
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponseBase:
+    """Answer for an address that no view has: to programs in the API's own error shape."""
+    if not request.path.startswith("/api/"):
+        page: HttpResponseBase = page_not_found(request, exception)
+        return page
+    line = {"code": "not_found", "detail": "Not found.", "attr": None}
+    return JsonResponse({"type": "client_error", "errors": [line]}, status=status.HTTP_404_NOT_FOUND)
 
 
 def _engine_problem(error: errors.EngineError) -> exceptions.APIException:

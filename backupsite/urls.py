@@ -11,6 +11,8 @@ from jobs.zilliz import ClusterPolicyView
 
 cluster_policy = ClusterPolicyView.as_view({"get": "retrieve", "post": "set"}, basename="cluster-policy")
 
+handler404 = "backupsite.exceptions.not_found"
+
 urlpatterns = [
     path("", RedirectView.as_view(pattern_name="admin:index")),
     path("admin/", admin.site.urls),

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from django.utils import timezone
-from drf_spectacular.utils import extend_schema, extend_schema_field
+from drf_spectacular.utils import extend_schema, extend_schema_field, extend_schema_serializer
 from rest_framework import serializers, status, viewsets
 from rest_framework.decorators import action
 from rest_framework.request import Request
@@ -55,6 +55,7 @@ class ExclusionSerializer(serializers.Serializer[Any]):
     note = serializers.CharField(allow_blank=True)
 
 
+@extend_schema_serializer(many=False)  # one document, although its address is that of a list
 class EditionsSerializer(serializers.Serializer[Any]):
     """All that editions lay down, to be shown before a plan is made."""
 

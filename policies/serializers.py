@@ -193,10 +193,16 @@ class ChangePreviewSerializer(serializers.Serializer[Any]):
 
 class PlanSerializer(serializers.ModelSerializer[Plan]):
     trial_expires_at = serializers.DateTimeField(
-        source="vault.trial_expires_at", read_only=True, help_text="When the trial ends; null for a plan of none"
+        source="vault.trial_expires_at",
+        read_only=True,
+        allow_null=True,
+        help_text="When the trial ends; null for a plan of none",
     )
     trial_release_at = serializers.DateTimeField(
-        source="vault.trial_release_at", read_only=True, help_text="When its vault goes unless the plan is converted"
+        source="vault.trial_release_at",
+        read_only=True,
+        allow_null=True,
+        help_text="When its vault goes unless the plan is converted",
     )
 
     class Meta:

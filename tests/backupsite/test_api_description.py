@@ -112,4 +112,9 @@ def test_every_answer_is_as_described(site, one_connection, part):
             found.extend(ask(case, token))
 
         check()
-    assert not found, f"{len(found)} answers\n\n" + "\n\n".join(found[:20])
+    assert not found, f"{len(found)} answers\n\n" + "\n\n".join(_one_of_each(found))
+
+
+def _one_of_each(found: list[str]) -> list[str]:
+    """Return one answer for each endpoint and kind of failure."""
+    return [*{text.partition("\n")[2][:100]: text for text in found}.values()]
