@@ -111,11 +111,9 @@ def settle_plan(plan: Plan, *, now: dt.datetime) -> Job | None:
 def _settle(keys: list[uuid.UUID], *, now: dt.datetime, served: Collection[str]) -> Settled:
     free = Plan.objects.due(now).filter(pk__in=keys)
     locked = free.select_for_update(skip_locked=True, no_key=True, of=("self",))
-    plans = list(
-        locked.select_related("account", "source__region", "policy", "vault__region", "next_rule").prefetch_related(
-            "policy__rules"
-        )
-    )
+    # What many plans share is fetched once, not joined to each of them.
+    shared = ("account", "source__region", "policy__rules", "vault__region", "next_rule")
+    plans = list(locked.select_related("source").prefetch_related(*shared))
     first = min((plan.next_run_at for plan in plans if plan.next_run_at), default=now)
     known = Job.objects.filter(plan__in=plans, scheduled_for__gte=first).order_by()
     had = set(known.values_list("plan_id", "scheduled_for"))

@@ -9,7 +9,8 @@ import datetime as dt
 import hashlib
 import random
 import zoneinfo
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 from cronsim import CronSim, CronSimError
 
@@ -24,7 +25,7 @@ class Schedule:
     `weekdays` (1 Monday to 7 Sunday) are the days of a daily schedule, or of the weeks of a weekly one. With `window_s`
     a run starts anywhere in the window that begins then: the place is drawn by `seed` and the window's begin, so that
     it differs from run to run and asking again gives the same answer (D14, D19). A window has its length in elapsed
-    time, also on odd days.
+    time, also on odd days. Schedules that differ in the seed alone are equal: their windows begin together.
     """
 
     zone: str
@@ -35,7 +36,7 @@ class Schedule:
     start: dt.time = dt.time(0, 0)
     weekdays: tuple[int, ...] = ()
     window_s: int = 0
-    seed: str = ""
+    seed: str = field(default="", compare=False)
 
 
 def check_cron(text: str) -> None:
@@ -82,6 +83,7 @@ def draw_start() -> int:
     return random.SystemRandom().randrange(DRAWN_START_MINUTES)
 
 
+@lru_cache(maxsize=4096)  # thousands of plans share a policy, and come due together
 def next_begin(schedule: Schedule, after: dt.datetime) -> dt.datetime:
     """Return the first moment later than `after` at which the schedule's windows begin: its runs when it has none."""
     begin = _next_begin(schedule, after)

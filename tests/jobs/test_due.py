@@ -166,7 +166,7 @@ def test_a_batch_costs_as_many_queries_however_many_plans_it_has(plan, django_as
     # Up to 20: the rows of more jobs are too many variables for one statement of SQLite.
     fleet(plan, count)
     online(*[f"host.{name}" for name in Plan.objects.values_list("source__host", flat=True)])
-    with django_assert_num_queries(13):
+    with django_assert_num_queries(18):
         settle()
     assert Job.objects.active().count() == count + 1
 
