@@ -134,6 +134,10 @@ class VaultType(models.TextChoices):
     REPLICATION_TARGET = "REPLICATION_TARGET", "Replication target"
 
 
+# Names that the API still takes for a type (E5).
+FORMER_TYPES = {"MIRROR": VaultType.REPLICATION_TARGET.value}
+
+
 class VaultState(models.TextChoices):
     """`empty` is a replication target that no vault replicates to yet: nothing is stored of it. `deleting` takes no new
     work and waits for the last lock; `deleted` is what is left for the jobs' history.

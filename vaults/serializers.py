@@ -8,7 +8,7 @@ from accounts.models import Account
 from accounts.serializers import OwnField
 from engine.entries import Kind
 from vaults import replication
-from vaults.models import FEATURES, RecoveryPoint, Region, ReplicationLink, Vault, VaultReading, VaultType
+from vaults.models import FEATURES, FORMER_TYPES, RecoveryPoint, Region, ReplicationLink, Vault, VaultReading, VaultType
 
 ENTRY_KINDS = [kind.name.lower() for kind in Kind]
 REGION_FIELDS = [
@@ -133,12 +133,22 @@ class VaultSerializer(serializers.ModelSerializer[Vault]):
         ]
 
 
+class VaultTypeField(serializers.ChoiceField):
+    """A type of vault; a replication target goes by its former name, MIRROR, too (E5)."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"choices": VaultType.choices} | options)
+
+    def to_internal_value(self, data: Any) -> Any:
+        return super().to_internal_value(FORMER_TYPES.get(data, data) if isinstance(data, str) else data)
+
+
 class VaultRequestSerializer(serializers.Serializer[Vault]):
     account = OwnField(queryset=Account.objects.all(), account_path="pk")
     region = serializers.SlugRelatedField(slug_field="name", queryset=Region.objects.all())
     name = serializers.CharField(min_length=1, max_length=64)
     description = serializers.CharField(max_length=255, required=False, allow_blank=True)
-    type = serializers.ChoiceField(choices=VaultType.choices, default=VaultType.GENERAL)
+    type = VaultTypeField(default=VaultType.GENERAL)
     key_url = serializers.CharField(
         max_length=500,
         default="",

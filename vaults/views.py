@@ -5,6 +5,7 @@ import binascii
 from typing import Any, ClassVar
 from urllib.parse import quote
 
+import django_filters
 from django.db.models import Count, Q, QuerySet, Sum
 from django.db.models.functions import Coalesce
 from django.http import StreamingHttpResponse
@@ -21,7 +22,7 @@ from rest_framework.response import Response
 from accounts.permissions import INSTALL, MANAGE_VAULTS, OWN, READ_DATA
 from accounts.views import AccountViewSet, AnyRenderer, Pages, actor_of
 from vaults import browsing, condition, deletion, recovery, replication, services
-from vaults.models import RecoveryPoint, Region, ReplicationLink, Vault, VaultState, VaultType
+from vaults.models import FORMER_TYPES, RecoveryPoint, Region, ReplicationLink, Vault, VaultState, VaultType
 from vaults.serializers import (
     ConditionSerializer,
     ConfirmationSerializer,
@@ -102,12 +103,27 @@ class RegionView(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
         return Response(status=status.HTTP_204_NO_CONTENT)
 
 
+class VaultFilter(django_filters.FilterSet):
+    """Vaults by what they are; `type` takes a former name too (E5)."""
+
+    type = django_filters.ChoiceFilter(
+        choices=[*VaultType.choices, *((name, name.title()) for name in FORMER_TYPES)], method="of_type"
+    )
+
+    class Meta:
+        model = Vault
+        fields: ClassVar = ["account", "region", "region__branch", "type", "state"]
+
+    def of_type(self, queryset: QuerySet[Vault], name: str, value: str) -> QuerySet[Vault]:
+        return queryset.filter(type=FORMER_TYPES.get(value, value))
+
+
 class VaultView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[Vault]):
     """Vaults of the caller's accounts."""
 
     queryset = Vault.objects.select_related("region", "account", "reading")
     serializer_class = VaultSerializer
-    filterset_fields: ClassVar = ["account", "region", "region__branch", "type", "state"]
+    filterset_class = VaultFilter
     permissions: ClassVar = {
         "make_immutable": OWN,
         "request_deletion": OWN,

@@ -263,6 +263,35 @@ class TestApi:
         ended = api.post(self.url(site.vault, "stop-replication"), {"confirmation": site.vault.name}, format="json")
         assert ended.data["state"] == "stopped"
 
+    @pytest.mark.rule("E5")
+    def test_the_former_name_of_a_target_is_taken_and_the_present_one_given(self, api, site, far):
+        asked = {"account": str(site.account.pk), "region": "far", "name": "old", "type": "MIRROR"}
+        made = api.post("/api/v1/vaults/", asked, format="json")
+        assert made.status_code == 201, made.data
+        assert made.data["vault"]["type"] == "REPLICATION_TARGET"
+        for name in ("MIRROR", "REPLICATION_TARGET"):
+            assert [v["name"] for v in api.get("/api/v1/vaults/", {"type": name}).data["results"]] == ["old"]
+        assert api.get("/api/v1/vaults/", {"type": "GENERALS"}).status_code == 400
+        assert api.post("/api/v1/vaults/", asked | {"name": "x", "type": "MIRRORS"}, format="json").status_code == 400
+
+    @pytest.mark.rule("E46")
+    def test_targets_are_listed_over_all_regions_and_by_region(self, api, site, far, tmp_path):
+        waiting(site, far, "a")
+        other = region(tmp_path, "other")
+        waiting(site, other, "b")
+
+        def names(**wanted: object) -> set[str]:
+            return {v["name"] for v in api.get("/api/v1/vaults/", wanted).data["results"]}
+
+        assert names(type="REPLICATION_TARGET") == {"a", "b"}
+        assert names(type="REPLICATION_TARGET", region=other.pk) == {"b"}
+
+    @pytest.mark.rule("E50")
+    @pytest.mark.parametrize("declared", ["LRS", "ZRS"])
+    def test_a_region_tells_whether_it_stores_in_several_zones(self, api, far, declared):
+        Region.objects.filter(pk=far.pk).update(redundancy=declared)
+        assert api.get("/api/v1/regions/far/").data["redundancy"] == declared
+
     def test_a_vault_without_replication_has_none_to_show(self, api, site):
         assert api.get(self.url(site.vault, "replication")).status_code == 404
 
