@@ -12,7 +12,7 @@ from jobs import due, steps
 from jobs.models import Job
 from jobs.states import JobState
 from policies import rescheduling, retention, services
-from policies.models import Plan, Policy, Rule, Source
+from policies.models import Plan, Policy, Rule
 from tests.support.people import make_account, make_point, make_region, make_source, make_vault
 from tests.support.year import BEGIN, STARTS_ON, TICK, Model, PlanSpec, RuleSpec, World, make_world, month_noon
 from vaults.models import RecoveryPoint
@@ -115,7 +115,7 @@ class Service:
             steps.end_job(job.pk, state=JobState.FAILED, now=now, error="made up", error_code="made_up")
             return
         rule = str(job.rule_id or "")
-        make_point(self.vault, Source.objects.get(pk=job.source_id), at=now, rule=rule, retention_days=1)
+        make_point(self.vault, self.plans[number].source, at=now, rule=rule, retention_days=1)
         steps.end_job(job.pk, state=JobState.COMPLETE, now=now)
 
     def _expire(self, now: dt.datetime) -> None:
@@ -127,7 +127,7 @@ class Service:
     def ends(self) -> dict[tuple[int, dt.datetime], str]:
         numbers = {spec.key: spec.number for spec in self.world.plans}
         rows = Job.objects.exclude(state=JobState.RUNNING).values_list("plan", "scheduled_for", "state")
-        return {(numbers[plan], at): state for plan, at, state in rows}
+        return {(numbers[plan], at): state for plan, at, state in rows if at}
 
     def points(self) -> dict[int, list[dt.datetime]]:
         found: dict[int, list[dt.datetime]] = {}
