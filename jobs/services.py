@@ -333,6 +333,7 @@ def request_restore(point: RecoveryPoint, selection: Selection, *, actor: Actor,
     destination = _destination(point, selection.destination)
     if selection.destination is None:  # who names one was asked for the right to it
         grants.need(point.vault.account, destination, Privilege.RESTORE, now=now)
+    reading.check_replica(point.vault, kind=point.source_kind)
     reading.check_takes(destination, kind=point.source_kind)
     try:
         reading.check_place(destination, kind=point.source_kind, to=selection.to)

@@ -14,6 +14,7 @@ from policies import addresses
 from policies.kinds import TYPES
 from policies.kinds.port import Reading
 from policies.models import Source
+from vaults.models import Vault, VaultType
 
 Shape = type[serializers.Serializer[Any]]
 
@@ -129,6 +130,15 @@ def engine_target(destination: Source, *, kind: str, to: str, overwrite: bool = 
 def takes(destination: Source, *, kind: str) -> bool:
     """Say whether the destination can take a point of `kind`."""
     return destination.kind in ("files", kind) or kind in TYPES[destination.kind].takes
+
+
+def check_replica(vault: Vault, *, kind: str) -> None:
+    """Raise DestinationUnfit when points of that kind are not restored from a replication target, and this is one."""
+    if vault.type == VaultType.REPLICATION_TARGET and not TYPES[kind].from_replica:
+        raise DestinationUnfit(
+            f"Points of kind {kind} are not restored from a replication target. Restore from the vault it follows.",
+            code="not_from_replica",
+        )
 
 
 def check_place(destination: Source, *, kind: str, to: str) -> None:

@@ -1,5 +1,6 @@
 """Replication as jobs: a target follows by itself, tells how far it has come, and restores without its source."""
 
+import dataclasses
 import datetime as dt
 import shutil
 from pathlib import Path
@@ -12,6 +13,8 @@ from jobs import maintenance, presence, removal, services
 from jobs.models import Duty, Job
 from jobs.services import Selection
 from jobs.states import JobState, Kind
+from policies import reading
+from policies.kinds import TYPES
 from tests.support.control import read_tree
 from tests.support.people import T0
 from tests.support.story import Story
@@ -100,6 +103,19 @@ def test_the_target_restores_alone_when_the_sources_region_is_lost(story, tmp_pa
     job = story.do(services.request_restore(point, Selection(to=str(out)), actor=SERVICE, now=story.clock()))
     assert (job.state, job.error) == (JobState.COMPLETE, "")
     assert read_tree(out / str(story.site.files)[1:]) == read_tree(story.site.files)
+
+
+@pytest.mark.rule("E13")
+def test_a_kind_that_is_not_restored_from_a_target_is_refused_there_and_not_at_its_source(story, monkeypatch):
+    replicate(story)
+    monkeypatch.setitem(TYPES, "files", dataclasses.replace(TYPES["files"], from_replica=False))
+    copy = RecoveryPoint.objects.get(vault=link().target)
+    with pytest.raises(reading.DestinationUnfit, match="Restore from the vault it follows") as refused:
+        services.request_restore(copy, Selection(), actor=SERVICE, now=story.clock())
+    assert refused.value.code == "not_from_replica"
+    presence.seen("w", [story.site.source.queue], now=story.now)
+    own = story.site.vault.points.get()
+    assert services.request_restore(own, Selection(), actor=SERVICE, now=story.clock()).point == own
 
 
 @pytest.mark.rule("E15")

@@ -35,7 +35,7 @@ def enabled_plan(cluster: Source, **changes) -> Any:
     return plan
 
 
-@pytest.mark.rule("D10")
+@pytest.mark.rule("D10", "D11")
 def test_nobody_s_cluster_is_backed_up_automatically_until_somebody_wants_it(cluster):
     assert clusters.plan_of(cluster) is None
     assert not clusters.is_enabled(None)
@@ -64,7 +64,7 @@ def test_what_is_offered_is_daily_between_8_and_10_in_utc_plus_8_kept_for_7_days
     assert moments.days_of(moments.backup_rules(plan.policy)[0], plan.policy) == 7
 
 
-@pytest.mark.rule("D16")
+@pytest.mark.rule("D11", "D16")
 def test_days_window_and_retention_are_changed_each_without_the_others(cluster):
     enabled_plan(cluster)
     plan = enabled_plan(cluster, days=(1, 2, 3, 5))
