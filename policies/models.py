@@ -324,7 +324,7 @@ class PlanQuerySet(models.QuerySet["Plan"]):
     def due(self, now: dt.datetime) -> "PlanQuerySet":
         """Return the active plans whose moment has come, the longest waiting first; none whose rules just changed."""
         found = self.filter(state=PlanState.ACTIVE, next_run_at__lte=now, rules_changed_at=None)
-        return found.order_by("next_run_at")
+        return found.order_by("next_run_at", "pk")
 
     def drill_due(self, now: dt.datetime) -> "PlanQuerySet":
         """Return the plans, also paused ones, whose newest point is to be restored on trial."""

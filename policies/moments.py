@@ -140,13 +140,13 @@ def _following(rule: Rule, plan: Plan, was: dt.datetime | None, changed_at: dt.d
     wanted = schedule_of(rule, plan)
     length = dt.timedelta(seconds=wanted.window_s)
     opened = schedule.next_begin(wanted, changed_at - length)
-    if opened > changed_at:
-        return run
     zone = zoneinfo.ZoneInfo(wanted.zone)
     day, ran = opened.astimezone(zone).date(), plan.last_run_at
     drawn = _drawn(wanted, opened)
     if ran and plan.last_rule_id in (None, rule.pk) and (ran >= opened or ran.astimezone(zone).date() == day):
         return next(_runs(rule, plan, drawn), None) if drawn > changed_at else run
+    if opened > changed_at:
+        return run
     if was is not None and was < opened + length and plan.next_rule_id in (None, rule.pk):
         return Run(was, rule)
     if drawn > changed_at or was is None or was.astimezone(zone).date() != day:

@@ -1,10 +1,12 @@
 """The console's pages of sources: a form for each kind, secrets that stay in, trial connections, destinations."""
 
+import datetime as dt
 import sys
 
 import pytest
 from django.contrib.auth.models import Permission
 from django.test import Client
+from django.utils import timezone
 
 from accounts.models import Event, User
 from accounts.services import SERVICE
@@ -254,7 +256,8 @@ def test_a_plan_takes_a_policy_that_is_there_or_one_that_is_made_on_the_way(site
 def test_a_plan_is_looked_at_and_its_schedule_changed_later(site, console):
     at = page("policies_plan", "change", site.plan.pk)
     assert str(site.policy) in console.get(at).content.decode()
-    before = site.plan.next_run_at
+    before = timezone.now() + dt.timedelta(days=30)
+    Plan.objects.update(next_run_at=before)
     policy = console.get(page("policies_policy", "change", site.policy.pk)).context["adminform"].form
     values = {name: value for name, value in policy.initial.items() if value is not None}
     rules = rules_of({"id": site.policy.rules.get().pk, "start_time": "13:37:00"}, stored=1)

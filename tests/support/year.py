@@ -1,6 +1,6 @@
 """A made-up year of plans, and what must come of it by a model that knows nothing of the product's own arithmetic.
 
-A beat ticks every half hour while one lives. The model walks the same year: moments by the calendar and the clock on
+A beat ticks every hour while one lives. The model walks the same year: moments by the calendar and the clock on
 the wall, one host doing one backup at a time, and what is told of moments that passed without one.
 """
 
@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-TICK = dt.timedelta(minutes=30)
+TICK = dt.timedelta(hours=1)
 DAY = dt.timedelta(days=1)
 LATE = dt.timedelta(hours=1)
 BEGIN = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -138,7 +138,7 @@ def _make_plan(rng: random.Random, number: int, hosts: int, end: dt.datetime, da
 
 def _rules(rng: random.Random, number: int) -> tuple[RuleSpec, ...]:
     """Return rules whose moments no other plan has: every plan has minutes of its own."""
-    time = dt.time(rng.randrange(24), number * 7 % 60)
+    time = dt.time(rng.choice((0, 4, 7, 22)), number * 7 % 60)
     days = rng.choice((3, 7, 30, 90))
     weekdays = tuple(sorted(rng.sample(range(1, 8), rng.randint(1, 2))))
     early = dt.time(rng.choice((1, 2, 3)), time.minute)  # what clocks jump over, or show twice
@@ -147,14 +147,14 @@ def _rules(rng: random.Random, number: int) -> tuple[RuleSpec, ...]:
         (RuleSpec("hour", every=12, time=time, days=3),),
         (RuleSpec("day", weekdays=weekdays, time=early, days=days),),
         (RuleSpec("week", every=rng.choice((2, 3)), weekdays=weekdays, time=time, days=days),),
-        (RuleSpec("day", weekdays=weekdays[:1], time=time.replace(hour=5 + time.hour % 15), days=days, cron=True),),
+        (RuleSpec("day", weekdays=weekdays[:1], time=time.replace(hour=7), days=days, cron=True),),
         (RuleSpec("week", time=time, window_minutes=120, days=days),),
         (RuleSpec("week", time=early, days=7), RuleSpec("month", time=time, days=365)),
         (RuleSpec("week", time=time, days=14), RuleSpec("week", every=4, time=time, days=180)),
         (RuleSpec("month", time=time, days=days),),
         (RuleSpec("month", every=3, time=early, days=365), RuleSpec("year", time=time, days=3650)),
     ]
-    return rng.choices(kinds, weights=(2, 1, 10, 12, 6, 12, 10, 8, 24, 15))[0]
+    return rng.choices(kinds, weights=(1, 1, 2, 8, 2, 4, 4, 4, 44, 30))[0]
 
 
 STARTS_ON = dt.date(2024, 1, 31)  # many months have no such day
@@ -334,7 +334,8 @@ class Model:
     def _expire(self, now: dt.datetime) -> None:
         for plan in self.world.plans:
             points = self.points[plan.number]
-            kept = points[len(points) - max(plan.keep_last, int(plan.keep_one)) :] if points else []
+            number = max(plan.keep_last, int(plan.keep_one))
+            kept = points[-number:] if number else []
             self.points[plan.number] = [one for one in points if one in kept or one.completed_at + DAY * one.days > now]
 
 

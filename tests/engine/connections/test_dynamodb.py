@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from engine import halt
 from engine.connections.dynamodb import DynamoDb, DynamoDbService
 from engine.connections.rows import decode_item, encode_item
 from engine.connections.tables import Denied, Fault, Gone, Range, Silent
@@ -82,7 +83,8 @@ def stage() -> Iterator[Stage]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    for module in (time, halt):  # of the vendor's program, and of this one
+        monkeypatch.setattr(module, "sleep", lambda seconds: None)
 
 
 @pytest.mark.parametrize(
