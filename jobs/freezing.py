@@ -11,6 +11,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from django.db.models import Q
 
@@ -35,7 +36,7 @@ class FreezeFailed(EngineError):
     transient = False
 
 
-def _commands(job: Job) -> dict[str, object]:
+def _commands(job: Job) -> dict[str, Any]:
     """Return the settings of the job's source that tell the commands, nothing for other work."""
     if job.kind != Kind.BACKUP or job.source is None or job.source.kind != SourceKind.FILES:
         return {}
@@ -53,18 +54,20 @@ def freeze(job: Job, *, clock: Clock, check: Callable[[], None]) -> None:
     if job.frozen_at is not None and job.thawed_at is None:
         _run(job, "thaw", clock=clock, check=check)
     now = clock()
-    until = now + dt.timedelta(seconds=float(str(found["frozen_s_max"])))
-    Job.objects.filter(pk=job.pk).update(frozen_at=now, thawed_at=None, thaw_due_at=until)
+    job.frozen_at, job.thawed_at, job.thaw_due_at = now, None, now + dt.timedelta(seconds=found["frozen_s_max"])
+    job.save(update_fields=["frozen_at", "thawed_at", "thaw_due_at"])
     if error := _run(job, "freeze", clock=clock, check=check):
         raise FreezeFailed(f"the freeze command failed, so nothing was read: {error}")
 
 
-def settle(job_id: uuid.UUID, *, clock: Clock) -> None:
-    """Thaw the host if the job needs it at rest no longer. For the worker that has just done a step there."""
+def settle(job: Job, *, clock: Clock) -> None:
+    """Thaw the host if the job needs it at rest no longer. For the worker that has just done a step of it there."""
+    if job.frozen_at is None:
+        return
     read = Q(stage=Stage.FINISH) | ~Q(state__in=ACTIVE)
-    if Job.objects.filter(read, pk=job_id, frozen_at__isnull=False, thawed_at=None).exists():
-        Job.objects.filter(pk=job_id, thaw_due_at__gt=clock()).update(thaw_due_at=clock())
-        thaw(job_id, clock=clock)
+    if Job.objects.filter(read, pk=job.pk, thawed_at=None).exists():
+        Job.objects.filter(pk=job.pk, thaw_due_at__gt=clock()).update(thaw_due_at=clock())
+        thaw(job.pk, clock=clock)
 
 
 def thaw(job_id: uuid.UUID, *, clock: Clock) -> None:
@@ -75,8 +78,8 @@ def thaw(job_id: uuid.UUID, *, clock: Clock) -> None:
     now = clock()
     job = Job.objects.filter(pk=job_id).select_related("source").first()
     mine = Job.objects.filter(pk=job_id, frozen_at__isnull=False, thawed_at=None, thaw_due_at__lte=now)
-    limit = float(str(_commands(job).get("command_s_max", 0))) if job else 0
-    if job is None or not mine.update(thaw_due_at=now + dt.timedelta(seconds=limit) + _AGAIN):
+    limit_s = _commands(job).get("command_s_max", 0) if job else 0
+    if job is None or not mine.update(thaw_due_at=now + dt.timedelta(seconds=limit_s) + _AGAIN):
         return
     if not job.ended and job.stage != Stage.FINISH:
         error = "The application was at rest for as long as it may be, and the backup had not read everything."
@@ -99,10 +102,10 @@ def sweep(*, now: dt.datetime, rows_max: int) -> Iterator[Job]:
 def _run(job: Job, which: str, *, clock: Clock, check: Callable[[], None] = lambda: None) -> str:
     """Run one of the source's commands; return what went wrong, empty for nothing. The story tells it either way."""
     found = _commands(job)
-    argv, limit_s = found.get(f"{which}_command"), float(str(found.get("command_s_max", 0)))
-    if not isinstance(argv, list) or not argv:
+    argv = found.get(f"{which}_command")
+    if not argv:
         return ""
-    error = _outcome([str(part) for part in argv], job, limit_s=limit_s, check=check)
+    error = _outcome(argv, job, limit_s=found["command_s_max"], check=check)
     text = f"The {which} command failed: {error}" if error else f"The {which} command ended well"
     steps.tell(job.pk, text, now=clock(), level="error" if error else "info")
     return error

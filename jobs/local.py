@@ -25,7 +25,8 @@ def do(job: Job, *, clock: Clock, watch: Callable[[Job], None] | None = None) ->
             if watch is not None:
                 job.refresh_from_db()
                 watch(job)
-        freezing.settle(job.pk, clock=clock)
+        job.refresh_from_db()
+        freezing.settle(job, clock=clock)
     job.refresh_from_db()
     return job
 

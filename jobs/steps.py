@@ -53,14 +53,15 @@ def claim(step_id: int, *, worker: str, now: dt.datetime) -> Step:
 
     A planner claimed anew begins a new round: everything that earlier rounds made counts for nothing.
     """
-    job_id = Step.objects.filter(pk=step_id).values_list("job_id", flat=True).first()
-    if job_id is None:
+    found = Step.objects.filter(pk=step_id).values_list("job_id", "job__limits").first()
+    if found is None:
         raise NotClaimable(step_id)
+    job_id, limits = found
     waiting = Job.objects.filter(pk=job_id, state__in=(JobState.QUEUED, JobState.RUNNING))
     if not waiting.update(state=JobState.RUNNING):
         raise NotClaimable(step_id)
     Job.objects.filter(pk=job_id, started_at=None).update(started_at=now)
-    _check_room(step_id, job_id)
+    _check_room(step_id, job_id, load(limits).steps_max)
     free = Q(state=StepState.QUEUED) & (Q(not_before=None) | Q(not_before__lte=now))
     free |= Q(state=StepState.RUNNING, lease_until__lt=now)
     claimed = Step.objects.filter(free, pk=step_id, attempt__lt=ATTEMPTS_MAX).update(
@@ -82,18 +83,17 @@ def claim(step_id: int, *, worker: str, now: dt.datetime) -> Step:
     return step
 
 
-def _check_room(step_id: int, job_id: uuid.UUID) -> None:
+def _check_room(step_id: int, job_id: uuid.UUID, most: int) -> None:
     """Raise NotClaimable while as many of the job's steps run as its limits allow (C10). The job's row is locked."""
-    most = load(Job.objects.values_list("limits", flat=True).get(pk=job_id)).steps_max
     running = Step.objects.filter(job_id=job_id, state=StepState.RUNNING).exclude(pk=step_id)
     if most and running.count() >= most:
         raise NotClaimable(step_id)
 
 
-def _waiting(job_id: uuid.UUID, count: int) -> list[Step]:
+def _waiting(job: Job, count: int) -> list[Step]:
     """Return the next steps of a limited job: their doorbells rang while there was no room. None of other jobs."""
-    most = load(Job.objects.values_list("limits", flat=True).get(pk=job_id)).steps_max
-    steps = Step.objects.filter(job_id=job_id, state=StepState.QUEUED, not_before=None).order_by("round", "number")
+    most = load(job.limits).steps_max
+    steps = Step.objects.filter(job=job, state=StepState.QUEUED, not_before=None).order_by("round", "number")
     return list(steps[: min(count, most)])
 
 
@@ -225,7 +225,7 @@ def _next_stage(step: Step, *, now: dt.datetime) -> list[Step]:
     if not job.filter(state=JobState.RUNNING).update(stage=Stage.FINISH):
         ended = settle_cancel(step.job_id, now=now)
         room = PARALLEL_MAX if step.stage == Stage.PLAN else 1  # until now one that ended made room for one
-        return [] if ended else _waiting(step.job_id, room)
+        return [] if ended else _waiting(step.job, room)
     last = Step.objects.create(
         job_id=step.job_id, round=step.round, stage=Stage.FINISH, queue=step.job.queue_finish, created_at=now
     )

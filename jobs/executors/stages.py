@@ -71,7 +71,7 @@ def run(executor: AnyExecutor, step: Step, *, clock: Clock) -> None:
         log.info("step.fenced", reason=str(fenced))
         steps.clean_again([step.job_id])  # what this worker wrote late lies where it was tidied up already
     if step.queue == step.job.queue_work:
-        freezing.settle(step.job_id, clock=clock)
+        freezing.settle(step.job, clock=clock)
 
 
 def _attempt(executor: AnyExecutor, step: Step, clock: Clock) -> None:
