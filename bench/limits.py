@@ -9,9 +9,7 @@ import contextlib
 import datetime as dt
 import os
 import random
-import socket
 import tempfile
-import threading
 import time
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -20,40 +18,14 @@ from pathlib import Path
 
 from bench.page import write_section
 from tests import services
-from tests.scenarios.installation import ENDED, Installation, free_port, fresh_bucket, full_set, until
+from tests.scenarios.installation import ENDED, Installation, fresh_bucket, full_set, until
+from tests.scenarios.relay import Door
 
 MB = 1_000_000
 PRIORITIES = (("low", 10 * MB, 1), ("high", 30 * MB, 2))
 WINDOW_S = 10.0
 # The heartbeat of an installation, not the one that tests use.
 USUAL = {"BACKUPSITE_STEP_LEASE_S": "90", "BACKUPSITE_STEP_HEARTBEAT_S": "5"}
-
-
-class Counter:
-    """A door in front of a server that notes when how many bytes went in."""
-
-    def __init__(self, server: str) -> None:
-        host, _, port = server.rpartition(":")
-        self._server = (host, int(port))
-        self.port = free_port()
-        self.passed: list[tuple[float, int]] = []
-        self._listener = socket.create_server(("127.0.0.1", self.port))
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            client, _ = self._listener.accept()
-            server = socket.create_connection(self._server)
-            threading.Thread(target=self._pump, args=(client, server, True), daemon=True).start()
-            threading.Thread(target=self._pump, args=(server, client, False), daemon=True).start()
-
-    def _pump(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                if counted:
-                    self.passed.append((time.monotonic(), len(data)))
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
 
 
 def worst(passed: list[tuple[float, int]]) -> float:
@@ -78,15 +50,15 @@ def fill(folder: Path, *, files: int, seed: str) -> int:
 
 
 @contextlib.contextmanager
-def installed(folder: Path) -> Iterator[tuple[Installation, Counter]]:
+def installed(folder: Path) -> Iterator[tuple[Installation, Door]]:
     """Have an installation with a region behind a counting door inside the block."""
     state = folder / "services"
     names = ["redis", "postgres", "minio"]
     try:
         entries = {name: services.start(name, state) for name in names}
         store = services.s3("minio", entries["minio"])
-        door = Counter(store.endpoint)
-        near = replace(store, endpoint=f"127.0.0.1:{door.port}", url=f"http://127.0.0.1:{door.port}")
+        door = Door(store.endpoint)
+        near = replace(store, endpoint=door.endpoint, url=f"http://{door.endpoint}")
         database, broker = services.postgres(entries["postgres"]), services.redis(entries["redis"]).url
         with fresh_bucket(store) as bucket, full_set(folder, database=database, broker=broker, more=USUAL) as site:
             site.region("main", near, bucket)
@@ -96,14 +68,14 @@ def installed(folder: Path) -> Iterator[tuple[Installation, Counter]]:
         services.stop(names, state)
 
 
-def measure(site: Installation, door: Counter, folder: Path, *, files: int) -> list[tuple[str, ...]]:
+def measure(site: Installation, door: Door, folder: Path, *, files: int) -> list[tuple[str, ...]]:
     """Back up once with each priority's limits; return the rows of the table."""
     rows = []
     for name, rate, parallel in PRIORITIES:
         size = fill(folder / name, files=files, seed=name)
         policy = {"limits": {"bytes_per_s": rate, "parallel_max": parallel}}
         protected = site.protect(name, folder / name, policy=policy)
-        door.passed.clear()
+        door.sent.clear()
         job = site.backup(protected)["id"]
         begin, most_steps = time.monotonic(), 0
 
@@ -117,7 +89,7 @@ def measure(site: Installation, door: Counter, folder: Path, *, files: int) -> l
         assert site.job(job)["state"] == "complete", site.job(job)
         rows.append(
             (name, f"{rate / MB:g} MB/s, {parallel}", f"{size / MB:.0f} MB", f"{took:.1f} s",
-             f"{worst(door.passed) / MB:.2f} MB/s", f"{size / took / MB:.2f} MB/s", str(most_steps))
+             f"{worst(door.sent) / MB:.2f} MB/s", f"{size / took / MB:.2f} MB/s", str(most_steps))
         )  # fmt: skip
     return rows
 

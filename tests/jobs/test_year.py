@@ -2,7 +2,6 @@
 
 import datetime as dt
 import heapq
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -52,7 +51,7 @@ class Service:
             self.plans[spec.number] = services.create_plan(plan, actor=SERVICE, now=BEGIN)
 
     def run(self) -> None:
-        changes = sorted(self._changes(), key=lambda one: one[0])
+        changes = self.world.changes()
         month, looked = 1, BEGIN
         while True:
             first = Plan.objects.filter(next_run_at__isnull=False).order_by("next_run_at").first()
@@ -72,14 +71,6 @@ class Service:
             if (now - BEGIN) % TICK == dt.timedelta() and self.world.beats(now):
                 self._sweep(now)
                 looked = now
-
-    def _changes(self) -> Iterator[tuple[dt.datetime, PlanSpec, str]]:
-        for spec in self.world.plans:
-            for begin, end in spec.pauses:
-                yield begin, spec, "pause"
-                yield end, spec, "resume"
-            if spec.edited:
-                yield spec.edited[0], spec, "edit"
 
     def _change(self, now: dt.datetime, spec: PlanSpec, what: str) -> None:
         plan = Plan.objects.select_related("account", "source", "vault", "policy").get(pk=spec.key)

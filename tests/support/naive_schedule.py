@@ -29,7 +29,7 @@ def moments(schedule: Schedule, begin: dt.datetime, end: dt.datetime) -> list[dt
             continue  # put back: these minutes have been already; below, `seen` leaves them out
         skipped = shown - before > QUARTER
         for wall in _walls(before, shown) if skipped else [shown]:
-            if wall.time() == schedule.start and _takes(schedule, wall.date()) and not _came_before(wall, at, zone):
+            if wall.time() == schedule.start and takes(schedule, wall.date()) and not _came_before(wall, at, zone):
                 found.append(at)
     return sorted(set(found))
 
@@ -71,7 +71,7 @@ def _coming(wall: dt.datetime, zone: dt.tzinfo) -> dt.datetime:
     return at
 
 
-def _takes(schedule: Schedule, day: dt.date) -> bool:
+def takes(schedule: Schedule, day: dt.date) -> bool:
     """Say whether the schedule takes a day."""
     start = schedule.starts_on
     if day < start:

@@ -5,7 +5,6 @@ the wall, one host doing one backup at a time, and what is told of moments that 
 """
 
 import bisect
-import calendar
 import datetime as dt
 import hashlib
 import random
@@ -14,6 +13,9 @@ import zoneinfo
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+from policies.schedule import Schedule
+from tests.support.naive_schedule import takes
 
 TICK = dt.timedelta(hours=1)
 DAY = dt.timedelta(days=1)
@@ -82,6 +84,16 @@ class World:
 
     def serves(self, host: int, at: dt.datetime) -> bool:
         return not any(begin <= at < end for begin, end in self.away.get(host, ()))
+
+    def changes(self) -> list[tuple[dt.datetime, PlanSpec, str]]:
+        """Return what people do to plans, in order: pause, resume, edit."""
+        found: list[tuple[dt.datetime, PlanSpec, str]] = []
+        for plan in self.plans:
+            for begin, end in plan.pauses:
+                found += [(begin, plan, "pause"), (end, plan, "resume")]
+            if plan.edited:
+                found.append((plan.edited[0], plan, "edit"))
+        return sorted(found, key=lambda one: one[0])
 
     def takes(self, plan: PlanSpec, moment: dt.datetime) -> dt.timedelta:
         """Return how long the backup of a moment takes: minutes mostly, days once in a while."""
@@ -163,16 +175,7 @@ STARTS_ON = dt.date(2024, 1, 31)  # many months have no such day
 def _takes_day(rule: RuleSpec, day: dt.date) -> bool:
     if rule.cron:
         return not rule.weekdays or day.isoweekday() in rule.weekdays
-    if rule.weekdays:
-        weeks = (
-            day - dt.timedelta(days=day.weekday()) - (STARTS_ON - dt.timedelta(days=STARTS_ON.weekday()))
-        ).days // 7
-        return day.isoweekday() in rule.weekdays and (rule.unit == "day" or weeks % rule.every == 0)
-    if rule.unit in ("day", "week"):
-        return (day - STARTS_ON).days % (rule.every * (7 if rule.unit == "week" else 1)) == 0
-    months = (day.year - STARTS_ON.year) * 12 + day.month - STARTS_ON.month
-    last = calendar.monthrange(day.year, day.month)[1]
-    return months % (rule.every * (12 if rule.unit == "year" else 1)) == 0 and day.day == min(STARTS_ON.day, last)
+    return takes(Schedule("UTC", every=rule.every, unit=rule.unit, starts_on=STARTS_ON, weekdays=rule.weekdays), day)
 
 
 def on_the_wall(day: dt.date, time: dt.time, zone: dt.tzinfo) -> dt.datetime:
@@ -248,7 +251,7 @@ class Model:
         return order[place] if place < len(order) else None
 
     def run(self) -> "Model":
-        todo = sorted(self._changes(), key=lambda one: one[0])
+        todo = self.world.changes()
         month = 1
         while True:
             now = min(self._moments(todo, month), default=self.world.end)
@@ -271,14 +274,6 @@ class Model:
         waits = [max(at, self._rest[number]) for number, at in self._next.items() if at is not None]
         if waits:
             yield self.world.tick(min(waits))
-
-    def _changes(self) -> Iterator[tuple[dt.datetime, PlanSpec, str]]:
-        for plan in self.world.plans:
-            for begin, end in plan.pauses:
-                yield begin, plan, "pause"
-                yield end, plan, "resume"
-            if plan.edited:
-                yield plan.edited[0], plan, "edit"
 
     def _change(self, now: dt.datetime, plan: PlanSpec, what: str) -> None:
         if what == "pause":
