@@ -276,7 +276,6 @@ def test_a_job_goes_on_when_redis_stops_and_starts_again(
     proven(job)
 
 
-@pytest.mark.rule("C29")
 def test_every_doorbell_may_ring_many_times(
     site: Installation, protected: Protected, broker: OwnRedis, proven: Callable[[str], Any]
 ) -> None:

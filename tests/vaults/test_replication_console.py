@@ -44,7 +44,7 @@ def replica(site: Site) -> Vault:
     return replication.start(site.vault, target, actor=SERVICE, now=T0).target
 
 
-@pytest.mark.rule("E26", "E28")
+@pytest.mark.rule("E28")
 def test_a_new_target_is_made_by_the_button(console, site):
     answer = press(console, "vaults_vault", "replicate", site.vault.pk, region=str(far().pk), name="replica")
     assert "replica in far follows from now on" in answer.content.decode()
