@@ -17,7 +17,7 @@ from django.db.models import F
 from jobs import doorbell
 from jobs.alert_models import Alert, AlertState, AlertType, Severity, Watch
 from jobs.models import Job
-from jobs.states import JobState, Kind
+from jobs.states import ENDED_WELL, JobState, Kind
 from policies import editions
 
 log = structlog.get_logger(__name__)
@@ -163,7 +163,7 @@ def job_ended(job_id: uuid.UUID, *, now: dt.datetime) -> None:
 
 def _backup_ended(job: Job, now: dt.datetime) -> None:
     about = {"plan": job.plan_id} if job.plan_id else {"source": job.source_id, "vault": job.vault_id}
-    if job.state in (JobState.COMPLETE, JobState.PARTIAL_COMPLETE):
+    if job.state in ENDED_WELL:
         over = [one for one in BACKUP_TYPES if one != AlertType.BACKUP_PARTIAL or job.state == JobState.COMPLETE]
         is_large = job.plan and editions.long_run_warning(job.plan, bytes_total=job.bytes_total)
         large = [] if is_large else [_large_key(job)]

@@ -8,7 +8,7 @@ from accounts.refusals import Refused
 from accounts.services import Actor, record
 from jobs import services
 from jobs.models import Job
-from jobs.states import JobState, Kind
+from jobs.states import ENDED_WELL, Kind
 
 
 class NotComparable(Refused):
@@ -19,8 +19,8 @@ class NotComparable(Refused):
 
 def offered(job: Job) -> bool:
     """Say whether the job wrote files onto a host that can be compared with its point."""
-    ended_well = job.state in (JobState.COMPLETE, JobState.PARTIAL_COMPLETE)
-    return job.kind == Kind.RESTORE and ended_well and job.source is not None and job.source.kind == "files"
+    restored = job.kind == Kind.RESTORE and job.state in ENDED_WELL
+    return restored and job.source is not None and job.source.kind == "files"
 
 
 @transaction.atomic

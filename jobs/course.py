@@ -5,12 +5,11 @@ from typing import Any, NamedTuple
 
 from jobs import pace
 from jobs.models import Job
-from jobs.states import JobState, Kind, Stage
+from jobs.states import ENDED_WELL, JobState, Kind, Stage
 
 # Of a job that has not ended, no more than this: the end writes the point, and may take its time.
 SHARE_MAX = 0.99
 BY_SPEED, BY_LAST_RUN = "speed", "last_run"
-_ENDED_WELL = (JobState.COMPLETE, JobState.PARTIAL_COMPLETE)
 # What a job counts, in the order in which people read it. `bytes_logical` is the size of what it is about.
 STATISTICS = (
     "bytes_logical",
@@ -45,7 +44,7 @@ class Course(NamedTuple):
 
 def usual_s(job: Job) -> float | None:
     """Return how long the last run of the same thing took, None without one. One query."""
-    alike = Job.objects.filter(kind=job.kind, vault=job.vault_id, source=job.source_id, state__in=_ENDED_WELL)
+    alike = Job.objects.filter(kind=job.kind, vault=job.vault_id, source=job.source_id, state__in=ENDED_WELL)
     last = alike.filter(created_at__lt=job.created_at, started_at__isnull=False).values_list("started_at", "ended_at")
     began, ended = last.first() or (None, None)
     return (ended - began).total_seconds() if began and ended else None
@@ -61,7 +60,7 @@ def course(job: Job, *, now: dt.datetime, usual_s: float | None = None) -> Cours
     """Return where the job is at `now`; `usual_s` is what the last run took."""
     elapsed_s = ((job.ended_at or now) - job.started_at).total_seconds() if job.started_at else None
     if job.ended or elapsed_s is None or job.state == JobState.CANCELING:
-        share = 1.0 if job.state in _ENDED_WELL else _share(job)
+        share = 1.0 if job.state in ENDED_WELL else _share(job)
         return Course(job.stage, job.phase, share, None, None, elapsed_s, None, "")
     speed = pace.speed(job.samples, now=now)
     entries_per_s, bytes_per_s = speed or (None, None)

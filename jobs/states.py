@@ -56,6 +56,7 @@ class JobState(TextChoices):
 
 ACTIVE = (JobState.CREATED, JobState.QUEUED, JobState.RUNNING, JobState.CANCELING)
 ENDED = tuple(state for state in JobState if state not in ACTIVE)
+ENDED_WELL = (JobState.COMPLETE, JobState.PARTIAL_COMPLETE)
 
 # From each state, the states that may follow it. Skipped and missed jobs are born ended.
 NEXT: dict[str, tuple[str, ...]] = {
