@@ -137,8 +137,8 @@ def _look_at_link(watch: Watch, now: dt.datetime) -> None:
 
 def _forget(now: dt.datetime) -> None:
     """Resolve what was about plans that are gone, and delete what was resolved long ago."""
-    kinds = (*alerts.BACKUP_TYPES,)
-    for alert in Alert.objects.open().filter(type__in=kinds, plan=None, key__contains="/plan:")[:100]:
+    gone = Alert.objects.open().filter(type__in=alerts.BACKUP_TYPES, plan=None, key__contains="/plan:")
+    for alert in gone[:100]:
         alerts.resolve(alert.account_id, [alert.key], now=now)
     old = Alert.objects.filter(resolved_at__lt=now - dt.timedelta(days=settings.ALERTS_KEPT_DAYS))
     Alert.objects.filter(pk__in=list(old.values_list("pk", flat=True)[:1000])).delete()
