@@ -21,6 +21,7 @@ import urllib3
 from celery import Celery
 from minio import Minio
 from minio.deleteobjects import DeleteObject
+from minio.error import S3Error
 
 from tests.services import ROOT, S3, Postgres, Redis, s3_client
 
@@ -335,14 +336,20 @@ def fresh_bucket(service: S3) -> Iterator[str]:
     try:
         yield name
     finally:
-        emptied(client, name)
-        client.remove_bucket(name)
+        removed(client, name)
 
 
-def emptied(client: Minio, bucket: str) -> None:
-    """Delete every object of a bucket."""
-    keys = [DeleteObject(one.object_name or "") for one in client.list_objects(bucket, recursive=True)]
-    assert not list(client.remove_objects(bucket, keys))
+def removed(client: Minio, bucket: str) -> None:
+    """Delete a bucket and what is in it, beside workers that may still be writing into it."""
+    for attempt in range(20):
+        keys = [DeleteObject(one.object_name or "") for one in client.list_objects(bucket, recursive=True)]
+        assert not list(client.remove_objects(bucket, keys))
+        try:
+            client.remove_bucket(bucket)
+            return
+        except S3Error as error:
+            if error.code != "BucketNotEmpty" or attempt == 19:
+                raise
 
 
 @contextmanager

@@ -15,10 +15,10 @@ from minio.credentials.providers import StaticProvider
 from tests import services
 from tests.scenarios.installation import (
     Installation,
-    emptied,
     fresh_bucket,
     full_set,
     own_redis_number,
+    removed,
     until,
 )
 from tests.scenarios.relay import Door
@@ -127,8 +127,7 @@ def test_a_bucket_that_is_gone_fails_the_job_and_says_so(site: Installation, min
     with fresh_bucket(minio_service) as name:
         site.region("passing", minio_service, name)
         protected = site.protect("bucket gone", source, region="passing")
-        emptied(client, name)
-        client.remove_bucket(name)
+        removed(client, name)
         failed(site, site.backup(protected)["id"], "unreachable", "the bucket's name")
         client.make_bucket(name)
 
