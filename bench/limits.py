@@ -70,7 +70,7 @@ def installed(folder: Path) -> Iterator[tuple[Installation, Door]]:
 
 def measure(site: Installation, door: Door, folder: Path, *, files: int) -> list[tuple[str, ...]]:
     """Back up once with each priority's limits; return the rows of the table."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, rate, parallel in PRIORITIES:
         size = fill(folder / name, files=files, seed=name)
         policy = {"limits": {"bytes_per_s": rate, "parallel_max": parallel}}

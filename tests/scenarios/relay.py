@@ -3,19 +3,21 @@
 import contextlib
 import socket
 import threading
+import time
 
 from tests.scenarios.installation import free_port
 
 
 class Door:
     """Listens on loopback while open. Closing it ends every connection that goes through; hushed it passes nothing on,
-    and says nothing. A context closes it at its end.
+    and says nothing. `sent` has when how many bytes went to the server. A context closes it at its end.
     """
 
     def __init__(self, server: str) -> None:
         host, _, port = server.rpartition(":")
         self._server = (host, int(port))
         self._port = free_port()
+        self.sent: list[tuple[float, int]] = []
         self._ends: list[socket.socket] = []
         self._listener: socket.socket | None = None
         self._speaks = threading.Event()
@@ -58,17 +60,18 @@ class Door:
                 client, _ = listener.accept()
                 server = socket.create_connection(self._server)
                 self._ends += [client, server]
-                for pair in ((client, server), (server, client)):
-                    threading.Thread(target=_pump, args=(*pair, self._speaks), daemon=True).start()
+                for way in ((client, server, self.sent), (server, client, None)):
+                    threading.Thread(target=self._pump, args=way, daemon=True).start()
 
-
-def _pump(source: socket.socket, sink: socket.socket, speaks: threading.Event) -> None:
-    with contextlib.suppress(OSError):  # either end closed
-        while data := source.recv(1 << 16):
-            speaks.wait()
-            sink.sendall(data)
-    _shut(source)
-    _shut(sink)
+    def _pump(self, source: socket.socket, sink: socket.socket, passed: list[tuple[float, int]] | None) -> None:
+        with contextlib.suppress(OSError):  # either end closed
+            while data := source.recv(1 << 16):
+                self._speaks.wait()
+                if passed is not None:
+                    passed.append((time.monotonic(), len(data)))
+                sink.sendall(data)
+        _shut(source)
+        _shut(sink)
 
 
 def _shut(one: socket.socket) -> None:
