@@ -15,12 +15,11 @@ from engine.patterns import Selection
 from engine.progress import Progress
 from engine.session import Session
 from engine.vault import PointName, Vault
-from engine.verbs.comparison import Comparison
+from engine.verbs.comparison import Compared, Comparison
 from engine.verbs.selected import selected
 
 UNIT_BYTES = 256 << 20
 UNIT_ENTRIES = 5_000
-DIFFERENCES_KEPT = 10_000
 
 
 class CompareJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,35 +46,18 @@ class Unit(msgspec.Struct):
         return bool(self.entries)
 
 
-class Difference(msgspec.Struct, frozen=True):
-    """One thing that stands there otherwise than in the point."""
-
-    path: bytes
-    what: str
-
-
-class Result(msgspec.Struct):
-    """A unit done; the first differences are kept."""
+class Result(Compared, kw_only=True):
+    """A unit done."""
 
     number: int
-    entries: int = 0
-    files: int = 0
-    bytes: int = 0
-    differences: list[Difference] = []
-    differences_total: int = 0
 
 
-class Outcome(msgspec.Struct):
+class Outcome(Compared, kw_only=True):
     """How a comparison ended: complete when everything stands there as in the point, else failed."""
 
     state: str
     series: str
     point: str
-    entries: int = 0
-    files: int = 0
-    bytes: int = 0
-    differences: list[Difference] = []
-    differences_total: int = 0
 
 
 def plan(vault: Vault, job: CompareJob, progress: Progress, *, now: dt.datetime) -> Iterator[Unit]:
@@ -101,19 +83,13 @@ def plan(vault: Vault, job: CompareJob, progress: Progress, *, now: dt.datetime)
 
 def work(vault: Vault, job: CompareJob, unit: Unit, progress: Progress) -> Result:
     """Compare the unit's entries. Safe to run twice. Raises TargetMissing when the folder is gone."""
-    result = Result(unit.number)
+    result = Result(number=unit.number)
     if not unit.needs_work:
         return result
     vault.join_session(job.session)
     progress.phase("compare")
-
-    def differ(path: bytes, what: str) -> None:
-        result.differences_total += 1
-        if len(result.differences) < DIFFERENCES_KEPT:
-            result.differences.append(Difference(path, what))
-
     try:
-        comparison = Comparison(vault.keys.chunk_id, job.folder, differ, look=progress.check)
+        comparison = Comparison(vault.keys.chunk_id, job.folder, result.differ, look=progress.check)
         with comparison:
             for entry in unit.entries:
                 progress.check()
@@ -132,13 +108,11 @@ def finish(
     vault: Vault, job: CompareJob, results: Iterable[Result], progress: Progress, *, clock: Callable[[], dt.datetime]
 ) -> Outcome:
     """Sum up, and close the session."""
-    outcome = Outcome("complete", job.series, job.point)
+    outcome = Outcome(state="complete", series=job.series, point=job.point)
     session = Session(vault.storage, vault.keys, job.session)
     try:
         for result in results:
-            for field in ("entries", "files", "bytes", "differences_total"):
-                setattr(outcome, field, getattr(outcome, field) + getattr(result, field))
-            outcome.differences = (outcome.differences + result.differences)[:DIFFERENCES_KEPT]
+            outcome.add(result)
             progress.check()
     except Superseded:
         raise

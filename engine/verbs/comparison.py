@@ -1,10 +1,13 @@
 """Compare what stands below a folder with entries of a listing: what a drill, and a check of a restore, find."""
 
+import builtins
 import errno
 import os
 import stat
 from collections.abc import Callable
 from typing import Self
+
+import msgspec
 
 from engine.beneath import PLACE, open_beneath, split
 from engine.entries import Entry, Kind
@@ -13,7 +16,39 @@ from engine.sources.attributes import KINDS, extended
 from engine.targets.attributes import Owners
 
 DEVICES = (Kind.CHARACTER_DEVICE, Kind.BLOCK_DEVICE)
+DIFFERENCES_KEPT = 1_000
 _STEP = 1 << 20
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """One thing that stands there otherwise than in the point."""
+
+    path: bytes
+    what: str
+
+
+class Compared(msgspec.Struct, kw_only=True):
+    """What was compared, and the first of the differences."""
+
+    entries: int = 0
+    files: int = 0
+    bytes: int = 0
+    differences: list[Difference] = []
+    differences_total: int = 0
+
+    def differ(self, path: builtins.bytes, what: str) -> None:
+        """Count a difference."""
+        self.differences_total += 1
+        if len(self.differences) < DIFFERENCES_KEPT:
+            self.differences.append(Difference(path, what))
+
+    def add(self, part: "Compared") -> None:
+        """Count a part of the whole."""
+        self.entries += part.entries
+        self.files += part.files
+        self.bytes += part.bytes
+        self.differences_total += part.differences_total
+        self.differences = (self.differences + part.differences)[:DIFFERENCES_KEPT]
 
 
 class Comparison:

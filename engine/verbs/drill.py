@@ -20,12 +20,11 @@ from engine.progress import Progress
 from engine.session import Session
 from engine.targets.files import FilesTarget
 from engine.vault import PointName, Vault
-from engine.verbs.comparison import DEVICES, Comparison
+from engine.verbs.comparison import DEVICES, DIFFERENCES_KEPT, Compared, Comparison
 from engine.verbs.refill import Refill
 
 UNIT_BYTES = 64 << 20
 UNIT_ENTRIES = 2_000
-DIFFERENCES_KEPT = 1_000
 
 
 class DrillJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,28 +60,16 @@ class Unit(msgspec.Struct):
         return bool(self.entries) or self.streamed is not None
 
 
-class Difference(msgspec.Struct, frozen=True):
-    """One thing that came out otherwise than it went in."""
-
-    path: bytes
-    what: str
-
-
-class Result(msgspec.Struct):
+class Result(Compared, kw_only=True):
     """A unit done. `notes` are attributes that this host can't set; `left_out` devices that only root can make."""
 
     number: int
-    entries: int = 0
-    files: int = 0
-    bytes: int = 0
     streamed: int = 0
     left_out: int = 0
-    differences: list[Difference] = []
-    differences_total: int = 0
     notes: list[Problem] = []
 
 
-class Outcome(msgspec.Struct):
+class Outcome(Compared, kw_only=True):
     """How a drill ended: complete when everything came out as it went in, else failed."""
 
     state: str
@@ -90,13 +77,8 @@ class Outcome(msgspec.Struct):
     point: str
     percent: int
     seed: int
-    entries: int = 0
-    files: int = 0
-    bytes: int = 0
     streamed: int = 0
     left_out: int = 0
-    differences: list[Difference] = []
-    differences_total: int = 0
     notes: list[Problem] = []
 
 
@@ -129,7 +111,7 @@ def plan(vault: Vault, job: DrillJob, progress: Progress, *, now: dt.datetime) -
 
 def work(vault: Vault, job: DrillJob, unit: Unit, progress: Progress) -> Result:
     """Restore the unit's entries into the job's folder and compare them. Safe to run twice, each in an empty folder."""
-    result = Result(unit.number)
+    result = Result(number=unit.number)
     if not unit.needs_work:
         return result
     vault.join_session(job.session)
@@ -165,13 +147,13 @@ def finish(
     vault: Vault, job: DrillJob, results: Iterable[Result], progress: Progress, *, clock: Callable[[], dt.datetime]
 ) -> Outcome:
     """Sum up, and close the session."""
-    outcome = Outcome("complete", job.series, job.point, job.percent, job.seed)
+    outcome = Outcome(state="complete", series=job.series, point=job.point, percent=job.percent, seed=job.seed)
     session = Session(vault.storage, vault.keys, job.session)
     try:
         for result in results:
-            for field in ("entries", "files", "bytes", "streamed", "left_out", "differences_total"):
-                setattr(outcome, field, getattr(outcome, field) + getattr(result, field))
-            outcome.differences = (outcome.differences + result.differences)[:DIFFERENCES_KEPT]
+            outcome.add(result)
+            outcome.streamed += result.streamed
+            outcome.left_out += result.left_out
             outcome.notes = (outcome.notes + result.notes)[:DIFFERENCES_KEPT]
             progress.check()
     except Superseded:
@@ -217,25 +199,18 @@ def _stream(vault: Vault, name: PointName, entry: Entry, result: Result, progres
             length += len(part)
             progress.check()
     except IntegrityError as error:
-        _differ(result, entry.path, f"damaged: {error}")
+        result.differ(entry.path, f"damaged: {error}")
         return
     if length != entry.size:
-        _differ(result, entry.path, f"it has {length} bytes instead of {entry.size}")
+        result.differ(entry.path, f"it has {length} bytes instead of {entry.size}")
     result.entries, result.files, result.bytes, result.streamed = 1, 1, length, 1
-
-
-def _differ(result: Result, path: bytes, what: str) -> None:
-    """Note a difference; the first of them are kept."""
-    result.differences_total += 1
-    if len(result.differences) < DIFFERENCES_KEPT:
-        result.differences.append(Difference(path, what))
 
 
 class _Trial(Comparison):
     """Makes and compares the entries of one unit. A context for the open folder."""
 
     def __init__(self, vault: Vault, job: DrillJob, target: FilesTarget, result: Result) -> None:
-        super().__init__(vault.keys.chunk_id, job.folder, lambda path, what: _differ(result, path, what), is_ours=True)
+        super().__init__(vault.keys.chunk_id, job.folder, result.differ, is_ours=True)
         self._target, self._result = target, result
         self._lost: set[bytes] = set()
 
@@ -252,7 +227,7 @@ class _Trial(Comparison):
         for problem in problems:
             if problem.lost:
                 self._lost.add(problem.path)
-                _differ(self._result, problem.path, f"{problem.reason}: {problem.detail}")
+                self._result.differ(problem.path, f"{problem.reason}: {problem.detail}")
             else:
                 self.noted.add(problem.path)
                 self._result.notes.append(problem)

@@ -75,7 +75,7 @@ def _schedules() -> Rows:
 def _running() -> Rows:
     from engine.point import PROBLEMS_KEPT
     from engine.sources import files, smb
-    from engine.verbs.drill import DIFFERENCES_KEPT
+    from engine.verbs.comparison import DIFFERENCES_KEPT
     from jobs.maintenance import EVERY_S_MAX, EVERY_S_MIN
     from jobs.states import ATTEMPTS_MAX
     from policies.limits import PARALLEL_MAX, WINDOWS_MAX
