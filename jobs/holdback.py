@@ -12,15 +12,10 @@ from accounts.services import SERVICE
 from jobs import maintenance, services
 from jobs.models import Job
 from jobs.states import Kind
-from vaults.models import LinkState, RecoveryPoint, ReplicationLink, Vault
+from vaults.models import LinkState, RecoveryPoint, Vault
 
 HELD_BACK = dt.timedelta(days=7)
 _AGAIN = dt.timedelta(hours=1)
-
-
-def followers() -> QuerySet[ReplicationLink]:
-    """Return the links whose targets follow their sources."""
-    return ReplicationLink.objects.filter(state=LinkState.ACTIVE)
 
 
 def begin(points: QuerySet[RecoveryPoint], *, asked_by: str, now: dt.datetime) -> int:

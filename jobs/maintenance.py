@@ -20,7 +20,7 @@ from jobs.states import CONTINUOUS, RECURRING, JobState, Kind, Trigger
 from policies import moments, schedule
 from policies.models import Plan, Source
 from policies.services import end_keep_one
-from vaults.models import LinkState, RecoveryPoint, ReplicationLink, Vault, VaultState, VaultType
+from vaults.models import RecoveryPoint, ReplicationLink, Vault, VaultState, VaultType
 
 SOON = dt.timedelta(seconds=60)
 EVERY_S_MIN, EVERY_S_MAX = 60, 366 * 24 * 3600
@@ -113,14 +113,12 @@ def _is_needed(duty: Duty) -> bool:
 
 def is_followed(vault: Vault) -> bool:
     """Say whether the vault is a replica into which replication goes on."""
-    return ReplicationLink.objects.filter(target=vault, state=LinkState.ACTIVE).exists()
+    return ReplicationLink.objects.active().filter(target=vault).exists()
 
 
 def follow(vault: Vault, *, now: dt.datetime) -> None:
     """Let the vault's replica follow at once: a point was committed, or went."""
-    hasten(
-        ReplicationLink.objects.filter(source=vault, state=LinkState.ACTIVE).values("target"), Kind.REPLICATE, now=now
-    )
+    hasten(ReplicationLink.objects.active().filter(source=vault).values("target"), Kind.REPLICATE, now=now)
 
 
 def request_due_drill(plan: Plan, *, now: dt.datetime) -> Job | None:

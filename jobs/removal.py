@@ -18,7 +18,7 @@ from policies import services as planning
 from policies.kinds import TYPES
 from policies.models import Source
 from vaults import repositories
-from vaults.models import ConfirmationWrong, RecoveryPoint, Vault
+from vaults.models import ConfirmationWrong, RecoveryPoint, ReplicationLink, Vault
 
 EXPIRY_REFUSED = "expiry_refused"
 _AGAIN = dt.timedelta(minutes=5)
@@ -186,7 +186,7 @@ def _go_on(source: Source, *, now: dt.datetime) -> Iterator[Job]:
         _forget(source, now=now)
         return
     locked = Q(locked_until__gt=now)
-    held_back = Q(delete_due_at__gt=now) | Q(vault__in=holdback.followers().values("target"))
+    held_back = Q(delete_due_at__gt=now) | Q(vault__in=ReplicationLink.objects.active().values("target"))
     free = rows.exclude(locked).exclude(held_back)
     first_end = rows.filter(locked).order_by("locked_until").values_list("locked_until", flat=True).first()
     following = now + _AGAIN if free.exists() or first_end is None else min(first_end, now + _LOOK_AGAIN)

@@ -10,7 +10,7 @@ from accounts.services import SERVICE, Actor, record
 from engine.errors import NotFound
 from engine.vault import INFO_KEY
 from vaults import repositories
-from vaults.models import LinkState, ReplicationLink, Vault, VaultState
+from vaults.models import ReplicationLink, Vault, VaultState
 
 
 class VaultInUse(Refused):
@@ -43,7 +43,7 @@ def request(vault: Vault, *, confirmation: str, actor: Actor, now: dt.datetime) 
     plans = [str(plan) for plan in vault.plans.select_related("source", "policy", "vault")]
     if plans:
         raise VaultInUse(f"{len(plans)} plans use {vault}. Delete them first: {'; '.join(plans)}.", plans=plans)
-    if link := ReplicationLink.objects.filter(Q(source=vault) | Q(target=vault), state=LinkState.ACTIVE).first():
+    if link := ReplicationLink.objects.active().filter(Q(source=vault) | Q(target=vault)).first():
         raise VaultLinked(f"Replication goes on: {link}. Stop it first; the target stays (E22).", link=str(link.pk))
     if held := vault.points.filter(held_at__isnull=False).count():
         raise PointsHeld(f"{held} points of {vault} are held. Release them first.", held=held)

@@ -330,6 +330,12 @@ class LinkState(models.TextChoices):
     STOPPED = "stopped", "Stopped"
 
 
+class ReplicationLinkQuerySet(models.QuerySet["ReplicationLink"]):
+    def active(self) -> "ReplicationLinkQuerySet":
+        """Return the links whose targets follow their sources."""
+        return self.filter(state=LinkState.ACTIVE)
+
+
 class ReplicationLink(models.Model):
     """That one vault is replicated to another (E1). Changed by vaults.replication and the jobs that replicate.
 
@@ -351,6 +357,8 @@ class ReplicationLink(models.Model):
     checked_at = models.DateTimeField(null=True)
     created_at = models.DateTimeField()
     stopped_at = models.DateTimeField(null=True)
+
+    objects = ReplicationLinkQuerySet.as_manager()
 
     class Meta:
         ordering: ClassVar = ["-created_at"]

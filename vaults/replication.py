@@ -79,7 +79,7 @@ def _check_source(source: Vault) -> None:
         raise NotReplicable(f"{source} is the vault of a trial, which is not replicated. Convert its plan first.")
     if source.state != VaultState.READY:
         raise NotReplicable(f"{source} is {source.get_state_display().lower()}: mend it first.")
-    if source.links_out.filter(state=LinkState.ACTIVE).exists():
+    if source.links_out.active().exists():
         raise Replicated(f"{source} has a replication target already: a vault has one.")
     _check_region(source.region)
 
@@ -129,7 +129,7 @@ def stop(source: Vault, *, confirmation: str, actor: Actor, now: dt.datetime) ->
     Works when the source's region is lost. Raises ConfirmationWrong, NotReplicated, and the target's storage errors.
     """
     source.confirm(confirmation)
-    link = source.links_out.filter(state=LinkState.ACTIVE).select_related("target__region").first()
+    link = source.links_out.active().select_related("target__region").first()
     if link is None:
         raise NotReplicated(f"{source} is not replicated.")
     opened = repositories.open_vault(link.target)

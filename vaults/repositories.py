@@ -18,7 +18,7 @@ from engine.storage.port import Storage
 from engine.storage.retry import Retrying
 from engine.storage.throttle import Pace, unpaced
 from engine.vault import Vault as EngineVault
-from vaults.models import KeyProvider, LinkState, Region, ReplicationLink, Vault
+from vaults.models import KeyProvider, Region, ReplicationLink, Vault
 
 CREDENTIALS = ("access_key", "secret_key")
 
@@ -107,7 +107,7 @@ def create_replica(source: Vault, target: Vault, *, now: dt.datetime) -> None:
 
 def followed(vault: Vault) -> Vault | None:
     """Return the vault that this one is a replica of, as long as replication goes on."""
-    link = ReplicationLink.objects.filter(target=vault, state=LinkState.ACTIVE).select_related("source__region").first()
+    link = ReplicationLink.objects.active().filter(target=vault).select_related("source__region").first()
     return link.source if link else None
 
 
