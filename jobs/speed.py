@@ -6,9 +6,12 @@ from collections.abc import Callable
 
 from engine import halt
 from engine.storage.throttle import Budget, Pace, unpaced
+from engine.verbs.backup import UNIT_BYTES
 from policies.limits import Limits
 
 LOOK_EVERY = dt.timedelta(seconds=1)
+UNIT_BYTES_PACED = 256 << 20
+_UNIT_S = 300
 _TURN_S = 0.2
 
 
@@ -35,6 +38,17 @@ class Speed:
 def pace(limits: Limits, *, clock: Callable[[], dt.datetime]) -> Pace:
     """Return the pace of one step, for reading or for sending."""
     return Speed(limits, clock=clock).take if limits.is_limited else unpaced
+
+
+def unit_bytes(limits: Limits, *, now: dt.datetime) -> int:
+    """Return how much one step of a backup reads.
+
+    Its first pack is read before anything is sent, and its last one sent after everything is read: of a rate that both
+    are held to, steps of few packs use only half. A step that takes longer than minutes has more to lose, though.
+    """
+    if not limits.is_limited:
+        return UNIT_BYTES
+    return min(UNIT_BYTES_PACED, max(UNIT_BYTES, limits.share(now) * _UNIT_S or UNIT_BYTES_PACED))
 
 
 class Share:

@@ -36,7 +36,7 @@ class BackupJob(msgspec.Struct, frozen=True, kw_only=True):
     `name` is what people call the source; `retention_days` counts from completion, 0 keeps the point until somebody
     deletes it; `rule` is the policy's rule that asks for it, `manual` says that a person did: all are kept with the
     point. `deep` reads everything again instead of trusting sizes and times; the vault still takes only what it does
-    not hold.
+    not hold. Small files are read together in units of `unit_bytes`.
     """
 
     session: str
@@ -44,6 +44,7 @@ class BackupJob(msgspec.Struct, frozen=True, kw_only=True):
     source: AnySource
     started_at: dt.datetime
     deep: bool = False
+    unit_bytes: int = UNIT_BYTES
     name: str = ""
     retention_days: int = 0
     rule: str = ""
@@ -145,7 +146,7 @@ def plan(vault: Vault, job: BackupJob, progress: Progress, *, now: dt.datetime) 
     tally = Tally(root)
     parent = Parent(vault, root, session.forbidden, tally) if root else None
     job.source.follows(root.body.started_at if root and root.body.complete else None)
-    cutter = _Cutter(root.body.point if root else "", session.forbidden)
+    cutter = _Cutter(root.body.point if root else "", session.forbidden, unit_bytes=job.unit_bytes)
     for rows, problems in _blocks(job.source, vault.keys.chunker_seed):
         progress.check()
         cutter.problems.extend(problems)
@@ -247,7 +248,8 @@ def _kept(rows: list[Entry], parent: Parent | None, tally: Tally, *, deep: bool)
 class _Cutter:
     """Cuts the stream of rows and carried blocks into units. `bytes_todo` of its files are to be read."""
 
-    def __init__(self, parent: str, forbidden: set[str]) -> None:
+    def __init__(self, parent: str, forbidden: set[str], *, unit_bytes: int) -> None:
+        self._unit_bytes = unit_bytes
         self.entries = self.bytes_todo = 0
         self._number = 0
         self._parent = parent
@@ -288,7 +290,7 @@ class _Cutter:
         if todo:
             self._todo.append(len(self._rows) - 1)
             self._bytes += row.size if row.kind == Kind.FILE else 0
-        if self._bytes >= UNIT_BYTES or len(self._todo) >= UNIT_FILES or len(self._rows) >= UNIT_ROWS:
+        if self._bytes >= self._unit_bytes or len(self._todo) >= UNIT_FILES or len(self._rows) >= UNIT_ROWS:
             yield self._cut()
 
     def last(self, scan: Scan) -> Unit:

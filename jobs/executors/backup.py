@@ -12,10 +12,11 @@ from engine.progress import Progress
 from engine.vault import PointName, Vault
 from engine.verbs import backup
 from engine.verbs.backup import BackupJob, Outcome, Result, Unit
-from jobs import maintenance
+from jobs import maintenance, speed
 from jobs.executors.port import Clock, Executor, shown
 from jobs.models import Job
 from jobs.states import Trigger
+from policies.limits import load
 from policies.reading import engine_source
 from vaults import catalogue
 
@@ -28,6 +29,7 @@ def _prepare(job: Job, now: dt.datetime) -> BackupJob:
         source=engine_source(job.source),
         started_at=job.started_at or now,
         deep=bool(job.settings.get("deep")),
+        unit_bytes=speed.unit_bytes(load(job.limits), now=now),
         name=job.source.name,
         retention_days=_retention_days(job),
         rule=str(job.rule_id or ""),

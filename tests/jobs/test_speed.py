@@ -7,9 +7,10 @@ import pytest
 
 from accounts.services import SERVICE
 from engine.storage.throttle import SLICE_BYTES, Budget
+from engine.verbs.backup import UNIT_BYTES
 from jobs import services, steps
 from jobs.models import Job, Step
-from jobs.speed import Share, Speed
+from jobs.speed import UNIT_BYTES_PACED, Share, Speed, unit_bytes
 from jobs.steps import NotClaimable
 from policies.limits import Limits, Window
 from tests.support.people import T0, whole_plan
@@ -137,3 +138,18 @@ class TestStepsAtOnce:
         limited.plan.policy.save()
         limited.refresh_from_db()
         assert limited.limits["parallel_max"] == 2
+
+
+@pytest.mark.parametrize(
+    ("limits", "size"),
+    [
+        (Limits(), UNIT_BYTES),
+        (LOW, UNIT_BYTES_PACED),
+        (HIGH, UNIT_BYTES_PACED),
+        (Limits(bytes_per_s=400_000, parallel_max=1), 400_000 * 300),
+        (Limits(bytes_per_s=1000, parallel_max=1), UNIT_BYTES),
+        (Limits(windows=(Window(dt.time(3), dt.time(4), 1_000_000),)), UNIT_BYTES_PACED),
+    ],
+)
+def test_steps_of_a_limited_job_are_long_enough_to_send_while_they_read_and_end_within_minutes(limits, size):
+    assert unit_bytes(limits, now=T0) == size
