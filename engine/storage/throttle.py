@@ -9,6 +9,8 @@ from engine import halt
 
 WINDOW_S = 10.0
 SLICE_BYTES = 64 * 1024
+# Who is woken late, or sends to a server that dawdles for a moment, may catch up with so much.
+_LATE_S = 0.25
 
 Pace = Callable[[int], None]
 
@@ -18,7 +20,8 @@ class Budget:
 
     Storages take a budget's `take` as their `pace` and call it before each `slice_bytes` they send and after each
     they receive: an object is larger than a second's budget, so charging it as a whole would either break the
-    limit within a window or waste a third of it. The saving of idle seconds is not kept. Threads share one budget.
+    limit within a window or waste a third of it. No more than a quarter of a second is saved up while nothing flows.
+    Threads share one budget.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class Budget:
             part = min(count, self.slice_bytes)
             with self._mutex:
                 now = self._clock()
-                start = max(now, self._free_at)
+                start = max(now - _LATE_S, self._free_at)
                 self._free_at = start + part / self._slice_rate
             if start > now:
                 self._sleep(start - now)
@@ -60,8 +63,8 @@ def _slices(bytes_per_s: int) -> tuple[int, float]:
     if bytes_per_s < 1000:
         raise ValueError(f"a limit of {bytes_per_s} bytes/s is too low: give at least 1000, or none")
     slice_bytes = min(SLICE_BYTES, bytes_per_s // 10)
-    # A window can begin just before one slice and end just after another: leave room for the one too many.
-    return slice_bytes, bytes_per_s - slice_bytes / WINDOW_S
+    # A window can begin with all that was saved up, just before one slice, and end just after another.
+    return slice_bytes, (bytes_per_s * WINDOW_S - slice_bytes) / (WINDOW_S + _LATE_S)
 
 
 def unpaced(count: int) -> None:

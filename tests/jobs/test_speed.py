@@ -73,7 +73,7 @@ def test_the_limit_follows_the_time_of_day_while_a_step_runs():
     at_noon = Window((T0 + dt.timedelta(seconds=20)).time(), (T0 + dt.timedelta(seconds=40)).time(), 2_000_000)
     taken = flow(Limits(bytes_per_s=8_000_000, parallel_max=1, windows=(at_noon,)), until_s=60)
     rates = [sum(count for moment, count in taken if start <= moment < start + 10) / 10 for start in (5, 25, 45)]
-    assert rates == pytest.approx([8_000_000, 2_000_000, 8_000_000], rel=0.03)
+    assert rates == pytest.approx([8_000_000, 2_000_000, 8_000_000], rel=0.04)
 
 
 @pytest.mark.parametrize("percent", [10, 50, 100])
