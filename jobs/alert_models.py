@@ -12,8 +12,8 @@ from django.core.validators import MaxValueValidator
 from django.db import models
 
 from accounts.models import Account
-from policies.models import Plan, Source, validate_time_zone
-from vaults.models import ReplicationLink, Vault
+from policies.models import Plan, Source
+from vaults.models import ReplicationLink, Vault, validate_time_zone
 
 HOURS_MAX = 8784
 

@@ -42,7 +42,7 @@ class Job(models.Model):
     `round` counts how often the job was planned: a planner that died is replaced in a new round, and the steps, units
     and results of earlier rounds count for nothing. `units_total` is known once `planned`; `units_done` of them have a
     result. `rule` is the policy's rule that asked for a backup. `settings` is what the person or the plan asked for, by
-    kind (jobs.executors), `limits` how fast it may run (policies.limits). `host` is the machine whose files a backup
+    kind (jobs.executors), `limits` how fast it may run (vaults.limits). `host` is the machine whose files a backup
     reads, empty for other work. `lane` says which other backups of its source a backup waits for. `passwords` is
     sealed: what a restore made anew, until somebody was shown it (D5).
     `frozen_at` is when its host was brought to rest, `thaw_due_at` when that ends at the latest (jobs.freezing).

@@ -16,7 +16,7 @@ from jobs.models import Step
 from jobs.speed import Share
 from jobs.states import Kind, Stage
 from jobs.steps import Counters
-from policies.limits import load
+from vaults.limits import load
 
 BEAT_EVERY = dt.timedelta(seconds=60)
 # A worker that reported nothing for so long is stuck: its lease is let run out.

@@ -21,6 +21,7 @@ from policies.kinds import TYPES
 from policies.models import Plan, Source
 from policies.services import SourceErasing, long_run
 from vaults import quotas
+from vaults.limits import kept
 from vaults.models import RecoveryPoint, Vault, VaultState, VaultType
 
 VERIFY_LEVELS = ("inventory", "structure", "footers", "scrub", "content")
@@ -140,7 +141,7 @@ def backup_values(plan: Plan) -> dict[str, Any]:
         "source": plan.source,
         "plan": plan,
         "rule": plan.next_rule,
-        "limits": limits.kept(limits.of(plan)),
+        "limits": kept(limits.of(plan)),
         "host": plan.source.host,
         "queue_work": plan.source.queue,
         "queue_finish": plan.vault.region.queue,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from engine import halt
 from engine.storage.throttle import Budget, Pace, unpaced
 from engine.verbs.backup import UNIT_BYTES
-from policies.limits import Limits
+from vaults.limits import Limits
 
 LOOK_EVERY = dt.timedelta(seconds=1)
 UNIT_BYTES_PACED = 256 << 20

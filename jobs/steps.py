@@ -18,7 +18,7 @@ from jobs import alerts, doorbell, pace
 from jobs.models import Job, JobEvent, Step
 from jobs.states import ACTIVE, ATTEMPTS_MAX, ENDED, STEP_OPEN, JobState, Stage, StepState, before
 from policies.editions import SPEEDS
-from policies.limits import PARALLEL_MAX, load
+from vaults.limits import PARALLEL_MAX, load
 
 # No backup is large below this (C53): alerts need not look.
 LARGE_BYTES_MIN = min(speed.day_bytes for speed in SPEEDS.values())

@@ -8,6 +8,7 @@ from rest_framework.fields import empty
 
 from accounts import secrets
 from accounts.refusals import Refused
+from accounts.shapes import Shape, checked
 from engine.sources.kinds import AnySource
 from engine.targets.kinds import AnyTarget
 from policies import addresses
@@ -15,8 +16,6 @@ from policies.kinds import TYPES
 from policies.kinds.port import Reading
 from policies.models import Source
 from vaults.models import Vault, VaultType
-
-Shape = type[serializers.Serializer[Any]]
 
 
 class DestinationUnfit(Refused):
@@ -33,28 +32,6 @@ def check_settings(kind: str, values: dict[str, Any]) -> dict[str, Any]:
 def check_credentials(kind: str, values: dict[str, Any]) -> dict[str, str]:
     """Return a kind's credentials, complete. Raises ValidationError with what to change, by "credentials.<field>"."""
     return checked("credentials", TYPES[kind].credentials, values)
-
-
-def checked(part: str, shape: Shape, values: dict[str, Any]) -> dict[str, Any]:
-    """Return values in a shape, complete. Raises ValidationError with what to change, by "<part>.<field>"."""
-    wanted = shape(data=values)
-    if unknown := sorted(set(values) - set(wanted.fields)):
-        raise ValidationError({part: f"Unknown {part}: {', '.join(unknown)}."})
-    if not wanted.is_valid():
-        raise ValidationError(dict(_texts(wanted.errors, part)))
-    return dict(wanted.validated_data)
-
-
-def _texts(errors: Any, name: str) -> Any:
-    """Yield the texts of nested errors with the path of the field that they are about."""
-    if isinstance(errors, dict):
-        for key, inner in errors.items():
-            yield from _texts(inner, name if key == "non_field_errors" else f"{name}.{key}")
-    elif errors and isinstance(errors[0], dict):  # one for each entry of a list
-        for number, inner in enumerate(errors):
-            yield from _texts(inner, f"{name}.{number}")
-    elif errors:
-        yield name, [str(error) for error in errors]
 
 
 def seal_credentials(source: Source, values: dict[str, Any]) -> None:

@@ -11,9 +11,9 @@ from accounts.models import Account, Grant
 from accounts.serializers import GrantedField, OwnField
 from policies import moments, retention
 from policies.kinds import TYPES
-from policies.limits import LimitsSerializer
 from policies.models import Plan, Policy, Rule, Source
 from policies.services import long_run
+from vaults.limits import LimitsField
 from vaults.models import PointState, Region, Vault
 
 
@@ -114,11 +114,6 @@ class RuleSerializer(serializers.ModelSerializer[Rule]):
             "retention_days",
             "settings",
         ]
-
-
-@extend_schema_field(LimitsSerializer)
-class LimitsField(serializers.DictField):
-    """How fast backups run; checked, and completed, when the policy is saved."""
 
 
 class PolicySerializer(serializers.ModelSerializer[Policy]):

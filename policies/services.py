@@ -11,12 +11,14 @@ from django.db import IntegrityError, models, transaction
 from accounts import grants
 from accounts.refusals import Refused
 from accounts.services import Actor, record
+from accounts.shapes import checked
 from accounts.states import Privilege
 from engine.errors import EngineError
 from engine.sources.mounts import mounts_inside
-from policies import addresses, connection, editions, limits, moments, places, reading, rescheduling, schedule
+from policies import addresses, connection, editions, moments, places, reading, rescheduling, schedule
 from policies.kinds import TYPES
 from policies.models import Edition, Plan, PlanState, Policy, Rule, RuleType, Source, SourceKind
+from vaults.limits import LimitsSerializer
 from vaults.models import RecoveryPoint, VaultState, VaultType
 
 
@@ -202,8 +204,8 @@ def save_policy(policy: Policy, *, rules: list[Rule] | None = None, actor: Actor
         policy.keep_one_until = now + dt.timedelta(seconds=settings.KEEP_ONE_GRACE_S)
     elif policy.keep_at_least_one:
         policy.keep_one_until = None
-    found = reading.checked("limits", limits.LimitsSerializer, policy.limits)
-    policy.limits = limits.LimitsSerializer(found).data
+    found = checked("limits", LimitsSerializer, policy.limits)
+    policy.limits = LimitsSerializer(found).data
     policy.full_clean()
     for edition in [] if new else policy.plans.values_list("edition", flat=True).distinct():
         editions.check_policy(edition, policy, policy.rules.all() if rules is None else rules)

@@ -2,8 +2,10 @@
 
 import datetime as dt
 import uuid
+import zoneinfo
 from typing import Any, ClassVar
 
+from django.core.exceptions import ValidationError
 from django.core.validators import MinLengthValidator, RegexValidator
 from django.db import models
 from django.db.models.signals import pre_delete
@@ -15,6 +17,16 @@ from accounts.refusals import Refused
 from engine.storage.probe import APPLICATION_LEVEL
 
 LOCK_DAYS_MAX = 36_500
+
+
+def validate_time_zone(name: str) -> None:
+    """Refuse names that the time zone database does not know."""
+    try:
+        zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValidationError(
+            f"There is no time zone {name!r}. Use a name like Europe/Berlin.", code="invalid_zone"
+        ) from error
 
 
 class ImmutabilityFixed(Refused):

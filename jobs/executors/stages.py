@@ -21,8 +21,8 @@ from jobs.executors.staging import Staging
 from jobs.models import Step
 from jobs.progress import StepProgress
 from jobs.states import ACROSS, Kind, Stage
-from policies.limits import load
 from vaults import repositories
+from vaults.limits import load
 
 log = structlog.get_logger(__name__)
 

@@ -10,10 +10,11 @@ from engine.sources.mounts import Mount, volumes
 from jobs import due, hosts, local, presence, services, trialends
 from jobs.models import Job
 from jobs.states import JobState
-from policies import essential, limits, trials
+from policies import essential, trials
 from policies.models import Edition, Plan, PlanState, Priority
 from tests.support.control import Clock, Site, make_site, read_tree, write_tree
 from tests.support.people import T0, make_source
+from vaults.limits import load
 from vaults.models import RecoveryPoint, Vault, VaultState
 
 pytestmark = pytest.mark.django_db
@@ -87,11 +88,11 @@ def test_a_new_priority_holds_for_the_next_run_and_not_for_the_one_that_goes_on(
     running = services.request_backup(plan, actor=SERVICE, now=T0)
     essential.change(site.account, "web7", changes={"priority": Priority.HIGH}, actor=SERVICE, now=T0)
     running.refresh_from_db()
-    assert limits.load(running.limits).bytes_per_s == 10_000_000
+    assert load(running.limits).bytes_per_s == 10_000_000
     services.request_cancel(running, actor=SERVICE, now=T0)
     plan.refresh_from_db()
     following = services.request_backup(plan, actor=SERVICE, now=T0)
-    found = limits.load(following.limits)
+    found = load(following.limits)
     assert (found.bytes_per_s, found.parallel_max) == (30_000_000, 2)
 
 

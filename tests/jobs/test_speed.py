@@ -12,8 +12,8 @@ from jobs import services, steps
 from jobs.models import Job, Step
 from jobs.speed import UNIT_BYTES_PACED, Share, Speed, unit_bytes
 from jobs.steps import NotClaimable
-from policies.limits import Limits, Window
 from tests.support.people import T0, whole_plan
+from vaults.limits import Limits, Window
 
 LOW, HIGH = Limits(bytes_per_s=10_000_000, parallel_max=1), Limits(bytes_per_s=30_000_000, parallel_max=2)
 

@@ -78,7 +78,7 @@ def _running() -> Rows:
     from engine.verbs.comparison import DIFFERENCES_KEPT
     from jobs.maintenance import EVERY_S_MAX, EVERY_S_MIN
     from jobs.states import ATTEMPTS_MAX
-    from policies.limits import PARALLEL_MAX, WINDOWS_MAX
+    from vaults.limits import PARALLEL_MAX, WINDOWS_MAX
 
     yield "Backups of a host, or of a source without one, at a time", "1"
     yield "Steps of a job that a plan may let run at once", f"{PARALLEL_MAX}, or any number"
