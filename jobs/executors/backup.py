@@ -16,9 +16,9 @@ from jobs import maintenance, speed
 from jobs.executors.port import Clock, Executor, shown
 from jobs.models import Job
 from jobs.states import Trigger
-from policies.limits import load
 from policies.reading import engine_source
 from vaults import catalogue
+from vaults.limits import load
 
 
 def _prepare(job: Job, now: dt.datetime) -> BackupJob:
