@@ -56,7 +56,8 @@ fuzz: .venv/dev ## Feed one decoder, TARGET=name, with a coverage-guided fuzzer 
 	$(PYTHON) -m tests.fuzz $(TARGET) $(ARGS)
 
 .PHONY: bench
-bench: .venv/dev ## Compare with other backup programs (bench/)
+bench: .venv/dev ## Measure everything, beside other backup programs: ARGS="compare big" (bench/)
+	-$(PYTHON) -m bench.peers
 	$(PYTHON) -m bench $(ARGS)
 
 .PHONY: format
