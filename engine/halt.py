@@ -1,7 +1,7 @@
 """The order to stop, for what waits where no Progress reaches: pauses before retries, limited sends, silent programs.
 
 Whoever runs a verb puts an order here for as long as it runs; threads that a verb starts take it over. Nothing is
-stopped where there is none.
+stopped where there is none. The other way goes a sign of life: a limited rate can make one object take an hour.
 """
 
 import time
@@ -15,16 +15,21 @@ Order = Callable[[], None]
 STEP_S = 0.5
 
 _order: ContextVar[Order | None] = ContextVar("halt", default=None)
+_flowing: ContextVar[Callable[[], None] | None] = ContextVar("flowing", default=None)
 
 
 @contextmanager
-def heard(order: Order) -> Iterator[None]:
-    """Let `check` obey the order inside the block, in this thread and in the `threads` made there."""
-    token = _order.set(order)
+def heard(order: Order, *, flowing: Callable[[], None] | None = None) -> Iterator[None]:
+    """Let `check` obey the order inside the block, in this thread and in the `threads` made there.
+
+    `flowing` is called, from any thread, whenever bytes were let through by a limit.
+    """
+    tokens = _order.set(order), _flowing.set(flowing)
     try:
         yield
     finally:
-        _order.reset(token)
+        _order.reset(tokens[0])
+        _flowing.reset(tokens[1])
 
 
 def check() -> None:
@@ -32,6 +37,13 @@ def check() -> None:
     order = _order.get()
     if order is not None:
         order()
+
+
+def flowed() -> None:
+    """Tell whoever runs the verb that bytes flow, if slowly: this thread is not stuck."""
+    told = _flowing.get()
+    if told is not None:
+        told()
 
 
 def sleep(seconds: float) -> None:
@@ -47,4 +59,9 @@ def sleep(seconds: float) -> None:
 
 def threads(count: int, name: str) -> ThreadPoolExecutor:
     """Return a pool of threads that hear what this thread hears."""
-    return ThreadPoolExecutor(count, name, initializer=_order.set, initargs=(_order.get(),))
+    return ThreadPoolExecutor(count, name, initializer=_take_over, initargs=(_order.get(), _flowing.get()))
+
+
+def _take_over(order: Order | None, flowing: Callable[[], None] | None) -> None:
+    _order.set(order)
+    _flowing.set(flowing)

@@ -20,6 +20,7 @@ from jobs.states import CONTINUOUS, RECURRING, JobState, Kind, Trigger
 from policies import moments, schedule
 from policies.models import Plan, Source
 from policies.services import end_keep_one
+from vaults import replication
 from vaults.models import RecoveryPoint, ReplicationLink, Vault, VaultState, VaultType
 
 SOON = dt.timedelta(seconds=60)
@@ -182,6 +183,8 @@ def request(vault: Vault, kind: str, wanted: dict[str, Any], *, actor: Actor, no
 
 def _create(vault: Vault, kind: str, wanted: dict[str, Any], *, now: dt.datetime, **values: Any) -> Job:
     queue = vault.region.queue
+    if kind == Kind.REPLICATE:
+        values["limits"] = replication.limits_into(vault)
     return services.create(
         vault.account, now=now, kind=kind, vault=vault, settings=wanted, queue_work=queue, queue_finish=queue, **values
     )

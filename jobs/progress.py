@@ -85,6 +85,10 @@ class StepProgress:
             self._told = True
         raise Canceled("canceled by a person")
 
+    def flowing(self) -> None:
+        """Note that bytes flow at a limited rate: the worker is not stuck, however long one object takes."""
+        self._heard = time.monotonic()
+
     def check(self) -> None:
         self._heard = time.monotonic()
         self.halt()

@@ -9,7 +9,6 @@ from engine.storage.throttle import Budget, Pace, unpaced
 from engine.verbs.backup import UNIT_BYTES
 from vaults.limits import Limits
 
-LOOK_EVERY = dt.timedelta(seconds=1)
 UNIT_BYTES_PACED = 256 << 20
 _UNIT_S = 300
 _TURN_S = 0.2
@@ -25,14 +24,14 @@ class Speed:
 
     def take(self, count: int) -> None:
         """Block until `count` bytes may flow (a Pace)."""
-        if self._clock() >= self._looks_at:
-            self._look()
-        self._budget.take(count)
+        while count > 0:
+            self._look()  # each time: a second at the rate of before a window would be too much for its first ten
+            part = min(count, self._budget.slice_bytes)
+            self._budget.take(part)
+            count -= part
 
     def _look(self) -> None:
-        now = self._clock()
-        self._looks_at = now + LOOK_EVERY
-        self._budget.change(self._limits.share(now))
+        self._budget.change(self._limits.share(self._clock()))
 
 
 def pace(limits: Limits, *, clock: Callable[[], dt.datetime]) -> Pace:

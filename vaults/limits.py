@@ -8,6 +8,8 @@ import msgspec
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from vaults.models import validate_time_zone
+
 RATE_MIN = 1000
 # A limit is divided among the steps that may run at once: so many, where nobody said how many.
 PARALLEL_WHEN_LIMITED = 2
@@ -100,9 +102,7 @@ class WindowSerializer(serializers.Serializer[Any]):
 
 
 class LimitsSerializer(serializers.Serializer[Any]):
-    """How fast jobs may run: reading and sending are each held to the rate. Times of day are in the zone of what says
-    so: the plan, or the replication.
-    """
+    """How fast jobs may run: reading and sending are each held to the rate. Times of day are in the plan's zone."""
 
     bytes_per_s = RateField(help_text="Outside of the windows; 0 is no limit")
     windows = WindowSerializer(many=True, default=list, help_text="Other limits by time of day; the first that fits")
@@ -129,6 +129,22 @@ class LimitsSerializer(serializers.Serializer[Any]):
         return attrs
 
 
+class ReplicationLimitsSerializer(LimitsSerializer):
+    """How fast a replica may follow: what is read at the source, and what is sent to the target, each keep to it."""
+
+    zone = serializers.CharField(
+        default="UTC", max_length=64, validators=[validate_time_zone], help_text="The time zone of the windows"
+    )
+
+
 @extend_schema_field(LimitsSerializer)
 class LimitsField(serializers.DictField):
     """How fast jobs run; checked, and completed, when it is saved."""
+
+
+@extend_schema_field(ReplicationLimitsSerializer)
+class ReplicationLimitsField(serializers.DictField):
+    """How fast a replica may follow; checked, and completed, when it is saved."""
+
+    def to_representation(self, value: Any) -> Any:
+        return msgspec.to_builtins(load(value))

@@ -353,7 +353,7 @@ class ReplicationLink(models.Model):
 
     `points_behind` is what the target lacked when a job looked last, at `checked_at`; `latest_at` is when the newest
     point that is there was completed. `historical_total` is how many points there were at the
-    beginning, `historical_done` how many of them have come (E35).
+    beginning, `historical_done` how many of them have come (E35). `limits` is how fast it may go (vaults.limits).
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -365,6 +365,7 @@ class ReplicationLink(models.Model):
     historical_total = models.PositiveIntegerField(default=0)
     historical_done = models.PositiveIntegerField(default=0)
     bytes_replicated = models.PositiveBigIntegerField(default=0)
+    limits = models.JSONField(default=dict, blank=True)
     latest_at = models.DateTimeField(null=True)
     checked_at = models.DateTimeField(null=True)
     created_at = models.DateTimeField()

@@ -1,15 +1,18 @@
 """Replicating a vault to another region: who may, how it begins, how it ends (rules E1-E42)."""
 
 import datetime as dt
+from typing import Any
 
 from django.db import IntegrityError, transaction
 from django.db.models import Exists, OuterRef
 
 from accounts.refusals import Refused
 from accounts.services import Actor, record
+from accounts.shapes import checked
 from engine import links
 from engine.errors import EngineError
 from vaults import repositories, services
+from vaults.limits import ReplicationLimitsSerializer, kept, load
 from vaults.models import KeyProvider, LinkState, RecoveryPoint, Region, ReplicationLink, Vault, VaultState, VaultType
 
 TARGETS_MAX = 5  # for one account in one region (E11)
@@ -39,12 +42,22 @@ class NotReplicated(Refused):
     code = "not_replicated"
 
 
-def start(source: Vault, target: Vault, *, key_secret: str = "", actor: Actor, now: dt.datetime) -> ReplicationLink:
+def start(
+    source: Vault,
+    target: Vault,
+    *,
+    key_secret: str = "",
+    limits: dict[str, Any] | None = None,
+    actor: Actor,
+    now: dt.datetime,
+) -> ReplicationLink:
     """Replicate `source` to `target`: one that waits for its source, or a new row, which is made in the same step.
 
-    `key_secret` is what reaching a new target's key needs. Raises the refusals above, and what making a vault raises.
-    Crash: leaves at most an empty replica in the store; asking again goes on with it.
+    `key_secret` is what reaching a new target's key needs, `limits` how fast it may go. Raises the refusals above,
+    ValidationError, and what making a vault raises. Crash: leaves at most an empty replica in the store; asking again
+    goes on with it.
     """
+    keeps_to = _limits(limits or {})
     _check_source(source)
     _check_target(source, target)
     new = target._state.adding
@@ -59,7 +72,7 @@ def start(source: Vault, target: Vault, *, key_secret: str = "", actor: Actor, n
         with transaction.atomic():
             Vault.objects.filter(pk=target.pk).update(state=VaultState.READY, stored_id=target.stored_id)
             link = ReplicationLink.objects.create(
-                account=source.account, source=source, target=target, created_at=now,
+                account=source.account, source=source, target=target, created_at=now, limits=keeps_to,
                 historical_total=source.points.count(), points_behind=source.points.count(),
             )  # fmt: skip
             record(
@@ -114,6 +127,33 @@ def _check_target(source: Vault, target: Vault) -> None:
         raise TargetUnfit(
             f"There are {TARGETS_MAX} replication targets in {target.region} already: an account has no more there."
         )
+
+
+def _limits(wanted: dict[str, Any]) -> dict[str, Any]:
+    found = checked("limits", ReplicationLimitsSerializer, wanted)
+    return dict(ReplicationLimitsSerializer(found).data)
+
+
+def limit(link: ReplicationLink, wanted: dict[str, Any], *, actor: Actor, now: dt.datetime) -> ReplicationLink:
+    """Let the replica follow no faster than these limits say, from its next job on (C37).
+
+    Raises NotReplicated, ValidationError with what to change by "limits.<field>".
+    """
+    was, link.limits = link.limits, _limits(wanted)
+    with transaction.atomic():
+        if not ReplicationLink.objects.active().filter(pk=link.pk).update(limits=link.limits):
+            raise NotReplicated(f"The replication to {link.target} has ended: there is nothing to limit any more.")
+        record(
+            actor, "vault.limit_replication", link.source, account=link.account, now=now,
+            target=str(link.target_id), limits=[was, link.limits],
+        )  # fmt: skip
+    return link
+
+
+def limits_into(target: Vault) -> dict[str, Any]:
+    """Return the limits of a job that brings the target what it lacks, as the job's row keeps them."""
+    link = ReplicationLink.objects.active().filter(target=target).first()
+    return kept(load(link.limits)) if link else {}
 
 
 def lag_s(link: ReplicationLink, *, now: dt.datetime) -> int:

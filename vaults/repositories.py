@@ -123,14 +123,14 @@ def open_vault(
 
     What deletes passes a `clock`: without one a folder never forgets a lock. A replica that is opened
     `across` knows the store of the vault that it follows; else it is opened without it, because that may be lost.
-    Sources are read at the pace `reading`, the store is spoken to at the pace `sending`.
+    The store is spoken to at the pace `sending`; sources are read, and that other store is spoken to, at `reading`.
     """
     cache = Path(settings.CACHE_DIR) / str(vault.pk)
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     opened = EngineVault.open(storage(vault, clock=clock, pace=sending), provider=provider(vault), cache=cache)
     opened.reading = reading
     if across and (source := followed(vault)):
-        opened.other = storage(source)
+        opened.other = storage(source, pace=reading)
     if not vault.stored_id:  # a row that was made from what the bucket holds
         vault.stored_id = opened.info.vault_id
         Vault.objects.filter(pk=vault.pk, stored_id="").update(stored_id=vault.stored_id)

@@ -8,6 +8,7 @@ from accounts.models import Account
 from accounts.serializers import OwnField
 from engine.entries import Kind
 from vaults import replication
+from vaults.limits import ReplicationLimitsField
 from vaults.models import FEATURES, FORMER_TYPES, RecoveryPoint, Region, ReplicationLink, Vault, VaultReading, VaultType
 
 ENTRY_KINDS = [kind.name.lower() for kind in Kind]
@@ -224,6 +225,7 @@ class ReplicationLinkSerializer(serializers.ModelSerializer[ReplicationLink]):
     lag_s = serializers.SerializerMethodField(
         help_text="Seconds from the oldest point that is still to come, 0 when none is"
     )
+    limits = ReplicationLimitsField()
 
     class Meta:
         model = ReplicationLink
@@ -237,6 +239,7 @@ class ReplicationLinkSerializer(serializers.ModelSerializer[ReplicationLink]):
             "historical_total",
             "historical_done",
             "bytes_replicated",
+            "limits",
             "latest_at",
             "checked_at",
             "created_at",
@@ -264,11 +267,18 @@ class ReplicationRequestSerializer(serializers.Serializer[Any]):
 
     target = OwnField(queryset=Vault.objects.select_related("region", "account"), required=False)
     new_target = NewTargetSerializer(required=False)
+    limits = ReplicationLimitsField(required=False)
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if ("target" in attrs) == ("new_target" in attrs):
             raise serializers.ValidationError("Give target or new_target.")
         return attrs
+
+
+class ReplicationChangeSerializer(serializers.Serializer[Any]):
+    """How fast the replica may follow from its next job on; takes the place of all limits that it had."""
+
+    limits = ReplicationLimitsField()
 
 
 class RecoveryProofSerializer(serializers.Serializer[Any]):

@@ -35,6 +35,7 @@ from vaults.serializers import (
     RecoveryProofSerializer,
     RegionRequestSerializer,
     RegionSerializer,
+    ReplicationChangeSerializer,
     ReplicationLinkSerializer,
     ReplicationRequestSerializer,
     RotatedSerializer,
@@ -132,6 +133,7 @@ class VaultView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet
         "partial_update": MANAGE_VAULTS,
         "prove_recovery_key": MANAGE_VAULTS,
         "replicate": MANAGE_VAULTS,
+        "limit_replication": MANAGE_VAULTS,
         "stop_replication": OWN,
     }
 
@@ -189,11 +191,22 @@ class VaultView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet
     @action(detail=True)
     def replication(self, request: Request, pk: str) -> Response:
         """Tell how far the replication from or to this vault has come (E35). 404 where there is none."""
+        return self._linked(self._link())
+
+    @extend_schema(request=ReplicationChangeSerializer, responses={200: ReplicationLinkSerializer})
+    @replication.mapping.patch
+    def limit_replication(self, request: Request, pk: str) -> Response:
+        """Say how fast the replica may follow, from its next job on, by time of day; of either end."""
+        link, wanted = self._link(), self.checked(ReplicationChangeSerializer)
+        return self._linked(replication.limit(link, wanted["limits"], actor=actor_of(request), now=timezone.now()))
+
+    def _link(self) -> ReplicationLink:
         vault = self.get_object()
-        link = ReplicationLink.objects.filter(Q(source=vault) | Q(target=vault)).select_related("source").first()
+        ends = ReplicationLink.objects.filter(Q(source=vault) | Q(target=vault))
+        link = ends.select_related("source", "target", "account").first()
         if link is None:
             raise exceptions.NotFound
-        return self._linked(link)
+        return link
 
     @extend_schema(request=ReplicationRequestSerializer, responses={201: ReplicationLinkSerializer})
     @action(detail=True, methods=["post"])
@@ -207,7 +220,14 @@ class VaultView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet
             secret = values.pop("key_secret")
             target = Vault(account=source.account, type=VaultType.REPLICATION_TARGET, **values)
         self.need(MANAGE_VAULTS, target)
-        link = replication.start(source, target, key_secret=secret, actor=actor_of(request), now=timezone.now())
+        link = replication.start(
+            source,
+            target,
+            key_secret=secret,
+            limits=wanted.get("limits"),
+            actor=actor_of(request),
+            now=timezone.now(),
+        )
         return self._linked(link, status_code=status.HTTP_201_CREATED)
 
     @extend_schema(request=ConfirmationSerializer, responses={200: ReplicationLinkSerializer})

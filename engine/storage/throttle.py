@@ -53,6 +53,7 @@ class Budget:
                 self._free_at = start + part / self._slice_rate
             if start > now:
                 self._sleep(start - now)
+            halt.flowed()
             count -= part
 
 

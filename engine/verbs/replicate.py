@@ -11,6 +11,7 @@ nothing the next point needs is condemned there.
 
 import contextlib
 import datetime as dt
+import threading
 from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
@@ -39,13 +40,15 @@ COMMIT_POINTS = 16
 
 class ReplicateJob(msgspec.Struct, frozen=True, kw_only=True):
     """`session` is a fresh ULID for every run; a retried run keeps it. At most `points_max` points are brought, oldest
-    first; the next run brings the rest. `only` names some (`<series>/<point>`), none means all.
+    first; the next run brings the rest. `only` names some (`<series>/<point>`), none means all. `in_turn` reads packs
+    one after the other: of a limited rate, several at once would each wait for the others and send nothing meanwhile.
     """
 
     session: str
     started_at: dt.datetime
     points_max: int = POINTS_MAX
     only: tuple[str, ...] = ()
+    in_turn: bool = False
 
 
 class Unit(msgspec.Struct):
@@ -137,11 +140,13 @@ def work(vault: Vault, job: ReplicateJob, unit: Unit, progress: Progress) -> Res
     progress.phase("copy")
     progress.total(bytes=sum(pack.size for pack in unit.packs))
     source = vault.across()
+    turn: contextlib.AbstractContextManager[object] = threading.Lock() if job.in_turn else contextlib.nullcontext()
 
     def copy(pack: PackRef) -> str:
         key = pack_key(pack.kind, pack.name)
         try:
-            data = source.storage.get(key)
+            with turn:
+                data = source.storage.get(key)
         except NotFound:
             return f"{key} is missing at the source"
         if len(data) != pack.size or digest_name(data) != pack.name.partition(".")[0]:
@@ -150,16 +155,18 @@ def work(vault: Vault, job: ReplicateJob, unit: Unit, progress: Progress) -> Res
         return ""
 
     with halt.threads(READ_AHEAD, "copy") as copiers:
-        for at in range(0, len(unit.packs), READ_AHEAD):
-            some = unit.packs[at : at + READ_AHEAD]
-            for pack, problem in zip(some, copiers.map(copy, some), strict=True):
-                if problem:
+        copies = [copiers.submit(copy, pack) for pack in unit.packs]
+        try:
+            for pack, copied in zip(unit.packs, copies, strict=True):
+                if problem := copied.result():
                     result.lost[pack.name] = problem
                 else:
                     result.packs += 1
                     result.bytes += pack.size
                     progress.add(entries=1, bytes=pack.size, bytes_stored=pack.size)
-            progress.check()
+                progress.check()
+        finally:
+            copiers.shutdown(wait=False, cancel_futures=True)
     return result
 
 

@@ -16,11 +16,13 @@ from jobs import maintenance
 from jobs.executors.port import Clock, Executor, shown
 from jobs.models import Job
 from vaults import catalogue, repositories
+from vaults.limits import load
 from vaults.models import ReplicationLink
 
 
 def _prepare(job: Job, now: dt.datetime) -> ReplicateJob:
-    return ReplicateJob(session=new_ulid(now), started_at=job.started_at or now)
+    in_turn = load(job.limits).is_limited
+    return ReplicateJob(session=new_ulid(now), started_at=job.started_at or now, in_turn=in_turn)
 
 
 def _plan(vault: Vault, order: ReplicateJob, progress: Progress, clock: Clock) -> Iterator[Unit]:

@@ -78,7 +78,7 @@ def _attempt(executor: AnyExecutor, step: Step, clock: Clock) -> None:
     progress = StepProgress(step, clock=clock)
     stage = {Stage.PLAN: _plan, Stage.WORK: _work, Stage.FINISH: _finish}[Stage(step.stage)]
     try:
-        with progress.lease_kept(), halt.heard(progress.halt):
+        with progress.lease_kept(), halt.heard(progress.halt, flowing=progress.flowing):
             stage(executor, step, progress, clock)
     except (steps.Fenced, DatabaseTrouble):
         raise  # without the database nothing can be written down: the lease runs out and the step is claimed anew

@@ -89,3 +89,15 @@ def test_without_an_order_nothing_stops():
     began_s = time.monotonic()
     halt.sleep(0.01)
     assert time.monotonic() - began_s >= 0.01
+
+
+def test_who_flows_slowly_tells_so_from_every_thread_and_nobody_hears_it_afterwards():
+    told: list[str] = []
+    budget = Budget(1000, sleep=lambda seconds: None)
+    with halt.heard(lambda: None, flowing=lambda: told.append(threading.current_thread().name)):
+        budget.take(200)
+        with halt.threads(1, "copy") as executor:
+            executor.submit(budget.take, 300).result()
+    assert [name.partition("_")[0] for name in told] == ["MainThread"] * 2 + ["copy"] * 3
+    budget.take(100)
+    assert len(told) == 5

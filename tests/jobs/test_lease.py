@@ -7,7 +7,9 @@ import pytest
 from django.utils import timezone
 
 from accounts.services import SERVICE
+from engine import halt
 from engine.errors import Canceled
+from engine.storage.throttle import Budget
 from jobs import progress, services, steps
 from jobs.models import Step
 from jobs.progress import StepProgress
@@ -40,6 +42,14 @@ def test_a_worker_that_reports_nothing_for_long_loses_its_lease(step: Step, monk
     with StepProgress(step, clock=timezone.now).lease_kept():
         time.sleep(1.5)
     assert Step.objects.stalled(timezone.now()).exists()
+
+
+def test_a_worker_whose_bytes_flow_slowly_keeps_its_lease(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "SILENT_S_MAX", 0.5)
+    watched = StepProgress(step, clock=timezone.now)
+    with watched.lease_kept(), halt.heard(watched.halt, flowing=watched.flowing):
+        Budget(1000).take(1500)
+    assert not Step.objects.stalled(timezone.now()).exists()
 
 
 def test_the_keeper_leaves_a_step_alone_that_another_worker_took(step: Step) -> None:

@@ -1,6 +1,9 @@
 """Points come to the replica whole or not at all, stay when the source loses them, and come back to heal it."""
 
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,12 +13,13 @@ from engine.errors import VaultExists, VaultReadOnly, WrongKey
 from engine.ids import new_ulid
 from engine.keyproviders.keyring import RecoveryKey
 from engine.keys import Keys
-from engine.pack import pack_key
+from engine.pack import FOLDERS, pack_key
 from engine.point import point_key
 from engine.progress import Silent
 from engine.session import fence, open_sessions
 from engine.storage import Memory
 from engine.storage.faulty import Faulty
+from engine.storage.port import Storage
 from engine.vault import PointName, Vault
 from engine.verbs import arrive, replicate
 from tests.support.compaction import compacted, end_point, noise, sparse_vault
@@ -108,6 +112,45 @@ def test_a_data_key_of_a_rotation_comes_along_and_a_revoked_recovery_key_opens_n
     Vault.open(target.storage, provider=new)
     with pytest.raises(WrongKey):
         Vault.open(target.storage, provider=RecoveryKey.parse(source.recovery))
+
+
+# --- A limited rate ---
+
+
+class Crowd:
+    """A store that counts who reads at the same time."""
+
+    def __init__(self, inner: Storage) -> None:
+        self._inner = inner
+        self._mutex = threading.Lock()
+        self._reading = self.most = 0
+
+    def get(self, key: str, **options: Any) -> bytes:
+        with self._mutex:
+            self._reading += key.startswith(FOLDERS)
+            self.most = max(self.most, self._reading)
+        time.sleep(0.005)
+        try:
+            return self._inner.get(key, **options)
+        finally:
+            with self._mutex:
+                self._reading -= key.startswith(FOLDERS)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inner, name)
+
+
+@pytest.mark.parametrize(("in_turn", "at_once"), [(True, 1), (False, replicate.READ_AHEAD)])
+def test_a_limited_rate_is_given_to_one_pack_at_a_time(source: Bench, target: Replica, home: Path, in_turn, at_once):
+    for number in range(4):
+        (home / f"more{number}").write_bytes(noise(10 + number))
+        backed_up(source, home)
+    plain, crowd = source.storage, Crowd(source.storage)
+    source.storage = crowd  # type: ignore[assignment]
+    assert replicated(target, in_turn=in_turn).state == "complete"
+    assert crowd.most == at_once
+    source.storage = plain
+    assert everything(target) == everything(source)
 
 
 # --- What comes, and what it costs ---
