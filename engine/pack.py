@@ -42,8 +42,9 @@ from engine.keys import Keys
 DATA, META = 0, 1
 FOLDERS = ("packs", "meta")
 TARGET_BYTES = (32 << 20, 4 << 20)
-SLOT_BYTES = 512 << 10
+SLOT_BYTES = 2 << 20
 SLOT_BYTES_MAX = CHUNK_BYTES_MAX + SLOT_BYTES
+ALONE_BYTES = 512 << 10
 SLOTS_MAX = 32_000
 CHUNKS_MAX = 65_536
 HEADER_BYTES = 128
@@ -179,8 +180,9 @@ class PackWriter:
     """Fills packs with chunks and stores them. Not for several threads.
 
     `put(key, bytes)` stores; with an `executor` it runs there while the next pack is filled, two in flight at most.
-    A chunk under SLOT_BYTES shares a slot with its neighbours, a larger one has its own. Nothing that was added may
-    be referred to before `close()` returned. Crash: leaves packs that nothing refers to; prune removes them. A
+    A chunk under SLOT_BYTES shares a slot with its neighbours, a larger one has its own; from ALONE_BYTES on also one
+    that follows what zstd could not make smaller, which saves a copy. Nothing that was added may be referred to before
+    `close()` returned. Crash: leaves packs that nothing refers to; prune removes them. A
     writer cannot be resumed: the salt lives only here, so no nonce is ever used twice.
     """
 
@@ -189,28 +191,33 @@ class PackWriter:
     ) -> None:
         self._keys, self._kind, self._put, self._executor = keys, kind, put, executor
         self._zstd = Compressor()
-        self._gather = bytearray()
+        self._gather = memoryview(bytearray(2 * SLOT_BYTES))
+        self._filled = 0
         self._gathered: list[tuple[bytes, int, int]] = []
+        self._was_raw = False
         self._pack: _Open | None = None
         self._flying: list[tuple[Future[Head], Table, mmap.mmap]] = []
         self._sealed: list[Sealed] = []
 
     def add(self, chunk_id: bytes, data: bytes | bytearray | memoryview) -> None:
         """Add one chunk under its full id; `data` is copied or encrypted before this returns."""
-        if len(data) >= SLOT_BYTES:
-            self._store_slot([(chunk_id, 0, len(data))], data)
+        size = len(data)
+        if size >= SLOT_BYTES or (self._was_raw and size >= ALONE_BYTES):
+            self._store_slot([(chunk_id, 0, size)], data)
             return
-        self._gathered.append((chunk_id, len(self._gather), len(data)))
-        self._gather += data
-        if len(self._gather) >= SLOT_BYTES or len(self._gathered) >= CHUNKS_MAX:
+        at = self._filled
+        self._filled = end = at + size
+        self._gather[at:end] = data
+        self._gathered.append((chunk_id, at, size))
+        if end >= SLOT_BYTES or len(self._gathered) >= CHUNKS_MAX:
             self.end_slot()
 
     def end_slot(self) -> None:
         """Store what is gathered as a slot of its own, so that the next chunk starts a new one."""
         if self._gathered:
             rows, self._gathered = self._gathered, []
-            gather, self._gather = self._gather, bytearray()
-            self._store_slot(rows, gather)
+            filled, self._filled = self._filled, 0
+            self._store_slot(rows, self._gather[:filled])
 
     def close(self) -> list[Sealed]:
         """Store everything and return the packs, each durable. Raises what storing raised."""
@@ -228,7 +235,8 @@ class PackWriter:
         number = len(pack.slots)
         compressed, body = self._zstd.pack(data)
         length = pack.cipher.encrypt_into(number, body, pack.view[pack.used :])
-        pack.slots.append((not compressed, pack.used, length))
+        self._was_raw = not compressed
+        pack.slots.append((self._was_raw, pack.used, length))
         pack.chunks.extend((chunk_id, number, offset, size) for chunk_id, offset, size in rows)
         pack.used += length
         if pack.used >= TARGET_BYTES[self._kind] or number + 1 >= SLOTS_MAX:

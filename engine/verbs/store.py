@@ -15,6 +15,7 @@ from engine.vault import Vault
 
 _BATCH_FILES = 512
 _BATCH_BYTES = 8 << 20
+_GROUP_BYTES = 64 << 20
 _READ_BYTES = 4 << 20
 _TRIES = 2
 
@@ -25,6 +26,11 @@ class _Small(NamedTuple):
     entry: Entry
     data: bytes
     ident: bytes
+
+    def likeness(self) -> tuple[bytes, bytes, int]:
+        """Return what files that resemble each other have alike: their kind, their name, about their size."""
+        name = self.entry.path.rpartition(b"/")[2]
+        return name.rpartition(b".")[2], name, len(self.data)
 
 
 class Store:
@@ -41,6 +47,8 @@ class Store:
         self._own: set[bytes] = set()
         self._batch: list[_Small] = []
         self._batch_bytes = 0
+        self._new: list[_Small] = []
+        self._new_bytes = 0
         self.problems: list[Problem] = []
         self.bytes_read = self.bytes_new = self.bytes_stored = 0
 
@@ -89,21 +97,35 @@ class Store:
     def close(self) -> None:
         """Store all that is pending: packs first, then the segment that lists them."""
         self.flush()
+        self._end_group()
         sealed = self._writer.close()
         self.bytes_stored += sum(pack.head.size for pack in sealed)
         for plain in encode_segment(sealed):
             self.bytes_stored += self._vault.index.add(plain)
 
     def flush(self) -> None:
-        """Give the gathered small files their extents, storing the new ones."""
+        """Give the gathered small files their extents; the new ones join their group."""
         self._progress.add(bytes=self._batch_bytes)
         batch, self._batch, self._batch_bytes = self._batch, [], 0
         known = self._vault.index.known([small.ident[:ID_BYTES] for small in batch]).tolist() if batch else []
-        for (entry, data, ident), held in zip(batch, known, strict=True):
-            entry.extents = [Extent(ident[:ID_BYTES], len(data))]
-            if not held:
-                self._add(ident, data)
+        for small, held in zip(batch, known, strict=True):
+            short = small.ident[:ID_BYTES]
+            small.entry.extents = [Extent(short, len(small.data))]
+            if not held and short not in self._own:
+                self._own.add(short)
+                self._new.append(small)
+                self._new_bytes += len(small.data)
+        if self._new_bytes >= _GROUP_BYTES:
+            self._end_group()
         self._progress.check()
+
+    def _end_group(self) -> None:
+        """Store the new small files, like beside like: zstd finds in one what it has seen in the other."""
+        new, self._new = self._new, []
+        self.bytes_new += self._new_bytes
+        self._new_bytes = 0
+        for small in sorted(new, key=_Small.likeness):
+            self._writer.add(small.ident, small.data)
 
     def _reported(self, problem: Problem) -> Entry | None:
         self.problems.append(problem)

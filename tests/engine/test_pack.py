@@ -80,14 +80,24 @@ def test_a_writer_without_chunks_stores_nothing(store: Memory):
 
 
 def test_small_chunks_share_slots_and_large_ones_have_their_own(store: Memory):
-    (one,) = written(store, [*chunk_sizes(*[1000] * 10), NOISE.randbytes(512 * KIB), *chunk_sizes(1000)])
+    (one,) = written(store, [*chunk_sizes(*[1000] * 10), NOISE.randbytes(2 * MIB), *chunk_sizes(1000)])
     assert len(one.table.raw) == 2
     assert len(set(one.table.slot.tolist())) == 2
+
+
+def test_a_chunk_of_half_a_mebibyte_is_alone_only_behind_what_could_not_be_compressed(store: Memory):
+    texts = [b"%d" % number * 300_000 for number in range(10, 13)]
+    (dull,) = written(store, texts)
+    assert dull.table.slot.tolist() == [0, 0, 0]
+    (noisy,) = written(store, [*chunk_sizes(2 * MIB, 512 * KIB), *texts])
+    assert noisy.table.slot.tolist() == [0, 1, 2, 3, 3]
+    assert noisy.table.raw.tolist() == [True, True, False, False]
 
 
 def test_a_pack_is_sealed_when_it_is_full(store: Memory, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(packs, "TARGET_BYTES", (MIB, MIB))
     monkeypatch.setattr(packs, "_idle", ([], []))
+    monkeypatch.setattr(packs, "SLOT_BYTES", 512 * KIB)
     chunks = chunk_sizes(*[600 * KIB] * 5, 300)
     sealed = written(store, chunks)
     assert len(sealed) == 3
@@ -117,6 +127,7 @@ def test_very_many_tiny_chunks_never_overfill_a_pack(store: Memory, monkeypatch:
 
 def test_packs_are_stored_by_an_executor_while_the_next_one_is_filled(store: Memory, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(packs, "SLOTS_MAX", 1)
+    monkeypatch.setattr(packs, "SLOT_BYTES", 512 * KIB)
     chunks = chunk_sizes(*[600 * KIB] * 7)
     with ThreadPoolExecutor(2) as executor:
         writer = PackWriter(KEYS, DATA, store.put, executor=executor)
@@ -130,6 +141,7 @@ def test_packs_are_stored_by_an_executor_while_the_next_one_is_filled(store: Mem
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
 def test_an_error_of_the_executor_reaches_the_writer(store: Memory, monkeypatch: pytest.MonkeyPatch, at: int):
     monkeypatch.setattr(packs, "SLOTS_MAX", 1)
+    monkeypatch.setattr(packs, "SLOT_BYTES", 512 * KIB)
     faulty = Faulty(store, [Fault(at, Mode.BEFORE, "put")])
 
     def fill() -> list[Sealed]:

@@ -66,6 +66,17 @@ def test_the_first_backup_reads_and_stores_everything(bench: Bench, home: Path, 
     assert_restores(bench, home, tmp_path / "back")
 
 
+def test_new_small_files_of_a_kind_and_name_lie_side_by_side_whatever_folder_they_are_in(bench: Bench, tmp_path: Path):
+    names = [f"{folder}/{name}" for folder in ("a", "b", "c") for name in ("one.txt", "one.bin", "two.bin", "plain")]
+    home = write_files(tmp_path / "home", {name: name.encode() * 9 for name in names})
+    point, vault = backed_up(bench, home).point, bench.open()
+    files = [entry for entry in listing(vault, point) if entry.extents]
+    vault.index.refresh()
+    offsets = [place.offset for place in vault.index.places([entry.extents[0].id for entry in files]) if place]
+    lying = sorted(zip(offsets, (os.path.basename(entry.path) for entry in files), strict=True))
+    assert [name for _, name in lying] == ([b"one.bin"] * 3 + [b"two.bin"] * 3 + [b"plain"] * 3 + [b"one.txt"] * 3)
+
+
 @pytest.mark.rule("B12")
 def test_a_backup_without_changes_reads_no_content_and_stores_no_pack(bench: Bench, home: Path):
     backed_up(bench, home)
