@@ -1,10 +1,10 @@
 """What each command takes. The classes are the commands' signatures; their docstrings are the help."""
 
-from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+from msgspec import Struct
 from typer import Argument, Option
 
 _VAULT = "Vault"
@@ -29,8 +29,7 @@ class Level(StrEnum):
     CONTENT = "content"
 
 
-@dataclass(kw_only=True)
-class Common:
+class Common(Struct, kw_only=True):
     """What every command takes."""
 
     vault: Annotated[str, Argument(metavar="VAULT", help="A folder, or s3://bucket/prefix.")]
@@ -120,8 +119,7 @@ class Common:
     ] = False
 
 
-@dataclass(kw_only=True)
-class InitOptions(Common):
+class InitOptions(Common, kw_only=True):
     """Make a vault and print its recovery key, once.
 
     The service key file is made when it does not exist. Keep copies of the key file and of the recovery key in a
@@ -129,8 +127,7 @@ class InitOptions(Common):
     """
 
 
-@dataclass(kw_only=True)
-class Opening(Common):
+class Opening(Common, kw_only=True):
     """What every command takes that opens a vault."""
 
     recovery_key: Annotated[
@@ -150,7 +147,7 @@ class Opening(Common):
             metavar="FILE",
             rich_help_panel=_VAULT,
         ),
-    ] = field(default_factory=list)
+    ] = []
     cache_dir: Annotated[
         Path | None,
         Option(
@@ -163,15 +160,13 @@ class Opening(Common):
     no_cache: Annotated[bool, Option("--no-cache", help="Keep no copies.", rich_help_panel=_VAULT)] = False
 
 
-@dataclass(kw_only=True)
-class PointsOptions(Opening):
+class PointsOptions(Opening, kw_only=True):
     """List the recovery points of a vault."""
 
     series: Annotated[str, Option(help="Only this series.")] = ""
 
 
-@dataclass(kw_only=True)
-class VerifyOptions(Opening):
+class VerifyOptions(Opening, kw_only=True):
     """Prove by reading that a vault's points can be restored."""
 
     level: Annotated[Level, Option(help="How deep to look.")] = Level.FOOTERS
@@ -182,15 +177,13 @@ class VerifyOptions(Opening):
     workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None
 
 
-@dataclass(kw_only=True)
-class RebuildOptions(Opening):
+class RebuildOptions(Opening, kw_only=True):
     """Read the catalogue of a vault back from what is stored in it."""
 
     workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None
 
 
-@dataclass(kw_only=True)
-class BackupOptions(Opening):
+class BackupOptions(Opening, kw_only=True):
     """Back up folders and files, or what a description names, into a vault as one recovery point."""
 
     paths: Annotated[list[Path] | None, Argument(metavar="[PATH...]", help="What to back up.")] = None
@@ -199,41 +192,33 @@ class BackupOptions(Opening):
         Option(metavar="FILE", help="Back up what this JSON file describes: a bucket, a database, a program's output."),
     ] = None
     series: Annotated[str, Option(help="Whose history this is. Default: made of this host and the paths.")] = ""
-    include: Annotated[list[str], Option(metavar="PATTERN", help="Only what matches; may be repeated.")] = field(
-        default_factory=list
-    )
-    exclude: Annotated[list[str], Option(metavar="PATTERN", help="Not what matches; may be repeated.")] = field(
-        default_factory=list
-    )
+    include: Annotated[list[str], Option(metavar="PATTERN", help="Only what matches; may be repeated.")] = []
+    exclude: Annotated[list[str], Option(metavar="PATTERN", help="Not what matches; may be repeated.")] = []
     one_file_system: Annotated[bool, Option("--one-file-system", help="Leave out other mounts inside.")] = False
     deep: Annotated[bool, Option("--deep", help="Read every file again, whatever its size and time say.")] = False
     workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None
 
 
-@dataclass(kw_only=True)
-class _OfPoint(Opening):
+class _OfPoint(Opening, kw_only=True):
     """What every command takes that looks at one point."""
 
     point: Annotated[str, Argument(metavar="POINT", help="An id, its beginning, or: latest.")]
     series: Annotated[str, Option(help="Look for the point in this series only.")] = ""
 
 
-@dataclass(kw_only=True)
-class LsOptions(_OfPoint):
+class LsOptions(_OfPoint, kw_only=True):
     """List a folder of a recovery point, one level deep."""
 
     path: Annotated[str, Argument(metavar="[PATH]", help="Default: the top.")] = "/"
 
 
-@dataclass(kw_only=True)
-class CatOptions(_OfPoint):
+class CatOptions(_OfPoint, kw_only=True):
     """Write a file of a recovery point to stdout."""
 
     path: Annotated[str, Argument(metavar="PATH", help="The file.")]
 
 
-@dataclass(kw_only=True)
-class RestoreOptions(_OfPoint):
+class RestoreOptions(_OfPoint, kw_only=True):
     """Restore a recovery point. A stored /a/b lands at DIR/a/b."""
 
     to: Annotated[Path | None, Option(metavar="DIR", help="The folder to restore into; it must exist.")] = None
@@ -242,19 +227,14 @@ class RestoreOptions(_OfPoint):
         Path | None,
         Option(metavar="FILE", help="Restore into what this JSON file describes: a bucket, a database, a program."),
     ] = None
-    include: Annotated[list[str], Option(metavar="PATTERN", help="Only what matches; may be repeated.")] = field(
-        default_factory=list
-    )
-    exclude: Annotated[list[str], Option(metavar="PATTERN", help="Not what matches; may be repeated.")] = field(
-        default_factory=list
-    )
+    include: Annotated[list[str], Option(metavar="PATTERN", help="Only what matches; may be repeated.")] = []
+    exclude: Annotated[list[str], Option(metavar="PATTERN", help="Not what matches; may be repeated.")] = []
     same_name: Annotated[SameName, Option(help="What to do with a file that is there already.")] = SameName.SKIP
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would be written, and write nothing.")] = False
     workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None
 
 
-@dataclass(kw_only=True)
-class PruneOptions(Opening):
+class PruneOptions(Opening, kw_only=True):
     """Delete the packs that no recovery point needs."""
 
     source: Annotated[
@@ -265,13 +245,11 @@ class PruneOptions(Opening):
     workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None
 
 
-@dataclass(kw_only=True)
-class KeysOptions(Opening):
+class KeysOptions(Opening, kw_only=True):
     """List the keys that open a vault."""
 
 
-@dataclass(kw_only=True)
-class KeyRotateOptions(Opening):
+class KeyRotateOptions(Opening, kw_only=True):
     """Change the keys that open a vault; no data is rewritten.
 
     The key at hand is wrapped anew and stays, all others stay but those that are revoked.
@@ -293,33 +271,29 @@ class KeyRotateOptions(Opening):
     add_key_secret: Annotated[str, Option("--add-key-secret", envvar="BACKUPSITE_ADD_KEY_SECRET", hidden=True)] = ""
     revoke: Annotated[
         list[str], Option(metavar="KEY_ID", help="Let this key open the vault no more; may be repeated.")
-    ] = field(default_factory=list)
+    ] = []
     new_recovery_key: Annotated[
         bool, Option("--new-recovery-key", help="Print a new recovery key, and revoke the ones before.")
     ] = False
     new_data_key: Annotated[bool, Option("--new-data-key", help="Encrypt with another data key from now on.")] = False
 
 
-@dataclass(kw_only=True)
-class KeyProveOptions(Opening):
+class KeyProveOptions(Opening, kw_only=True):
     """Prove that a recovery key, or shares of it, open a vault; nothing is changed."""
 
 
-@dataclass(kw_only=True)
-class KeySplitOptions(Opening):
+class KeySplitOptions(Opening, kw_only=True):
     """Print shares of a vault's recovery key: any --needed of them are the key, fewer are nothing."""
 
     shares: Annotated[int, Option(help="How many shares to make, 2 to 16.")]
     needed: Annotated[int, Option(help="How many of them open the vault, 2 or more.")]
 
 
-@dataclass(kw_only=True)
-class KeyJoinOptions(Opening):
+class KeyJoinOptions(Opening, kw_only=True):
     """Print the recovery key that shares of it make (--shares-file)."""
 
 
-@dataclass(kw_only=True)
-class KeyNewOptions:
+class KeyNewOptions(Struct, kw_only=True):
     """Put a new service key first into a key file; the ones in it stay, and go on opening vaults."""
 
     path: Annotated[Path, Argument(metavar="FILE", help="The key file; it is made if it isn't there.")]
@@ -329,8 +303,7 @@ class KeyNewOptions:
     ] = False
 
 
-@dataclass(kw_only=True)
-class LockOptions(Opening):
+class LockOptions(Opening, kw_only=True):
     """Show a vault's lock; with --days, lock every recovery point against deletion by anybody. It can't be undone."""
 
     days: Annotated[int | None, Option(help="Lock points for so many days from their end; only ever more.")] = None
@@ -338,24 +311,20 @@ class LockOptions(Opening):
     workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None
 
 
-@dataclass(kw_only=True)
-class AuditOptions(Opening):
+class AuditOptions(Opening, kw_only=True):
     """Prove that what is locked stays locked, and undo what was hidden or covered behind the vault's back."""
 
     workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None
 
 
-@dataclass(kw_only=True)
-class ExpireOptions(Opening):
+class ExpireOptions(Opening, kw_only=True):
     """Let go of the recovery points that no rule keeps. Any rule that keeps a point keeps it.
 
     Without a rule, each point stays for the retention that it was made with. With rules that count, days alone keep
     only what --keep-days says.
     """
 
-    series: Annotated[list[str], Option(help="Only this series; may be repeated. Default: all.")] = field(
-        default_factory=list
-    )
+    series: Annotated[list[str], Option(help="Only this series; may be repeated. Default: all.")] = []
     keep_days: Annotated[int | None, Option(metavar="N", help="Keep points for N days from their completion.")] = None
     keep_last: Annotated[int, Option(metavar="N", help="Keep the newest N points of a series.")] = 0
     keep_daily: Annotated[int, Option(metavar="N", help="Keep the first point of each of the last N days.")] = 0
@@ -372,8 +341,7 @@ class ExpireOptions(Opening):
     ] = False
 
 
-@dataclass(kw_only=True)
-class DeleteOptions(Opening):
+class DeleteOptions(Opening, kw_only=True):
     """Delete recovery points for good, whatever the rules say. Held and locked ones stay."""
 
     points: Annotated[list[str], Argument(metavar="POINT...", help="Ids, their beginnings, or SERIES/ID.")]
@@ -385,25 +353,21 @@ class DeleteOptions(Opening):
     ] = False
 
 
-@dataclass(kw_only=True)
-class HoldOptions(_OfPoint):
+class HoldOptions(_OfPoint, kw_only=True):
     """Keep a recovery point from every expiry and deletion until it is released."""
 
     reason: Annotated[str, Option(metavar="TEXT", help="Why, for whoever wants to release it.")] = ""
 
 
-@dataclass(kw_only=True)
-class ReleaseOptions(_OfPoint):
+class ReleaseOptions(_OfPoint, kw_only=True):
     """Take all holds of a recovery point away."""
 
 
-@dataclass(kw_only=True)
-class HoldsOptions(Opening):
+class HoldsOptions(Opening, kw_only=True):
     """List the recovery points that are held."""
 
 
-@dataclass(kw_only=True)
-class CompactOptions(Opening):
+class CompactOptions(Opening, kw_only=True):
     """Free the space of what no point needs inside packs that points need; prune deletes the old packs."""
 
     dead_share: Annotated[
@@ -414,8 +378,7 @@ class CompactOptions(Opening):
     workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None
 
 
-@dataclass(kw_only=True)
-class EraseOptions(Opening):
+class EraseOptions(Opening, kw_only=True):
     """Delete a whole vault, keys and all. Nothing goes while a lock protects a point."""
 
     vault_id: Annotated[str, Option(metavar="ID", help="The id of the vault that is meant; told without it.")] = ""

@@ -1,6 +1,5 @@
 """What the commands of replication take. The classes are the commands' signatures; their docstrings are the help."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +10,7 @@ from engine.cli.options import Common, Opening
 _FROM = 'The vault that is followed: a folder, or a JSON file {"url": "s3://bucket/prefix", "endpoint": ..., ...}.'
 
 
-@dataclass(kw_only=True)
-class LinkOptions(Common):
+class LinkOptions(Common, kw_only=True):
     """Make VAULT an empty replica of another vault. Its key file is made when it does not exist.
 
     A replica opens with a key of its own, and with the recovery key of the vault that it follows. It takes no backups.
@@ -28,16 +26,14 @@ class LinkOptions(Common):
     ]
 
 
-@dataclass(kw_only=True)
-class ReplicateOptions(Opening):
+class ReplicateOptions(Opening, kw_only=True):
     """Bring the points that a replica lacks, and heal what either vault has found damaged from the other."""
 
     source: Annotated[str, Option("--from", metavar="PLACE", help=_FROM)]
     workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None
 
 
-@dataclass(kw_only=True)
-class UnlinkOptions(Opening):
+class UnlinkOptions(Opening, kw_only=True):
     """End replication into VAULT for good. Its points stay, and from then on it is pruned and expired by itself."""
 
     confirm: Annotated[bool, Option("--confirm", help="It can't be resumed: I am sure.")] = False
