@@ -69,11 +69,14 @@ class Splitter:
     def ends(self, path: bytes) -> bool:
         """Count one more row and say whether the block ends after it."""
         self._rows += 1
-        rows = self._rows
-        if rows >= BLOCK_ROWS_MAX or (rows >= BLOCK_ROWS_MIN and not zlib.crc32(path, self._seed) & _END_MASK):
+        if self._rows >= BLOCK_ROWS_MIN and self.is_end(self._rows, path):
             self._rows = 0
             return True
         return False
+
+    def is_end(self, rows: int, path: bytes) -> bool:
+        """Say whether a block that has `rows` rows, at least BLOCK_ROWS_MIN, ends with this one."""
+        return rows >= BLOCK_ROWS_MAX or not zlib.crc32(path, self._seed) & _END_MASK
 
     def restart(self) -> None:
         """Begin a new block with the next row."""

@@ -23,9 +23,6 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 
-from pathspec.patterns.gitignore.base import GitIgnorePatternError
-from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
-
 from engine.errors import EngineError
 
 _FOLDER_OR_END = "(?:(?P<ps_d>/)|$)"
@@ -69,6 +66,10 @@ def _anchored(pattern: str) -> str:
 
 def _expression(pattern: str) -> tuple[bool, str]:
     """Return (adds, regular expression) of a pattern, to be matched at the start of a path without leading slash."""
+    # Loaded where there are patterns: most runs have none, and start sooner.
+    from pathspec.patterns.gitignore.base import GitIgnorePatternError
+    from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
+
     try:
         compiled = GitIgnoreSpecPattern(_anchored(pattern))
     except GitIgnorePatternError as error:

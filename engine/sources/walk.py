@@ -13,7 +13,9 @@ from engine.sources.roots import GONE, device_of, went_away
 
 # Open folders on the way down; above that many the outermost are closed and found again by "..".
 _OPEN_FOLDERS = 64
+# Asked for once for each of millions of entries: a member of an enumeration takes longer to look up.
 _DIRECTORY = Kind.DIRECTORY.value
+_SKIP, _LOOK = Verdict.SKIP, Verdict.LOOK
 
 
 class Folder:
@@ -30,9 +32,13 @@ class Folder:
         self.verdict = verdict
         self.device = device
         self.single = bool(name)
-        names = [name] if name else [os.fsencode(listed) for listed in os.listdir(fd)]
-        names.sort()
-        self.names = iter(names)
+        self.names = iter([name] if name else listed(fd))
+
+
+def listed(folder: int) -> list[bytes]:
+    """Return the names in an open folder, sorted."""
+    names = os.listdir(folder)
+    return sorted(os.fsencode("\0".join(names)).split(b"\0")) if names else []
 
 
 class WalkOptions(NamedTuple):
@@ -124,11 +130,11 @@ class Walk:
         last_device, ordinal = -1, 0
         while stack:
             folder = stack[-1]
-            prefix, verdict = folder.prefix, folder.verdict
+            prefix, verdict, fd, device = folder.prefix, folder.verdict, folder.fd, folder.device
             for name in folder.names:
                 path = prefix + name
                 try:
-                    status = stat(name, dir_fd=folder.fd, follow_symlinks=False)
+                    status = stat(name, dir_fd=fd, follow_symlinks=False)
                 except OSError as error:
                     yield problem_of(path, error)
                     continue
@@ -139,17 +145,17 @@ class Walk:
                 if selection is not None:
                     is_folder = entry is not None and entry.kind == _DIRECTORY
                     verdict = selection.step(folder.verdict, path, folder=is_folder, root=folder.single)
-                    if verdict is Verdict.SKIP:
+                    if verdict is _SKIP:
                         self.excluded += 1
                         continue
                     yield from self._leading_to(path, verdict)
                 if entry is None:
                     yield Problem(path, "socket", "sockets are not backed up", lost=False)
                     continue
-                elsewhere = last_device != folder.device and self._is_left_out(last_device, path)
-                if verdict is Verdict.LOOK:
+                elsewhere = last_device != device and self._is_left_out(last_device, path)
+                if verdict is _LOOK:
                     self._pending.append(entry)
-                elif entry.kind == _DIRECTORY or not elsewhere:
+                elif not elsewhere or entry.kind == _DIRECTORY:
                     yield entry
                 if elsewhere:
                     yield Problem(path, "other-file-system", "another file system is mounted here", lost=False)

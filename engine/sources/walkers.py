@@ -10,7 +10,7 @@ from engine.beneath import FOLDER, open_beneath
 from engine.entries import Entry, Problem, sort_key
 from engine.patterns import Verdict
 from engine.sources.ahead import Ahead, Loaded, Wish
-from engine.sources.walk import Folder, Walk
+from engine.sources.walk import Folder, Walk, listed
 
 _BATCH = 32
 
@@ -83,7 +83,7 @@ class WideWalk(Walk):
         try:
             cost = 0
             if names is None:
-                names = sorted(os.fsencode(listed) for listed in os.listdir(folder))
+                names = listed(folder)
                 cost = len(names)
             part = _Part(names, [_status(folder, name) for name in names[at : at + _BATCH]])
         finally:

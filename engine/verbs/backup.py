@@ -11,7 +11,7 @@ from engine.chunker import PART_BYTES
 from engine.entries import Entry, Kind, Problem
 from engine.errors import EngineError, Superseded
 from engine.ids import new_ulid
-from engine.listing import Block, Splitter
+from engine.listing import BLOCK_ROWS_MIN, Block, Splitter
 from engine.locks import extend_point, lock_until, read_policy
 from engine.point import PROBLEMS_KEPT, Body, Root, Stats, encode_root
 from engine.progress import Progress
@@ -459,7 +459,7 @@ def _blocks(source: Source, seed: int) -> Iterator[tuple[list[Entry], list[Probl
             problems.append(entry)
             continue
         rows.append(entry)
-        if splitter.ends(entry.path):
+        if len(rows) >= BLOCK_ROWS_MIN and splitter.is_end(len(rows), entry.path):
             yield rows, problems
             rows, problems = [], []
     if rows or problems:
