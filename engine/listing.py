@@ -14,7 +14,7 @@ BLOCK_ROWS_MAX rows; so an inserted folder shifts nothing behind it.
 """
 
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -69,14 +69,11 @@ class Splitter:
     def ends(self, path: bytes) -> bool:
         """Count one more row and say whether the block ends after it."""
         self._rows += 1
-        if self._rows >= BLOCK_ROWS_MIN and self.is_end(self._rows, path):
+        rows = self._rows
+        if rows >= BLOCK_ROWS_MAX or (rows >= BLOCK_ROWS_MIN and not zlib.crc32(path, self._seed) & _END_MASK):
             self._rows = 0
             return True
         return False
-
-    def is_end(self, rows: int, path: bytes) -> bool:
-        """Say whether a block that has `rows` rows, at least BLOCK_ROWS_MIN, ends with this one."""
-        return rows >= BLOCK_ROWS_MAX or not zlib.crc32(path, self._seed) & _END_MASK
 
     def restart(self) -> None:
         """Begin a new block with the next row."""
@@ -221,17 +218,21 @@ class BlockBuilder:
         self._ident, self._store = ident, store
         self._rows: list[Entry] = []
 
-    def add(self, entry: Entry) -> tuple[Block, list[Entry]] | None:
-        """Take one entry; return the block (packs not set yet) and its rows when it ends one."""
-        self._rows.append(entry)
-        return self.flush() if self._splitter.ends(entry.path) else None
+    def add(self, entries: list[Entry]) -> Iterator[tuple[Block, list[Entry]]]:
+        """Take entries; yield each block that they end (packs not set yet) and its rows."""
+        ends = self._splitter.ends
+        for entry in entries:
+            self._rows.append(entry)
+            if ends(entry.path):
+                yield self._end()
 
     def flush(self) -> tuple[Block, list[Entry]] | None:
         """End the current block, if any."""
-        rows, self._rows = self._rows, []
         self._splitter.restart()
-        if not rows:
-            return None
+        return self._end() if self._rows else None
+
+    def _end(self) -> tuple[Block, list[Entry]]:
+        rows, self._rows = self._rows, []
         encoded = (names_group(rows), statics_group(rows), volatile_group(rows), extents_group(rows))
         groups = [self._keep(data) for data in encoded]
         newest = max(max(row.mtime_ns, row.ctime_ns) for row in rows)

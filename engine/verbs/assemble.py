@@ -1,10 +1,11 @@
 """Turn the results of a backup, in listing order, into blocks and a root: the end of a backup."""
 
 from collections.abc import Iterable
+from operator import lt
 
 import msgspec
 
-from engine.entries import Entry
+from engine.entries import Entry, sort_key
 from engine.index import encode_segment
 from engine.keys import ID_BYTES
 from engine.listing import Block, BlockBuilder
@@ -32,13 +33,15 @@ class Listing:
         self._last = b""
         self.bytes_stored = 0
 
-    def add(self, entry: Entry) -> None:
-        """Take the next entry."""
-        key = entry.sort_key
-        if key <= self._last:
-            raise AssertionError(f"entries out of order at {entry.path!r}")
-        self._last = key
-        self._take(self._builder.add(entry))
+    def add(self, rows: list[Entry]) -> None:
+        """Take the next entries."""
+        keys = [self._last, *(sort_key(row.path) for row in rows)]
+        if not all(map(lt, keys, keys[1:])):
+            wrong = next(row for row, before, key in zip(rows, keys, keys[1:], strict=False) if key <= before)
+            raise AssertionError(f"entries out of order at {wrong.path!r}")
+        self._last = keys[-1]
+        for ended in self._builder.add(rows):
+            self._take(ended)
 
     def carry(self, block: Block) -> None:
         """Take a whole block of the parent unread."""

@@ -11,7 +11,7 @@ from engine.chunker import PART_BYTES
 from engine.entries import Entry, Kind, Problem
 from engine.errors import EngineError, Superseded
 from engine.ids import new_ulid
-from engine.listing import BLOCK_ROWS_MIN, Block, Splitter
+from engine.listing import Block, Splitter
 from engine.locks import extend_point, lock_until, read_policy
 from engine.point import PROBLEMS_KEPT, Body, Root, Stats, encode_root
 from engine.progress import Progress
@@ -27,6 +27,7 @@ UNIT_BYTES = 64 << 20
 UNIT_FILES = 5_000
 UNIT_ROWS = 100_000
 UNIT_BLOCKS = 2_000
+_FILE = Kind.FILE.value
 PARENTS = 3  # so many of the newest points are kept from expiry: the newest that can be read becomes the parent
 
 
@@ -333,16 +334,12 @@ class _Gathered:
             self._take_part(result)
             return
         self._end_part()
-        carried = iter([*result.carried, None])
-        following = next(carried)
-        for number, row in enumerate(result.rows):
-            while following is not None and following.before == number:
-                self._carry(following.block)
-                following = next(carried)
-            self._add(row)
-        while following is not None:
-            self._carry(following.block)
-            following = next(carried)
+        done = 0
+        for carried in result.carried:
+            self._add(result.rows[done : carried.before])
+            self._carry(carried.block)
+            done = carried.before
+        self._add(result.rows[done:])
 
     def close(self) -> None:
         """Store the rest of the listing."""
@@ -428,15 +425,15 @@ class _Gathered:
     def _end_part(self) -> None:
         part, self._part = self._part, None
         if part is not None:
-            self._add(part)
+            self._add([part])
 
-    def _add(self, row: Entry) -> None:
+    def _add(self, rows: list[Entry]) -> None:
         assert self._listing is not None
-        self._stats.entries += 1
-        if row.kind == Kind.FILE:
-            self._stats.files += 1
-            self._stats.bytes += row.size
-        self._listing.add(row)
+        sizes = [row.size for row in rows if row.kind == _FILE]
+        self._stats.entries += len(rows)
+        self._stats.files += len(sizes)
+        self._stats.bytes += sum(sizes)
+        self._listing.add(rows)
 
     def _carry(self, block: Block) -> None:
         assert self._listing is not None
@@ -459,7 +456,7 @@ def _blocks(source: Source, seed: int) -> Iterator[tuple[list[Entry], list[Probl
             problems.append(entry)
             continue
         rows.append(entry)
-        if len(rows) >= BLOCK_ROWS_MIN and splitter.is_end(len(rows), entry.path):
+        if splitter.ends(entry.path):
             yield rows, problems
             rows, problems = [], []
     if rows or problems:

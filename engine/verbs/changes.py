@@ -3,6 +3,7 @@
 import bisect
 from collections import Counter
 from collections.abc import Iterator
+from operator import and_, ne
 
 from engine.entries import Entry, Kind, sort_key
 from engine.errors import IntegrityError
@@ -13,6 +14,7 @@ from engine.point import Root
 from engine.vault import Vault, read_block
 
 RACY_NS = 2_000_000_000
+_FILE = Kind.FILE.value
 
 
 class Tally:
@@ -38,15 +40,19 @@ class Tally:
         self._counts["entries_new"] += len(rows)
         self._counts["files_new"] += sum(row.kind == Kind.FILE for row in rows)
 
-    def row(self, row: Entry, old: Entry | None) -> None:
-        """Count a row and what the parent holds in its place."""
-        is_file = row.kind == Kind.FILE
-        was_file = old is not None and old.kind == Kind.FILE
-        word = "new" if old is None else "unchanged" if _same(row, old) else "changed"
-        self._counts[f"entries_{word}"] += 1
-        if is_file:
-            self._counts[f"files_{word if was_file else 'new'}"] += 1
-        self._meet(old is not None, is_file and was_file)
+    def rows(self, rows: list[Entry], olds: list[Entry | None], same: list[bool]) -> None:
+        """Count rows, what the parent holds in place of each, and whether that is the same."""
+        are_files = [row.kind == _FILE for row in rows]
+        were_files = [old is not None and old.kind == _FILE for old in olds]
+        unchanged, files_unchanged = sum(same), sum(map(and_, same, are_files))
+        met, files_met = len(olds) - olds.count(None), sum(map(and_, are_files, were_files))
+        self._counts["entries_new"] += len(rows) - met
+        self._counts["entries_changed"] += met - unchanged
+        self._counts["entries_unchanged"] += unchanged
+        self._counts["files_new"] += sum(are_files) - files_met
+        self._counts["files_changed"] += files_met - files_unchanged
+        self._counts["files_unchanged"] += files_unchanged
+        self._meet(met, files_met)
 
     def unreadable(self, block: Block) -> None:
         """Count nothing of a damaged block as deleted; what the walk finds of it counts as new."""
@@ -62,9 +68,10 @@ class Tally:
         self._met[1] += files
 
 
-def _same(new: Entry, old: Entry) -> bool:
+def _same(new: Entry, old: Entry | None) -> bool:
     return (
-        new.mtime_ns == old.mtime_ns
+        old is not None
+        and new.mtime_ns == old.mtime_ns
         and new.size == old.size
         and new.ctime_ns == old.ctime_ns
         and new.inode == old.inode
@@ -108,20 +115,22 @@ class Parent:
         self._tally.same(block)
         return block
 
-    def compare(self, rows: list[Entry]) -> list[Entry | None]:
-        """Return what the parent holds in place of each row, and count it."""
-        found = [self._find(row) for row in rows]
-        for row, old in zip(rows, found, strict=True):
-            self._tally.row(row, old)
-        return found
+    def compare(self, rows: list[Entry]) -> tuple[list[Entry | None], list[bool]]:
+        """Return what the parent holds in place of each row, and whether it is the same; count them."""
+        olds = self._aligned(rows) or [self._find(row) for row in rows]
+        same = list(map(_same, rows, olds))
+        self._tally.rows(rows, olds, same)
+        return olds, same
 
     def carry(self, rows: list[Entry]) -> list[bool]:
         """Put the parent's version in place of every unchanged row; say for each row whether it was.
 
         An entry whose chunks the index can't give to this session (condemned, or a damaged index) counts as changed.
         """
+        racy_ns = self._racy_ns
         kept = [
-            old if old and self._is_kept(row, old) else None for row, old in zip(rows, self.compare(rows), strict=True)
+            old if is_same and new.mtime_ns < racy_ns and new.ctime_ns < racy_ns else None
+            for new, old, is_same in zip(rows, *self.compare(rows), strict=True)
         ]
         ids = extent_ids([old for old in kept if old is not None])
         known = iter(self._index.known(ids).tolist())
@@ -130,19 +139,33 @@ class Parent:
                 continue
             held = [next(known) for extent in old.extents if extent.id]
             if all(held):
+                new = rows[number]
+                old.links, old.device = new.links, new.device
                 rows[number] = old
             else:
                 kept[number] = None
         return [old is not None for old in kept]
 
+    def _aligned(self, rows: list[Entry]) -> list[Entry | None]:
+        """Return the entries of the parent's block that has the same paths as these rows, none when no block has."""
+        number = bisect.bisect_left(self._firsts, rows[0].sort_key)
+        if number == len(self._blocks) or self._blocks[number].first != rows[0].path:
+            return []
+        entries = self._block(number)
+        if len(entries) != len(rows) or any(map(ne, entries, [row.path for row in rows])):
+            return []
+        return list(entries.values())
+
     def _find(self, entry: Entry) -> Entry | None:
         number = bisect.bisect_right(self._firsts, entry.sort_key) - 1
-        if number < 0:
-            return None
+        return self._block(number).get(entry.path) if number >= 0 else None
+
+    def _block(self, number: int) -> dict[bytes, Entry]:
+        """Return a block's entries by their paths, in order."""
         if number != self._current:
             self._entries = self._read(number)
             self._current = number
-        return self._entries.get(entry.path)
+        return self._entries
 
     def _read(self, number: int) -> dict[bytes, Entry]:
         """Return a block's entries, none when it is damaged or gone: then everything in it is read and stored again."""
@@ -151,12 +174,6 @@ class Parent:
         except IntegrityError:
             self._tally.unreadable(self._blocks[number])
             return {}
-
-    def _is_kept(self, new: Entry, old: Entry) -> bool:
-        if not (_same(new, old) and new.mtime_ns < self._racy_ns and new.ctime_ns < self._racy_ns):
-            return False
-        old.links, old.device = new.links, new.device
-        return True
 
 
 def extent_ids(rows: list[Entry]) -> list[bytes]:

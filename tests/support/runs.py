@@ -129,9 +129,7 @@ def forged_point(bench: Bench, rows: list[tuple[Entry, bytes]]) -> PointName:
             ident = vault.keys.chunk_id(content)
             data.add(ident, content)
             entry.extents = [Extent(ident[:ID_BYTES], len(content))]
-        ended = builder.add(entry)
-        if ended is not None:
-            blocks.append(ended[0])
+        blocks += [block for block, _ in builder.add([entry])]
     ended = builder.flush()
     if ended is not None:
         blocks.append(ended[0])
