@@ -103,12 +103,16 @@ class VaultAdmin(ReplicationAdmin):
     search_fields = ["name"]
     actions_detail: ClassVar = [
         {"title": "Keys", "icon": "key", "items": ["prove_recovery_key", "replace_recovery_key", "rotate_keys"]},
-        {"title": "Second region", "icon": "cloud_sync", "items": ["replicate", "stop_replication"]},
+        {
+            "title": "Second region",
+            "icon": "cloud_sync",
+            "items": ["replicate", "limit_replication", "stop_replication"],
+        },
         {"title": "Lock, delete", "icon": "lock_clock", "items": ["make_immutable", "request_deletion"]},
     ]
     shown: ClassVar = [
         "status", "locked", "retention", "key", "recovery_told", "points_shown", "stored_shown",
-        "held_shown", "redundancy", "replicated",
+        "held_shown", "redundancy", "replicated", "paced",
         "coverage", "verified", "damaged", "work", "export", "deletion",
     ]  # fmt: skip
 
@@ -135,7 +139,7 @@ class VaultAdmin(ReplicationAdmin):
             ("Immutability", {"fields": ["locked", "retention"]}),
             ("Keys", {"fields": ["key", "recovery_told"]}),
             ("Content", {"fields": ["points_shown", "stored_shown", "held_shown", "redundancy"]}),
-            ("Second region", {"fields": ["replicated"]}),
+            ("Second region", {"fields": ["replicated", "paced"]}),
             ("Proof", {"fields": ["coverage", "verified", "damaged"]}),
             ("Upkeep", {"fields": ["work", "export"]}),
         ]

@@ -57,7 +57,7 @@ def start(
     ValidationError, and what making a vault raises. Crash: leaves at most an empty replica in the store; asking again
     goes on with it.
     """
-    keeps_to = _limits(limits or {})
+    keeps_to = complete_limits(limits or {})
     _check_source(source)
     _check_target(source, target)
     new = target._state.adding
@@ -129,7 +129,8 @@ def _check_target(source: Vault, target: Vault) -> None:
         )
 
 
-def _limits(wanted: dict[str, Any]) -> dict[str, Any]:
+def complete_limits(wanted: dict[str, Any]) -> dict[str, Any]:
+    """Return limits as a link keeps them. Raises ValidationError with what to change, by "limits.<field>"."""
     found = checked("limits", ReplicationLimitsSerializer, wanted)
     return dict(ReplicationLimitsSerializer(found).data)
 
@@ -139,7 +140,7 @@ def limit(link: ReplicationLink, wanted: dict[str, Any], *, actor: Actor, now: d
 
     Raises NotReplicated, ValidationError with what to change by "limits.<field>".
     """
-    was, link.limits = link.limits, _limits(wanted)
+    was, link.limits = link.limits, complete_limits(wanted)
     with transaction.atomic():
         if not ReplicationLink.objects.active().filter(pk=link.pk).update(limits=link.limits):
             raise NotReplicated(f"The replication to {link.target} has ended: there is nothing to limit any more.")
