@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from engine.codec import Compressor
 from engine.errors import IntegrityError, MissingObject, NotFound, ShortRead
@@ -24,6 +25,8 @@ from engine.storage.port import Storage
 
 SLOTS_KEPT_BYTES = 32 << 20
 _TAIL_BYTES = 64 << 10
+
+Plain = TypeVar("Plain", bytes, memoryview)
 
 
 class Fetcher:
@@ -104,8 +107,8 @@ def open_slot(zstd: Compressor, cipher: Cipher, place: Place, stored: bytes | me
         raise IntegrityError(f"{place.head.key}: slot {place.slot} is damaged") from error
 
 
-def cut_chunk(keys: Keys, slot: bytes, ident: bytes, place: Place) -> bytes:
-    """Return the chunk inside a plain slot after re-deriving its id (engine invariant 10)."""
+def cut_chunk(keys: Keys, slot: Plain, ident: bytes, place: Place) -> Plain:
+    """Return the chunk inside a plain slot, a view of a view, after re-deriving its id (engine invariant 10)."""
     data = slot[place.offset : place.offset + place.length] if place.length != len(slot) else slot
     if keys.chunk_id(data)[: len(ident)] != ident:
         raise IntegrityError(f"{place.head.key}: a chunk is not what its id says")

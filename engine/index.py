@@ -23,7 +23,7 @@ import mmap
 import os
 import secrets
 import struct
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,14 +113,14 @@ class Segment:
         """Answer no more with chunks of these packs."""
         self.usable = np.array([head.name not in names for head in self.heads], bool)
 
-    def place(self, row: int) -> Place:
-        """Return the place in one row."""
-        c = self.columns
-        slot = int(c["slot"][row])
-        return Place(
-            self.heads[int(c["pack"][row])], slot & ~_RAW, bool(slot & _RAW), int(c["at"][row]),
-            int(c["stored"][row]), int(c["offset"][row]), int(c["length"][row]),
-        )  # fmt: skip
+    def places(self, rows: np.ndarray) -> Iterator[Place]:
+        """Yield the places in these rows."""
+        pack, slot, at, stored, offset, length = (
+            self.columns[name][rows] for name in ("pack", "slot", "at", "stored", "offset", "length")
+        )
+        heads = map(self.heads.__getitem__, pack.tolist())
+        numbers, raw = (slot & ~np.uint16(_RAW)).tolist(), (slot >= _RAW).tolist()
+        return map(Place, heads, numbers, raw, at.tolist(), stored.tolist(), offset.tolist(), length.tolist())
 
     def search(self, high: np.ndarray, low: np.ndarray, usable: np.ndarray) -> np.ndarray:
         """Return for each id the row of a usable pack, -1 where there is none."""
@@ -332,10 +332,12 @@ class Index:
     def places(self, ids: Sequence[bytes], *, within: set[str] | None = None) -> list[Place | None]:
         """Return where each chunk lies, None where it is unknown."""
         found = self.find(ids, within=within)
-        return [
-            self._order[s].place(r) if s >= 0 else None
-            for s, r in zip(found.segment.tolist(), found.row.tolist(), strict=True)
-        ]
+        answer: list[Place | None] = [None] * len(ids)
+        for number in np.unique(found.segment[found.segment >= 0]):
+            asked = np.flatnonzero(found.segment == number)
+            for i, place in zip(asked.tolist(), self._order[number].places(found.row[asked]), strict=True):
+                answer[i] = place
+        return answer
 
     def adopt(self, segments: Iterable[Segment]) -> None:
         """Use segments that are stored nowhere."""

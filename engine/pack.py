@@ -117,7 +117,7 @@ class Cipher:
         """Return the slot's content, still compressed. Raises IntegrityError."""
         nonce = slot.to_bytes(12, "big") if slot != _FOOTER_SLOT else _FOOTER_NONCE
         try:
-            return self._aead.decrypt(nonce, bytes(data), self._digest + slot.to_bytes(4, "big"))
+            return self._aead.decrypt(nonce, data, self._digest + slot.to_bytes(4, "big"))
         except (InvalidTag, ValueError):
             raise IntegrityError("a slot of a pack fails its authentication") from None
 

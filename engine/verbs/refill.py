@@ -1,8 +1,9 @@
 """Write the content of files back, reading each slot of the vault once: the work of a restore."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
 from typing import NamedTuple
 
 from engine import halt
@@ -24,37 +25,45 @@ _RANGE_BYTES = 16 << 20
 _AHEAD = 3
 
 
-class _Use(NamedTuple):
-    """One place in a file that a chunk goes to."""
-
-    file: int
-    offset: int
-    ident: bytes
-    place: Place
-
-
-class _Range(NamedTuple):
-    """A run of one pack, read at once; `uses` sorted by slot."""
-
-    head: Head
-    offset: int
-    length: int
-    uses: list[_Use]
-
-
 class _Filling:
-    """A file on its way: small ones gather in memory, large ones are written aside piece by piece."""
+    """A file on its way: small ones gather in memory, large ones are written aside piece by piece.
+
+    `left` counts the chunks that are still to come.
+    """
+
+    __slots__ = ("entry", "failed", "left", "whole", "writer")
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
-        self.left = sum(1 for extent in entry.extents if extent.id)
+        self.left = 0
         self.failed = False
         self.whole: bytearray | None = None
         self.writer: Writer | None = None
 
-    @property
-    def has_holes(self) -> bool:
-        return any(not extent.id for extent in self.entry.extents)
+
+class _Use(NamedTuple):
+    """One place in a file that a chunk goes to."""
+
+    filling: _Filling
+    offset: int
+    extent: Extent
+
+
+class _Range:
+    """A run of one pack, read at once; `uses` sorted by slot."""
+
+    def __init__(self, first: Place) -> None:
+        self.head, self.offset, self.length = first.head, first.slot_at, first.slot_stored
+        self.uses: list[tuple[_Use, Place]] = []
+
+    def takes(self, place: Place) -> bool:
+        """Grow to hold this place, which comes behind all others; say no where another reading is better."""
+        length = max(self.length, place.slot_at + place.slot_stored - self.offset)
+        near = place.slot_at <= self.offset + self.length + _GAP_BYTES and length <= _RANGE_BYTES
+        if near and place.head.name == self.head.name:
+            self.length = length
+            return True
+        return False
 
 
 class Refill:
@@ -71,6 +80,7 @@ class Refill:
         self.problems: list[Problem] = []
         self.damaged: set[str] = set()
         self.bytes = 0
+        self._ended = self._ended_bytes = 0
 
     def write(self, files: list[Entry]) -> list[Entry]:
         """Write all of these files; return those that are there now. Raises transient storage errors only."""
@@ -79,19 +89,20 @@ class Refill:
         fillings = [_Filling(entry) for entry in files]
         done: list[Entry] = []
         try:
+            uses = self._uses(fillings)
             for filling in fillings:
-                if filling.entry.size != sum(extent.length for extent in filling.entry.extents):
-                    self._fail(filling, "damaged", "its listing contradicts itself")
-                elif not filling.left:
+                if not filling.left and not filling.failed:
                     self._settle(filling, self._write_empty(filling), done)
             with halt.threads(_AHEAD, "read") as executor:
-                for part, stored in self._read_ahead(executor, self._ranges(fillings)):
-                    self._fill_range(part, stored, fillings, done)
+                for part, stored in self._read_ahead(executor, self._ranges(uses)):
+                    self._fill_range(part, stored, done)
+                    self._count()
                     self._progress.check()
         finally:
             for filling in fillings:
                 if filling.writer is not None:
                     filling.writer.abort()
+        self._count()
         return done
 
     def _pour(self, files: list[Entry]) -> list[Entry]:
@@ -103,46 +114,41 @@ class Refill:
             self.damaged |= pour.damaged
             self.bytes += pour.bytes
 
-    def _ranges(self, fillings: list[_Filling]) -> list[_Range]:
-        """Return what to read, ordered by pack and offset, neighbours merged."""
+    def _uses(self, fillings: list[_Filling]) -> list[_Use]:
+        """Return all uses of chunks; a file whose listing contradicts itself becomes a problem."""
         uses: list[_Use] = []
-        wanted: list[tuple[int, int, Extent]] = []
-        for number, filling in enumerate(fillings):
-            offset = 0
+        for filling in fillings:
+            before, offset = len(uses), 0
             for extent in filling.entry.extents:
-                if extent.id and not filling.failed:
-                    wanted.append((number, offset, extent))
+                if extent.id:
+                    uses.append(_Use(filling, offset, extent))
                 offset += extent.length
-        for (number, offset, extent), place in zip(wanted, self._places(wanted, fillings), strict=True):
-            if place is not None and place.length != extent.length:
-                self._fail(fillings[number], "damaged", "its listing contradicts itself")
-            elif place is not None:
-                uses.append(_Use(number, offset, extent.id, place))
-        uses.sort(key=lambda use: (use.place.head.name, use.place.slot_at, use.place.offset))
-        ranges: list[_Range] = []
-        for use in uses:
-            place = use.place
-            end = place.slot_at + place.slot_stored
-            last = ranges[-1] if ranges else None
-            if (
-                last is not None
-                and last.head.name == place.head.name
-                and place.slot_at <= last.offset + last.length + _GAP_BYTES
-                and end - last.offset <= _RANGE_BYTES
-            ):
-                last.uses.append(use)
-                ranges[-1] = last._replace(length=max(last.length, end - last.offset))
-            else:
-                ranges.append(_Range(place.head, place.slot_at, place.slot_stored, [use]))
-        return ranges
+            filling.left = len(uses) - before
+            if offset != filling.entry.size:
+                del uses[before:]
+                self._fail(filling, "damaged", "its listing contradicts itself")
+        return uses
 
-    def _places(self, wanted: list[tuple[int, int, Extent]], fillings: list[_Filling]) -> list[Place | None]:
-        """Return where the chunks lie; a file with a chunk that is nowhere becomes a problem."""
-        found = self._fetcher.look([extent.id for _, _, extent in wanted])
-        for (number, _, extent), place in zip(wanted, found, strict=True):
+    def _ranges(self, uses: list[_Use]) -> list[_Range]:
+        """Return what to read, ordered by pack and offset, neighbours merged; what can't be read is a problem."""
+        order: list[tuple[str, int, int, int]] = []
+        places = self._fetcher.look([use.extent.id for use in uses])
+        for number, (use, place) in enumerate(zip(uses, places, strict=True)):
             if place is None:
-                self._fail(fillings[number], "damaged", nowhere(extent.id))
-        return found
+                self._fail(use.filling, "damaged", nowhere(use.extent.id))
+            elif place.length != use.extent.length:
+                self._fail(use.filling, "damaged", "its listing contradicts itself")
+            else:
+                order.append((place.head.name, place.slot_at, place.offset, number))
+        order.sort()
+        ranges: list[_Range] = []
+        for *_, number in order:
+            place = places[number]
+            assert place is not None
+            if not ranges or not ranges[-1].takes(place):
+                ranges.append(_Range(place))
+            ranges[-1].uses.append((uses[number], place))
+        return ranges
 
     def _read_ahead(
         self, executor: ThreadPoolExecutor, ranges: list[_Range]
@@ -155,64 +161,59 @@ class Refill:
         while flying:
             yield flying.popleft()
 
-    def _fill_range(self, part: _Range, stored: "Future[bytes]", fillings: list[_Filling], done: list[Entry]) -> None:
+    def _fill_range(self, part: _Range, stored: "Future[bytes]", done: list[Entry]) -> None:
         try:
             data = memoryview(stored.result())
             cipher = Cipher(self._keys, part.head.kind, part.head.epoch, part.head.salt)
         except IntegrityError as error:
-            self.damaged.add(part.head.key)
-            for use in part.uses:
-                self._fail(fillings[use.file], "damaged", str(error))
+            self._broken(part.head, (use for use, _ in part.uses), error)
             return
-        slot, slot_at, broken = b"", -1, ""
-        for use in part.uses:
-            place = use.place
-            if place.slot_at != slot_at:
-                slot_at, broken = place.slot_at, ""
-                at = place.slot_at - part.offset
-                try:
-                    slot = open_slot(self._zstd, cipher, place, data[at : at + place.slot_stored])
-                except IntegrityError as error:
-                    self.damaged.add(part.head.key)
-                    broken = str(error)
-            self._fill(use, slot, broken, fillings[use.file], done)
+        for slot_at, group in groupby(part.uses, key=lambda pair: pair[1].slot_at):
+            uses = list(group)
+            place = uses[0][1]
+            at = slot_at - part.offset
+            try:
+                slot = memoryview(open_slot(self._zstd, cipher, place, data[at : at + place.slot_stored]))
+            except IntegrityError as error:
+                self._broken(part.head, (use for use, _ in uses), error)
+                continue
+            for use, place in uses:
+                if not use.filling.failed:
+                    self._fill(use, slot, place, done)
 
-    def _fill(self, use: _Use, slot: bytes, broken: str, filling: _Filling, done: list[Entry]) -> None:
-        if filling.failed:
-            return
-        if broken:
-            self._fail(filling, "damaged", broken)
-            return
+    def _broken(self, head: Head, uses: Iterable[_Use], error: IntegrityError) -> None:
+        self.damaged.add(head.key)
+        for use in uses:
+            self._fail(use.filling, "damaged", str(error))
+
+    def _fill(self, use: _Use, slot: memoryview, place: Place, done: list[Entry]) -> None:
+        filling = use.filling
         try:
-            chunk = cut_chunk(self._keys, slot, use.ident, use.place)
+            problems = self._write(filling, cut_chunk(self._keys, slot, use.extent.id, place), use.offset)
         except IntegrityError as error:
             self._fail(filling, "damaged", str(error))
-            return
-        try:
-            problems = self._write(filling, chunk, use.offset)
         except UnsafePath as error:
             self._fail(filling, "unsafe-path", str(error))
-            return
         except OSError as error:
             self._fail(filling, "write-failed", error.strerror or str(error))
-            return
-        if problems is not None:
-            self._settle(filling, problems, done)
+        else:
+            if problems is not None:
+                self._settle(filling, problems, done)
 
-    def _write(self, filling: _Filling, chunk: bytes, offset: int) -> list[Problem] | None:
+    def _write(self, filling: _Filling, chunk: memoryview, offset: int) -> list[Problem] | None:
         """Put one chunk in its place; return the file's problems when it was the last."""
         entry = filling.entry
         filling.left -= 1
         if len(chunk) == entry.size:
             return self._target.write_small(entry, chunk)
-        if entry.size <= WHOLE_BYTES and not filling.has_holes:
+        if entry.size <= WHOLE_BYTES and (filling.whole or all(extent.id for extent in entry.extents)):
             if filling.whole is None:
                 filling.whole = bytearray(entry.size)
             filling.whole[offset : offset + len(chunk)] = chunk
             return self._target.write_small(entry, memoryview(filling.whole)) if not filling.left else None
         if filling.writer is None:
             filling.writer = self._target.create(entry)
-        filling.writer.write(memoryview(chunk), offset)
+        filling.writer.write(chunk, offset)
         if filling.left:
             return None
         writer, filling.writer = filling.writer, None
@@ -231,11 +232,14 @@ class Refill:
 
     def _settle(self, filling: _Filling, problems: list[Problem], done: list[Entry]) -> None:
         filling.whole = None
-        self.problems += problems
-        self._progress.add(entries=1, bytes=filling.entry.size)
-        if not any(problem.lost for problem in problems):
-            self.bytes += filling.entry.size
-            done.append(filling.entry)
+        self._ended += 1
+        self._ended_bytes += filling.entry.size
+        if problems:
+            self.problems += problems
+            if any(problem.lost for problem in problems):
+                return
+        self.bytes += filling.entry.size
+        done.append(filling.entry)
 
     def _fail(self, filling: _Filling, reason: str, detail: str) -> None:
         if filling.failed:
@@ -246,4 +250,9 @@ class Refill:
         if filling.writer is not None:
             filling.writer.abort()
             filling.writer = None
-        self._progress.add(entries=1)
+        self._ended += 1
+
+    def _count(self) -> None:
+        """Tell the progress of what ended since the last time."""
+        self._progress.add(entries=self._ended, bytes=self._ended_bytes)
+        self._ended = self._ended_bytes = 0

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from engine.errors import EngineError
@@ -50,11 +51,12 @@ def rows(bench: Bench) -> set[tuple[object, ...]]:
     loaded = [load_segment(bench.storage, bench.open().keys, key) for key in segments(bench)]
     replaced = {name for segment in loaded for name in segment.replaces}
     return {
-        (column["high"][row], column["low"][row], segment.place(row))
+        (high, low, place)
         for segment in loaded
         if segment.name not in replaced
-        for column in [segment.columns]
-        for row in range(segment.rows)
+        for high, low, place in zip(
+            segment.columns["high"], segment.columns["low"], segment.places(np.arange(segment.rows)), strict=True
+        )
     }
 
 
