@@ -59,15 +59,19 @@ class Attributes:
         self.owners = Owners()
         self._owner = os.geteuid() == 0 if restore_owner is None else restore_owner
 
-    def apply(self, fd: int, entry: Entry, *, inherits: bool) -> list[Problem]:
-        """Set everything on an open file or folder. `inherits`: drop an ACL that the folder around it gave."""
+    def apply(self, fd: int, entry: Entry, *, inherits: bool, owner: tuple[int, int] | None = None) -> list[Problem]:
+        """Set everything on an open file or folder. `inherits`: drop an ACL that the folder around it gave.
+
+        `owner` are the numbers that it surely has already.
+        """
         problems: list[Problem] = []
         mode = entry.mode
         owned = False
         if self._owner:
             uid, gid = self.owners.uid(entry.user, entry.uid), self.owners.gid(entry.group, entry.gid)
             try:
-                os.chown(fd, uid, gid)
+                if (uid, gid) != owner:
+                    os.chown(fd, uid, gid)
                 owned = True
             except (OSError, OverflowError) as error:
                 problems.append(_failed(entry, "the owner was not set", error))

@@ -14,8 +14,10 @@ from engine.targets.attributes import Attributes
 from engine.targets.port import BaseTarget
 from engine.targets.tree import Folder, Tree, open_folder
 
-_ASIDE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PRIVATE_FILE = 0o600
+# The mode of a file that is written in its place and not whole yet: what a crash leaves so is nothing to keep.
+_UNFINISHED = stat.S_ISVTX
 _PRIVATE_FOLDER = 0o700
 _DIRECTORY_THERE = (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST)
 
@@ -40,9 +42,12 @@ class FilesTarget(BaseTarget, frozen=True, tag="files", kw_only=True, dict=True)
     """A folder to restore into. `root` is absolute; links in it are followed, links below it never.
 
     `restore_owner`: None = when running as root, True = always, False = never. An owner is the one of the
-    same name when this host knows the name, else the one of the same number. A file is written under
-    `.<random>.backupsite-part` beside its place, with mode 0600, and renamed when complete: a crash leaves such
-    parts, which may be deleted. Nothing is synced before `flush`.
+    same name when this host knows the name, else the one of the same number.
+
+    A small file is written in its place, with mode 01000 until it is whole: what a crash leaves so is written anew by
+    the next restore. A large one, one with xattrs, and one that replaces another is written beside its place under
+    `.<random>.backupsite-part`, with mode 0600, and renamed when complete: a crash leaves such parts, which may be
+    deleted. Nothing is synced before `flush`.
     """
 
     root: bytes
@@ -87,11 +92,16 @@ class FilesTarget(BaseTarget, frozen=True, tag="files", kw_only=True, dict=True)
             raise TargetError(f"{shown!r} is not writable: give this user the right to write there, or choose another")
 
     def existing(self, path: bytes) -> int | None:
-        """Return the Kind of what stands at `path`, a socket as a fifo; None for nothing. Raises UnsafePath."""
+        """Return the Kind of what stands at `path`, a socket as a fifo; None for nothing. Raises UnsafePath.
+
+        What a crash left of a file in its place is nothing.
+        """
         try:
             folder, name = self._tree.place(path, make=False)
             mode = os.stat(name, dir_fd=folder.fd, follow_symlinks=False).st_mode
         except (FileNotFoundError, NotADirectoryError):
+            return None
+        if mode == stat.S_IFREG | _UNFINISHED:
             return None
         kinds = {
             stat.S_IFREG: Kind.FILE,
@@ -150,14 +160,29 @@ class FilesTarget(BaseTarget, frozen=True, tag="files", kw_only=True, dict=True)
         folder, name = tree.place(path, make=True)
         aside = tree.aside()
         try:
-            return folder, name, aside, os.open(aside, _ASIDE, _PRIVATE_FILE, dir_fd=folder.fd)
+            return folder, name, aside, os.open(aside, _NEW, _PRIVATE_FILE, dir_fd=folder.fd)
         except FileExistsError:
             tree.remark()
         except FileNotFoundError:
             tree.forget()  # the folder kept open was deleted meanwhile
         folder, name = tree.place(path, make=True)
         aside = tree.aside()
-        return folder, name, aside, os.open(aside, _ASIDE, _PRIVATE_FILE, dir_fd=folder.fd)
+        return folder, name, aside, os.open(aside, _NEW, _PRIVATE_FILE, dir_fd=folder.fd)
+
+    def _open_in_place(self, path: bytes) -> tuple[Folder, bytes, bytes, int]:
+        """Return (folder, name, name, descriptor) of a new unfinished file, one aside where that can't be."""
+        folder, name = self._tree.place(path, make=True)
+        try:
+            fd = os.open(name, _NEW, _UNFINISHED, dir_fd=folder.fd)
+        except (FileExistsError, FileNotFoundError):
+            return self._open_aside(path)
+        if folder.gives is None:
+            folder.gives = os.fstat(fd)
+        if stat.S_IMODE(folder.gives.st_mode) == _UNFINISHED:
+            return folder, name, name, fd
+        os.close(fd)  # a file system that keeps no modes could not tell after a crash
+        _unlink(folder.fd, name)
+        return self._open_aside(path)
 
     def create(self, entry: Entry) -> "FileWriter":
         """Begin a file aside, at its full size. Raises UnsafePath, or OSError for this file alone."""
@@ -180,7 +205,8 @@ class FilesTarget(BaseTarget, frozen=True, tag="files", kw_only=True, dict=True)
         """Write a whole file at once, exactly `data`: create, write and commit in the fewest calls."""
         path = entry.path
         try:
-            folder, name, aside, fd = self._open_aside(path)
+            # User xattrs can't be set on a file that its owner may not write.
+            folder, name, written, fd = self._open_aside(path) if entry.xattrs else self._open_in_place(path)
         except UnsafePath as error:
             return [Problem(path, "unsafe-path", str(error))]
         except OSError as error:
@@ -189,13 +215,14 @@ class FilesTarget(BaseTarget, frozen=True, tag="files", kw_only=True, dict=True)
             done = os.write(fd, data) if data else 0
             while done < len(data):
                 done += os.write(fd, memoryview(data)[done:])
-            problems = self._attributes.apply(fd, entry, inherits=folder.inherits)
-            os.rename(aside, name, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
+            problems = self._attributes.apply(fd, entry, inherits=folder.inherits, owner=folder.owner)
+            if written is not name:
+                os.rename(written, name, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
         except OSError as error:
-            _unlink(folder.fd, aside)
+            _unlink(folder.fd, written)
             return [_failed(path, error)]
         except BaseException:
-            _unlink(folder.fd, aside)
+            _unlink(folder.fd, written)
             raise
         finally:
             os.close(fd)

@@ -6,7 +6,6 @@ import os
 import secrets
 import stat
 from collections import OrderedDict
-from typing import NamedTuple
 
 from engine.beneath import FOLDER, PLACE, open_beneath, split
 from engine.errors import UnsafePath
@@ -16,11 +15,22 @@ _DEFAULT_ACL = "system.posix_acl_default"
 _PART = b".backupsite-part"
 
 
-class Folder(NamedTuple):
-    """An open folder. `inherits`: files made in it get an ACL from its default ACL."""
+class Folder:
+    """An open folder. `inherits`: files made in it get an ACL from its default ACL.
 
-    fd: int
-    inherits: bool
+    `gives` is what the first file made in it was like: its file system decides about owner, group and mode.
+    """
+
+    __slots__ = ("fd", "gives", "inherits")
+
+    def __init__(self, fd: int, inherits: bool) -> None:
+        self.fd, self.inherits = fd, inherits
+        self.gives: os.stat_result | None = None
+
+    @property
+    def owner(self) -> tuple[int, int] | None:
+        """Return the user and group that files made in it have, None when none was looked at."""
+        return (self.gives.st_uid, self.gives.st_gid) if self.gives else None
 
 
 def safe_components(path: bytes) -> list[bytes]:

@@ -248,6 +248,64 @@ def test_until_it_is_complete_a_file_stands_aside_and_is_private(out: Path) -> N
     assert os.listdir(out) == ["f"]
 
 
+def test_a_small_file_stands_in_its_place_and_nobody_may_read_it_until_it_is_whole(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, int]] = []
+    whole = os.write
+
+    def watched(fd: int, data: bytes | memoryview) -> int:
+        seen.extend((name, stat.S_IMODE((out / name).stat().st_mode)) for name in os.listdir(out))
+        return whole(fd, data)
+
+    monkeypatch.setattr(os, "write", watched)
+    assert files_target(out).write_small(entry(b"f", mode=0o640), b"new") == []
+    assert seen == [("f", 0o1000)]
+    assert stat.S_IMODE((out / "f").stat().st_mode) == 0o640
+    assert os.listdir(out) == ["f"]
+
+
+def test_what_a_crash_left_of_a_file_is_nothing_and_is_written_anew(out: Path) -> None:
+    (out / "f").write_bytes(b"the first ha")
+    (out / "f").chmod(0o1000)
+    target = files_target(out)
+    assert target.existing(b"f") is None
+    assert target.write_small(entry(b"f"), b"the first half and the second") == []
+    assert target.existing(b"f") == Kind.FILE
+    assert (out / "f").read_bytes() == b"the first half and the second"
+    assert os.listdir(out) == ["f"]
+
+
+def test_where_modes_are_not_kept_a_small_file_is_written_aside(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.targets.files._UNFINISHED", 0o1777)  # of which a umask takes something away
+    renamed = []
+    rename = os.rename
+
+    def watched(source: bytes, name: bytes, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+        renamed.append(name)
+        rename(source, name, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+
+    monkeypatch.setattr(os, "rename", watched)
+    target = files_target(out)
+    before = os.umask(0o022)
+    try:
+        problems = target.write_small(entry(b"one"), b"1") + target.write_small(entry(b"two"), b"2")
+    finally:
+        os.umask(before)
+    assert (problems, renamed) == ([], [b"one", b"two"])
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {"one": b"1", "two": b"2"}
+
+
+@needs_root
+def test_a_small_file_gets_its_group_also_where_the_folder_gives_another(out: Path) -> None:
+    os.chown(out, UID, 4321)
+    out.chmod(0o2775)
+    target = files_target(out)
+    for name, group in ((b"ours", GID), (b"the folder's", 4321)):
+        assert target.write_small(Entry(name, Kind.FILE, 0o644, UID, group, mtime_ns=5), b"x") == []
+    assert [(out / name).stat().st_gid for name in ("ours", "the folder's")] == [GID, 4321]
+
+
 def test_an_aborted_file_leaves_nothing(out: Path) -> None:
     writer = files_target(out).create(entry(b"d/f", size=3))
     writer.write(memoryview(b"ne"), 0)

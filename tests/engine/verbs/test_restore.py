@@ -113,6 +113,19 @@ def test_overwriting_replaces_files_and_leaves_others_alone(bench: Bench, home: 
 
 
 @pytest.mark.rule("C28")
+def test_what_a_crash_left_half_written_is_not_taken_for_a_file_of_the_same_name(
+    bench: Bench, home: Path, target: Path
+):
+    backed_up(bench, home)
+    torn = landed(target, home) / "a/one.txt"
+    torn.parent.mkdir(parents=True)
+    torn.write_bytes(b"1")
+    torn.chmod(0o1000)
+    outcome = restored(bench, target)
+    assert (outcome.state, outcome.files, outcome.skipped) == ("complete", 3, 0)
+    assert torn.read_bytes() == b"1" * 100
+
+
 def test_another_word_than_skip_or_overwrite_is_refused(bench: Bench, home: Path, target: Path):
     backed_up(bench, home)
     with pytest.raises(ValueError, match="use skip or overwrite"):
