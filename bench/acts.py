@@ -1,0 +1,66 @@
+"""Acts of a measurement, each in a process of its own, so that its memory is its own; and the vaults they work on."""
+
+import datetime as dt
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.machine import peak_bytes
+from engine.keyproviders.keyring import Keyring
+from engine.keyproviders.spec import KeySpec
+from engine.runner import VaultOpener
+from engine.storage import Directory
+from engine.storage.location import Location
+from engine.vault import Vault
+
+Told = dict[str, Any]
+
+
+def clock() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+def new_vault(folder: Path) -> None:
+    """Make a vault and its key in a folder."""
+    ring = Keyring.generate()
+    ring.save(folder / "key")
+    Vault.create(Directory(str(folder / "vault"), create=True), providers=[ring], now=clock())
+
+
+def opener(folder: Path, *, cache: str = "cache") -> VaultOpener:
+    """Return what opens that vault, with an index cache in the folder too."""
+    key = KeySpec.parse("keyring:", secret=(folder / "key").read_text())
+    return VaultOpener(location=Location.parse(str(folder / "vault")), key=key, cache=str(folder / cache))
+
+
+def told_by(program: str, act: str, folder: Path, **options: object) -> Told:
+    """Do one act of `python -m PROGRAM` in a process of its own; return what it told. Raises CalledProcessError."""
+    given = [f"--{name}={value}" for name, value in options.items()]
+    command = [sys.executable, "-m", program, f"--act={act}", f"--folder={folder}", *given]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    told: Told = json.loads(done.stdout)
+    print(f"{act:24} {told['seconds']:8.2f} s {told['peak_bytes'] / 2**20:6.0f} MiB", flush=True)
+    return told
+
+
+def do(act: Callable[[], Any]) -> None:
+    """Do one act here and tell its time, processor time, peak memory of the largest process, and outcome as JSON."""
+    begin_s, before = time.perf_counter(), os.times()
+    outcome = act()
+    seconds, after = time.perf_counter() - begin_s, os.times()
+    workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    told = {
+        "seconds": seconds,
+        "cpu_s": sum(after[:4]) - sum(before[:4]),
+        "peak_bytes": max(peak_bytes(), workers),
+        "outcome": msgspec.to_builtins(outcome),
+    }
+    sys.stdout.write(json.dumps(told))
