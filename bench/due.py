@@ -1,17 +1,26 @@
-"""Measure how fast due plans become jobs on PostgreSQL: `python -m bench.due --database URL`.
+"""Measure how fast due plans become jobs on PostgreSQL: `python -m bench.due`. Rewrites its part of the page.
 
-Makes a database of its own beside the named one, fills it with plans that are due in the same minute, each of a source
-on a host of its own, and lets one sweep, or several at once, turn them into jobs. Prints one line of JSON.
+Makes a database of its own beside the named one (or on a server of deploy/dev-services), fills it with plans that are
+due in the same minute, each of a source on a host of its own, and lets one sweep, or several at once, turn them into
+jobs. Prints one line of JSON.
 """
 
 import argparse
+import contextlib
 import datetime as dt
 import json
 import multiprocessing
 import os
+import tempfile
 import time
 import uuid
+from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
+
+from bench.machine import measured
+from bench.page import PAGE, write_section
+from tests import services
 
 NOW = dt.datetime(2026, 3, 10, 12, 0, tzinfo=dt.UTC)
 
@@ -65,12 +74,56 @@ def sweep(start: "multiprocessing.synchronize.Event | None" = None) -> float:
     return time.perf_counter() - begin
 
 
+@contextlib.contextmanager
+def server(url: str | None) -> Iterator[str]:
+    """Have a PostgreSQL inside the block: the named one, or one of its own."""
+    if url:
+        yield url
+        return
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        state = Path(name, "services")
+        try:
+            yield services.postgres(services.start("postgres", state)).url
+        finally:
+            services.stop(["postgres"], state)
+
+
+def section(figures: dict[str, float]) -> str:
+    """Return the section of the page."""
+    return "\n".join(
+        [
+            "## Due plans",
+            "",
+            "Made by `python -m bench.due`: plans that are due in one minute, each of a source on a host of its own,",
+            f"turned into jobs on PostgreSQL by {figures['sweeps']} sweep.",
+            "",
+            f"- {measured()}",
+            "",
+            "| plans | jobs made | time | goal |",
+            "|---|---|---|---|",
+            f"| {figures['plans']:,} | {figures['jobs']:,} | {figures['seconds']:.2f} s | within 10 s |",
+        ]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--database", required=True, help="postgres://user:password@host:port/name")
+    parser.add_argument("--database", help="postgres://user:password@host:port/name")
     parser.add_argument("--plans", type=int, default=10_000)
     parser.add_argument("--sweeps", type=int, default=1, help="processes that sweep at once")
+    parser.add_argument("--output", type=Path, default=PAGE)
     arguments = parser.parse_args()
+    with server(arguments.database) as url:
+        arguments.database = url
+        figures = measure(arguments)
+    print(json.dumps(figures))
+    if figures["jobs"] != figures["plans"] or figures["due"]:
+        raise SystemExit("some plans did not become jobs")
+    write_section("due", section(figures), page=arguments.output)
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, float]:
+    """Fill a database and let the sweeps work; return the figures."""
     name = set_up(arguments.database)
     import django
 
@@ -84,7 +137,7 @@ def main() -> None:
         fill(arguments.plans)
         connections.close_all()
         seconds = _measure(arguments.sweeps)
-        figures = {
+        return {
             "plans": arguments.plans,
             "sweeps": arguments.sweeps,
             "seconds": round(seconds, 2),
@@ -93,7 +146,6 @@ def main() -> None:
             "moments": Job.objects.values("plan", "scheduled_for").distinct().count(),
             "due": Plan.objects.due(NOW).count(),
         }
-        print(json.dumps(figures))
     finally:
         connections.close_all()
         import psycopg

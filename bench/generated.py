@@ -24,7 +24,8 @@ def text_file(path: Path, size: int, *, seed: int = 1) -> None:
     left = size
     with path.open("wb") as file:
         while left > 0:
-            letters = table[rng.integers(0, _TABLE, _BLOCK_BYTES // 16, dtype=np.uint16)].reshape(-1)
+            words = min(_BLOCK_BYTES // 16, left // 4 + 1)
+            letters = table[rng.integers(0, _TABLE, words, dtype=np.uint16)].reshape(-1)
             block = letters[letters != 0][:left].tobytes()
             file.write(block)
             left -= len(block)

@@ -108,9 +108,8 @@ def measure(folder: Path, chunks: int) -> dict[str, Any]:
     filled = told_by("bench.index", "fill", folder, chunks=chunks)["outcome"]
     cold = told_by("bench.index", "look", folder, chunks=chunks)["outcome"]
     warm = told_by("bench.index", "look", folder, chunks=chunks)["outcome"]
-    return {
-        **warm, **filled, "cold_s": cold["load_s"], **told_by("bench.index", "resident", folder, chunks=chunks)["outcome"],
-    }  # fmt: skip
+    memory = told_by("bench.index", "resident", folder, chunks=chunks)["outcome"]
+    return {**warm, **filled, **memory, "cold_s": cold["load_s"]}
 
 
 def section(measured_by_count: dict[int, dict[str, Any]], page: Path) -> str:
@@ -136,9 +135,9 @@ def section(measured_by_count: dict[int, dict[str, Any]], page: Path) -> str:
         [
             "## The index",
             "",
-            f"Made by `python -m bench.index`: random ids, looked up in batches of {BATCH:,}, half of them known. Memory",
-            "is what loading and asking adds to the process; most of it are pages of cache files mapped into it, which",
-            "all processes of a host share and the system may drop.",
+            f"Made by `python -m bench.index`: random ids, looked up in batches of {BATCH:,}, half of them known.",
+            "Memory is what loading and asking adds to the process; most of it are pages of cache files mapped into",
+            "it, which all processes of a host share and the system may drop.",
             "",
             f"- {measured()}",
             "",

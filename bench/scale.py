@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from bench.page import write_section
+from bench.page import PAGE, write_section
 from engine.entries import Entry, Kind, Problem
 from engine.ids import new_ulid
 from engine.keyproviders.keyring import Keyring
@@ -174,6 +174,7 @@ def main() -> None:
     """Measure and write the section, or do one act."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--chunks", type=int, default=1_000_000)
+    parser.add_argument("--output", type=Path, default=PAGE)
     parser.add_argument("--act", choices=list(ACTS))
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
@@ -188,7 +189,7 @@ def main() -> None:
     if beside["state"] != "complete":
         raise SystemExit(f"the backup beside the prune failed: {beside}")
     text = section(told, options.chunks)
-    write_section("scale", text)
+    write_section("scale", text, page=options.output)
     print(text)
 
 

@@ -10,7 +10,7 @@ from bench.page import PAGE
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", [name for name, small in PROGRAMS.items() if small is not None])
 def test_a_measurement_runs_on_little_data_and_leaves_the_page_alone(name: str):
     before = PAGE.read_text()
     done = subprocess.run(
