@@ -7,7 +7,7 @@
     python -m bench.compare --files=5000 --runs=1 --peers restic-new --output=/tmp/page.md
     python -m bench --small                   everything on little data, to see that it works
 
-compare   a tree of small real files beside restic, borg, kopia and rustic: backups, restore, stored bytes, a second host
+compare   a tree of small real files beside restic, borg, kopia, rustic: backups, restore, stored bytes, a second host
 big       one big file, random and text, beside the same and beside zstd alone
 walk      files per core and second of a backup without changes
 entries   points of ten million entries: time and memory; one file out of a million
