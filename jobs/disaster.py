@@ -37,7 +37,7 @@ from jobs.system import Tables
 from policies.models import Plan, Policy, Rule, Source
 from vaults import catalogue, repositories
 from vaults.models import KeyProvider as Providers
-from vaults.models import RecoveryPoint, Region, Vault
+from vaults.models import RecoveryPoint, Region, ReplicationLink, Vault
 
 VAULTS = "vaults/"
 SCRATCH: tuple[type[models.Model], ...] = (
@@ -46,6 +46,7 @@ SCRATCH: tuple[type[models.Model], ...] = (
     Member,
     Region,
     Vault,
+    ReplicationLink,
     Source,
     Policy,
     Rule,

@@ -1,7 +1,7 @@
 """The control plane's rows as one document for each vault's bucket, and back (vault-format, section System exports).
 
-What cannot be had from a bucket's recovery points: accounts, people and their roles, regions, vaults, sources,
-policies, plans. An export holds the rows of one account. Of its secrets it tells what the vault that it lies in needs
+What cannot be had from a bucket's recovery points: accounts, people and their roles, regions, vaults and which is
+replicated to which, sources, policies, plans. An export holds the rows of one account. Of its secrets it tells what the vault that it lies in needs
 anyway (its region's credentials, its own key's) and those of the account's sources, never another vault's. Passwords
 and rights over the installation are never exported: people come back without either.
 """
@@ -21,18 +21,35 @@ from accounts.models import Account, CustomRole, Member
 from engine.system import Export
 from policies import moments
 from policies.models import Plan, PlanState, Policy, Rule, Source
-from vaults.models import RecoveryPoint, Region, Vault, VaultState
+from vaults.models import RecoveryPoint, Region, ReplicationLink, Vault, VaultState
 
 log = structlog.get_logger(__name__)
 
 MEMBERS, PEOPLE, HOLDS = "accounts.member", "accounts.user", "vaults.hold"
 # In the order in which they can be stored.
-TABLES: tuple[type[models.Model], ...] = (Account, CustomRole, Region, Vault, Source, Policy, Rule, Plan)
+TABLES: tuple[type[models.Model], ...] = (
+    Account,
+    CustomRole,
+    Region,
+    Vault,
+    ReplicationLink,
+    Source,
+    Policy,
+    Rule,
+    Plan,
+)
 POINT = RecoveryPoint._meta.label_lower
 # What is secret, what a job or a sweep finds out again, and what the database makes up.
 LEFT_OUT: dict[str, set[str]] = {
     Region._meta.label_lower: {"credentials", "probed_at"},
     Vault._meta.label_lower: {"key_credentials", "coverage_total", "coverage_read", "coverage_at"},
+    ReplicationLink._meta.label_lower: {
+        "points_behind",
+        "historical_done",
+        "bytes_replicated",
+        "latest_at",
+        "checked_at",
+    },
     Source._meta.label_lower: {"credentials", "warnings", "checked_at", "check_error"},
     Policy._meta.label_lower: {"tags_changed_at"},
     Plan._meta.label_lower: {
@@ -84,6 +101,8 @@ def rows_of(queryset: models.QuerySet[Any]) -> Rows:
     """
     if queryset.model is Vault:
         queryset = queryset.exclude(state=VaultState.DELETED)
+    if queryset.model is ReplicationLink:
+        queryset = queryset.exclude(source__state=VaultState.DELETED).exclude(target__state=VaultState.DELETED)
     found = serializers.serialize("python", queryset.order_by("pk").distinct())
     left_out = LEFT_OUT.get(queryset.model._meta.label_lower, set())
     return [
