@@ -219,12 +219,11 @@ def section(took: dict[str, dict[str, list[Took]]], size: int, data: str, *, run
         [
             "## A second region",
             "",
-            "Made by `python -m bench.replicate`: a vault is replicated to a fresh place and, in turns, its objects are",
-            "copied to one by `rclone copy`; whole processes, warm cache, the median of "
-            f"{runs} runs. We compare the SHA-256 of",
-            "each pack with its name, sync what we write, and make points visible in the order that crashes can't break;",
-            "then every byte of the replica is verified (not in the time). rclone leaves writing to the system: *with the",
-            "disk's* is the time until everything is on the disk.",
+            "Made by `python -m bench.replicate`: a vault is replicated to a fresh place and, in turns, its objects",
+            f"are copied to one by `rclone copy`; whole processes, warm cache, the median of {runs} runs. We compare",
+            "the SHA-256 of each pack with its name, sync what we write, and make points visible in the order that",
+            "crashes can't break; then every byte of the replica is verified (not in the time). rclone leaves writing",
+            "to the system: *with the disk's* is the time until everything is on the disk.",
             f"The goal is at most {GOAL} times the time of rclone.",
             "",
             f"- Measured on {dt.datetime.now(dt.UTC):%Y-%m-%d}, {cores} cores, {platform.machine()}, "

@@ -1,9 +1,9 @@
 """The control plane's rows as one document for each vault's bucket, and back (vault-format, section System exports).
 
-What cannot be had from a bucket's recovery points: accounts, people and their roles, regions, vaults and which is
-replicated to which, sources, policies, plans. An export holds the rows of one account. Of its secrets it tells what the vault that it lies in needs
-anyway (its region's credentials, its own key's) and those of the account's sources, never another vault's. Passwords
-and rights over the installation are never exported: people come back without either.
+What cannot be had from a bucket's recovery points: accounts, people and their roles, regions, vaults and which of them
+follows which, sources, policies, plans. An export holds the rows of one account. Of its secrets it tells what the
+vault that it lies in needs anyway (its region's credentials, its own key's) and those of the account's sources, never
+another vault's. Passwords and rights over the installation are never exported: people come back without either.
 """
 
 import datetime as dt

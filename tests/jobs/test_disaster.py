@@ -2,6 +2,7 @@
 
 import datetime as dt
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,9 @@ from policies.services import pause, save_policy, save_source
 from tests.support.control import Clock, Site, make_site, read_tree, write_tree
 from tests.support.people import T0, join, make_account, make_plan, make_policy, make_user, online
 from tests.support.trail import guards_off
-from vaults import recovery, repositories
-from vaults.models import RecoveryPoint, Region, Vault
-from vaults.services import create_vault
+from vaults import recovery, replication, repositories
+from vaults.models import LinkState, RecoveryPoint, Region, ReplicationLink, Vault, VaultType
+from vaults.services import create_vault, save_region
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow]
 DAY = dt.timedelta(days=1)
@@ -90,7 +91,7 @@ def drop_everything() -> None:
         for model in (Link, Event, ChainHead):
             cursor.execute(f"DELETE FROM {model._meta.db_table}")
     Job.objects.all().delete()
-    for rest in (RecoveryPoint, Plan, Rule, Policy, Source, SystemExport, Member):
+    for rest in (RecoveryPoint, Plan, Rule, Policy, Source, SystemExport, Member, ReplicationLink):
         rest._base_manager.all().delete()
     Vault.objects.all()._raw_delete("default")
     for other in (Region, Account, User):
@@ -339,6 +340,55 @@ def test_a_bucket_that_was_copied_elsewhere_is_reached_there(site, clock, tmp_pa
     (tmp_path / "store").rename(tmp_path / "moved")
     call_command("rebuild_from_bucket", "--url", str(tmp_path / "moved"), stdout=io.StringIO())
     assert Region.objects.get().url == str(tmp_path / "moved")
+
+
+@pytest.mark.rule("E2", "E6", "E40")
+@pytest.mark.invariant(23)
+def test_the_bucket_of_a_replica_alone_brings_the_rows_back_and_it_is_taken_over(protected, clock, tmp_path):
+    link = replicated(protected, clock, tmp_path)
+    exporting.export(link.target, now=clock())
+    before = rows()
+    drop_everything()
+    shutil.rmtree(tmp_path / "store")
+    told = io.StringIO()
+    place = ["--url", str(tmp_path / "far"), "--recovery-key", protected.recovery_key, "--resume"]
+    call_command("rebuild_from_bucket", *place, stdout=told)
+    assert "1 vaults" in told.getvalue()
+    names = [name for name in before if name not in ("points", "ids", system.HOLDS)]  # a hold is its vault's own
+    after = rows()
+    assert {name: after[name] for name in names} == {name: before[name] for name in names}
+    source, target = Vault.objects.get(name="vault"), Vault.objects.get(name="replica")
+    assert (source.points.count(), target.points.count()) == (0, 2)
+    stopped = replication.stop(source, confirmation="vault", actor=SERVICE, now=clock())
+    assert (stopped.pk, stopped.state, stopped.target) == (link.pk, LinkState.STOPPED, target)
+    job = local.do(services.request_verify(target, level="content", actor=SERVICE, now=clock()), clock=clock)
+    assert job.state == JobState.COMPLETE
+
+
+@pytest.mark.rule("E3")
+def test_after_a_rebuild_from_both_buckets_replication_goes_on(protected, clock, tmp_path):
+    link = replicated(protected, clock, tmp_path)
+    for vault in (protected.vault, link.target):
+        exporting.export(vault, now=clock())
+    before = rows()
+    drop_everything()
+    for place in ("store", "far"):
+        call_command("rebuild_from_bucket", "--url", str(tmp_path / place), "--resume", stdout=io.StringIO())
+    after = rows()
+    assert {name: after[name] for name in before if name != "ids"} == {n: before[n] for n in before if n != "ids"}
+    back_up(Site(**vars(protected) | {"plan": Plan.objects.get(pk=protected.plan.pk)}), clock)
+    job = local.do(maintenance.request(link.target, Kind.REPLICATE, {}, actor=SERVICE, now=clock()), clock=clock)
+    assert (job.state, job.report["points"]) == (JobState.COMPLETE, 1)
+
+
+def replicated(site: Site, clock: Clock, folder: Path) -> ReplicationLink:
+    """Have both points in another region, too."""
+    far = save_region(Region(name="far", url=str(folder / "far")), actor=SERVICE, now=clock())
+    target = Vault(account=site.account, region=far, name="replica", type=VaultType.REPLICATION_TARGET)
+    link = replication.start(site.vault, target, actor=SERVICE, now=clock())
+    job = local.do(maintenance.request(target, Kind.REPLICATE, {}, actor=SERVICE, now=clock()), clock=clock)
+    assert (job.state, job.report["points"]) == (JobState.COMPLETE, 2)
+    return link
 
 
 def test_points_that_come_or_go_while_a_check_looks_are_no_differences(protected, clock):
