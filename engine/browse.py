@@ -1,6 +1,7 @@
 """Look into a point without restoring it: list a folder, find an entry, read a file (B22)."""
 
 import bisect
+import operator
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ from engine.vault import PointName, Vault, read_block
 _BLOCKS_KEPT = 8
 _CHUNKS_AT_ONCE = 64
 _HOLE_BYTES = 1 << 20
+_KEY = operator.attrgetter("sort_key")
 
 
 class EntryMissing(EngineError):
@@ -26,7 +28,7 @@ class Browser:
         self.root = root
         self._fetcher: Fetcher = vault.fetcher(root)
         self._firsts = [sort_key(block.first) for block in root.body.blocks]
-        self._kept: OrderedDict[int, tuple[list[bytes], list[Entry]]] = OrderedDict()
+        self._kept: OrderedDict[int, list[Entry]] = OrderedDict()
 
     @classmethod
     def open(cls, vault: Vault, name: PointName) -> "Browser":
@@ -44,9 +46,9 @@ class Browser:
         """Yield the entries whose sort key is at least `start`, in listing order."""
         number = max(bisect.bisect_right(self._firsts, start) - 1, 0)
         for block in range(number, len(self._firsts)):
-            keys, rows = self._block(block)
-            at = bisect.bisect_left(keys, start) if block == number else 0
-            yield from rows[at:]
+            rows = self._block(block)
+            at = bisect.bisect_left(rows, start, key=_KEY) if block == number else 0
+            yield from rows[at:] if at else rows
 
     def folder(self, path: bytes = b"", *, after: bytes = b"") -> Iterator[Entry]:
         """Yield what is directly in a folder, by name, from behind the name `after`; skips subtrees unread.
@@ -83,11 +85,10 @@ class Browser:
                 else:
                     yield from _zeros(extent.length)
 
-    def _block(self, number: int) -> tuple[list[bytes], list[Entry]]:
+    def _block(self, number: int) -> list[Entry]:
         kept = self._kept.get(number)
         if kept is None:
-            rows = read_block(self._fetcher, self.root.body.blocks[number])
-            kept = self._kept[number] = [row.sort_key for row in rows], rows
+            kept = self._kept[number] = read_block(self._fetcher, self.root.body.blocks[number])
             if len(self._kept) > _BLOCKS_KEPT:
                 self._kept.popitem(last=False)
         else:

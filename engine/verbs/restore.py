@@ -192,16 +192,14 @@ class _Planner:
 
     def _start(self) -> None:
         self._unit = Unit(self._number, [], [], [], [], [])
-        self._bytes = self._sparse = 0
+        self._bytes = self._sparse = self._rows = 0
         self._number += 1
 
     @property
     def full(self) -> bool:
         if self._target.one_by_one:
             return False
-        unit = self._unit
-        rows = len(unit.files) + len(unit.others) + len(unit.after) + len(unit.skipped)
-        return self._bytes >= UNIT_BYTES or rows >= UNIT_FILES or self._sparse >= UNIT_SPARSE
+        return self._bytes >= UNIT_BYTES or self._rows >= UNIT_FILES or self._sparse >= UNIT_SPARSE
 
     def cut(self) -> Unit:
         unit = self._unit
@@ -209,6 +207,7 @@ class _Planner:
         return unit
 
     def add(self, entry: Entry) -> None:
+        self._rows += 1
         try:
             standing = None if self._in_fresh(entry.path) else self._target.existing(entry.path)
         except (UnsafePath, OSError) as error:
@@ -223,9 +222,12 @@ class _Planner:
 
     def _in_fresh(self, path: bytes) -> bool:
         """Say whether a folder above `path` was made by this run: then nothing can stand there."""
-        while self._fresh and not path.startswith(self._fresh[-1]):
-            self._fresh.pop()
-        return bool(self._fresh)
+        fresh = self._fresh
+        while fresh:
+            if path.startswith(fresh[-1]):
+                return True
+            fresh.pop()
+        return False
 
     def _add_folder(self, entry: Entry, standing: int | None) -> None:
         if standing == Kind.DIRECTORY and self._job.same_name == SKIP:
@@ -249,7 +251,7 @@ class _Planner:
         if entry.kind == Kind.FILE:
             self._unit.files.append(entry)
             self._bytes += entry.size
-            self._sparse += any(not extent.id for extent in entry.extents)
+            self._sparse += not all(extent.id for extent in entry.extents)
         else:
             self._unit.others.append(entry)
 
