@@ -22,7 +22,7 @@ from accounts.models import Account, MeteredDay, Usage
 from engine.errors import EngineError
 from engine.progress import Silent
 from engine.verbs.apportion import Shares, apportion
-from jobs.models import HostDay, Job
+from jobs.models import HostDay, Job, Step
 from jobs.states import Kind
 from policies.models import PlanState, Source
 from vaults import repositories
@@ -200,12 +200,16 @@ def _flows(account: Account, day: dt.date, trials: set[str]) -> Iterator[dict[st
     start = end_of(day) - DAY
     jobs = Job.objects.filter(account=account, ended_at__gte=start, ended_at__lt=end_of(day))
     names = (
-        "kind", "vault", "vault__name", "vault__region", "vault__region__name", "vault__type", "vault__link__source",
+        "pk", "kind",
+        "vault", "vault__name", "vault__region", "vault__region__name", "vault__type", "vault__link__source",
         "source", "source__name", "source__host", "source__region", "source__region__network", "bytes_done",
         "report__requests", "report__bytes", "report__network",
     )  # fmt: skip
     kinds = (Kind.BACKUP, Kind.RESTORE, Kind.REPLICATE)
+    unended = jobs.filter(kind=Kind.REPLICATE, report__bytes__isnull=True).order_by()
+    passed = dict(Step.objects.filter(job__in=unended).values_list("job").annotate(Sum("bytes_done")).order_by())
     for row in jobs.filter(kind__in=kinds).order_by("pk").values(*names).iterator(BATCH):
+        row["bytes_done"] = passed.get(row["pk"], row["bytes_done"])  # also of earlier rounds
         for meter, variant, quantity in _flows_of(row):
             vault, source = str(row["vault"]), str(row["source"] or "")
             host = (row["source__host"] or "") if meter == Meter.RESTORE_BYTES else ""

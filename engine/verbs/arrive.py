@@ -47,11 +47,12 @@ class Arrival(msgspec.Struct):
 
 
 class Prepared(NamedTuple):
-    """A point whose root is put: its commit, as it is at the source, and how long it is locked."""
+    """A point whose root is put: its commit, as it is at the source, how long it is locked, and the bytes of both."""
 
     arrival: Arrival
     commit: bytes
     locked_until: dt.datetime | None
+    bytes: int
 
 
 class _Taken(msgspec.Struct, frozen=True):
@@ -88,8 +89,9 @@ def whole_packs(vault: Vault) -> dict[str, int]:
     return {s.key.rpartition("/")[2]: s.size for s in vault.stored_packs()}
 
 
-def copy_segments(vault: Vault, source: Vault) -> None:
+def copy_segments(vault: Vault, source: Vault) -> int:
     """Bring the segments of the source's index that the replica has not had yet; damaged ones are left out.
+    Return the bytes that were copied.
 
     They only make reading fast: what no segment lists is found through the packs' own footers.
     """
@@ -99,8 +101,9 @@ def copy_segments(vault: Vault, source: Vault) -> None:
     for key in notes:
         with contextlib.suppress(NotFound, IntegrityError):
             had |= set(read_note(vault.storage, vault.keys, key, _Taken).segments)
+    copied = 0
     if theirs == had:
-        return
+        return copied
     here = {stored.key for stored in vault.storage.scan(SEGMENTS)}
     taken = theirs & (had | here)
     for key in sorted(theirs - taken):
@@ -108,21 +111,23 @@ def copy_segments(vault: Vault, source: Vault) -> None:
             data = source.storage.get(key)
             if digest_name(data) == key.rpartition("/")[2]:
                 put_once(vault.storage, key, data)
+                copied += len(data)
                 taken.add(key)
     note = _Taken(sorted(taken))
     own = _TAKEN + digest_name(msgspec.json.encode(note))
     put_note(vault.storage, vault.keys, own, note)
     vault.storage.delete([key for key in notes if key != own])
+    return copied
 
 
 def prepare(
     vault: Vault, source: Vault, session: Session, arrivals: Sequence[Arrival], *, now: dt.datetime
 ) -> list[Prepared]:
-    """Put the roots of these points; their packs must have been stored before. What can't come gets its problem.
+    """Put the roots of these points; their packs must have been stored before, and segments copied. What can't come
+    gets its problem.
 
     Until `publish` none of them is visible. Raises SessionFenced, and the storage's.
     """
-    copy_segments(vault, source)
     present = whole_packs(vault)
     coming = []
     for arrival in arrivals:
@@ -137,7 +142,7 @@ def prepare(
                 continue
             until = _locked_until(vault, source, arrival, now)
             _put_root(vault, session, arrival, root, until, now)
-            coming.append(Prepared(arrival, commit, until))
+            coming.append(Prepared(arrival, commit, until, len(root) + len(commit)))
     _move(vault, source, session, [one.arrival for one in coming], now)
     session.check(now)
     return coming
@@ -145,10 +150,10 @@ def prepare(
 
 def publish(vault: Vault, prepared: Sequence[Prepared]) -> None:
     """Put the commits: after the storage's error one may be there or not, and its point is whole either way."""
-    for arrival, commit, until in prepared:
+    for arrival, commit, until, _ in prepared:
         put_once(vault.storage, point_key(*arrival.name, "commit"), commit, locked_until=until)
     announced = bringing(vault.storage)
-    for arrival, _, _ in prepared:
+    for arrival, *_ in prepared:
         settled(vault.storage, arrival.shown, announced.get(arrival.shown, ()))
 
 

@@ -15,11 +15,15 @@ from engine.verbs.inspect import scrub
 
 
 class Healed(msgspec.Struct):
-    """Names of packs that were put back: here (in the replica), and at the source. `left` could not be."""
+    """Names of packs that were put back: here (in the replica), and at the source. `left` could not be.
+
+    `bytes` went from one end to the other for it.
+    """
 
     here: list[str] = []
     source: list[str] = []
     left: list[str] = []
+    bytes: int = 0
 
 
 def heal(vault: Vault, source: Vault, progress: Progress) -> Healed:
@@ -35,14 +39,17 @@ def heal(vault: Vault, source: Vault, progress: Progress) -> Healed:
         for name in noted:
             progress.check()
             try:
-                put_back = name not in doomed and _put_back(broken, whole, name)
+                sent = None if name in doomed else _put_back(broken, whole, name)
             except StorageError:  # who may only read there can't heal it; the note stays
-                put_back = False
-            (done if put_back else healed.left).append(name)
+                sent = None
+            (healed.left if sent is None else done).append(name)
+            healed.bytes += sent or 0
     return healed
 
 
-def _put_back(broken: Vault, whole: Vault, name: str) -> bool:
+def _put_back(broken: Vault, whole: Vault, name: str) -> int | None:
+    """Return the bytes that were sent, 0 when the pack is whole already; None when there is no whole one."""
+    sent = 0
     for kind in range(len(FOLDERS)):
         key = pack_key(kind, name)
         if scrub(broken.storage, key) is not None:
@@ -56,8 +63,9 @@ def _put_back(broken: Vault, whole: Vault, name: str) -> bool:
             with contextlib.suppress(NotFound):
                 until = broken.storage.locked_until(key)
             broken.storage.put(key, data, locked_until=until)
+            sent += len(data)
             if scrub(broken.storage, key) is not None:
                 continue
         clear_damaged(broken.storage, [name])
-        return True
-    return False
+        return sent
+    return None

@@ -80,12 +80,14 @@ class Outcome(msgspec.Struct):
     """How a replication ended: partial_complete when a point could not be brought, which `problems` tells.
 
     `latest_at` is when the newest point that is now at the replica was committed; `points_left` are for the next run.
+    `bytes` are those of packs; those of roots, commits and the index are `bytes_control`.
     """
 
     state: str
     points: list[str] = []
     packs: int = 0
     bytes: int = 0
+    bytes_control: int = 0
     problems: list[Problem] = []
     problems_total: int = 0
     points_left: int = 0
@@ -216,7 +218,9 @@ class _Coming:
 
     def end(self, progress: Progress, now: dt.datetime) -> Outcome:
         self._commit(now)
-        arrive.copy_segments(self._vault, self._source)  # also what an earlier run could not read
+        self._outcome.bytes_control += arrive.copy_segments(
+            self._vault, self._source
+        )  # also what an earlier run could not read
         if self._lost:
             with contextlib.suppress(StorageError):  # who may only read the source can't say so there
                 note_damaged(self._source.storage, self._source.keys, sorted(self._lost))
@@ -241,10 +245,12 @@ class _Coming:
             self._session = self._vault.join_session(self._job.session, forbidden=set())
         standing = set(self._vault.points())  # what an earlier run of this has committed
         todo = [arrival for arrival in ready if arrival.name not in standing]
+        outcome.bytes_control += arrive.copy_segments(self._vault, self._source)
         prepared = arrive.prepare(self._vault, self._source, self._session, todo, now=now)
         self._is_committing = True
         arrive.publish(self._vault, prepared)
         self._is_committing = False
+        outcome.bytes_control += sum(one.bytes for one in prepared)
         failed = [arrival for arrival in todo if arrival.problem]
         for arrival in failed:
             lost = next((self._lost[pack.name] for pack in arrival.needed if pack.name in self._lost), arrival.problem)

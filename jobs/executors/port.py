@@ -31,7 +31,8 @@ class Executor(Generic[J, U, R, O]):
 
     `prepare` makes the order for one round, before the vault is opened. `conclude` stores the outcome and returns the
     fields of the ended job. `session` names the engine session behind an order, empty when there is none. `is_current`
-    says, before the end, whether the order is still what the job is about; else the job is planned anew.
+    says, before the end, whether the order is still what the job is about; else the job is planned anew. `worked` notes
+    a unit's result in the transaction that ends its step: once, whatever becomes of the job.
     """
 
     order: type[J]
@@ -44,6 +45,7 @@ class Executor(Generic[J, U, R, O]):
     conclude: Callable[[Job, Vault, O, dt.datetime], dict[str, Any]]
     session: Callable[[J], str]
     is_current: Callable[[Job, J, dt.datetime], bool] = lambda job, order, now: True
+    worked: Callable[[Job, R], None] = lambda job, result: None
 
 
 def point_of(job: Job) -> RecoveryPoint:

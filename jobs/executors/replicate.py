@@ -4,7 +4,7 @@ import datetime as dt
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from django.db.models import F
+from django.db.models import F, Sum
 
 from engine import replica
 from engine.ids import new_ulid
@@ -14,7 +14,7 @@ from engine.verbs import replicate
 from engine.verbs.replicate import Outcome, ReplicateJob, Result, Unit
 from jobs import maintenance
 from jobs.executors.port import Clock, Executor, shown
-from jobs.models import Job
+from jobs.models import Job, Step
 from vaults import catalogue, repositories
 from vaults.limits import load
 from vaults.models import ReplicationLink
@@ -33,6 +33,12 @@ def _finish(vault: Vault, order: ReplicateJob, results: Iterable[Result], progre
     return replicate.finish(vault, order, results, progress, clock=clock)
 
 
+def _worked(job: Job, result: Result) -> None:
+    """Count what was copied, whether its job will end well or not."""
+    if result.bytes:
+        ReplicationLink.objects.filter(target=job.vault).update(bytes_replicated=F("bytes_replicated") + result.bytes)
+
+
 def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dict[str, Any]:
     """Put the points that came into the catalogue, take over new keys, and tell how far the replica has come."""
     replica.refresh_keys(vault, repositories.provider(job.vault), now=now)  # the newest points may need a new data key
@@ -43,6 +49,7 @@ def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dic
     if outcome.points_left:
         maintenance.hasten([job.vault_id], job.kind, now=now)
     healed = outcome.healed
+    earlier = Step.objects.filter(job=job, round__lt=job.round).aggregate(bytes=Sum("bytes_done", default=0))["bytes"]
     return {
         "state": outcome.state,
         "problems_count": outcome.problems_total + len(healed.left),
@@ -50,7 +57,7 @@ def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dic
             "points": len(outcome.points),
             "points_left": outcome.points_left,
             "packs": outcome.packs,
-            "bytes": outcome.bytes,
+            "bytes": earlier + outcome.bytes + outcome.bytes_control + healed.bytes,
             "latest_at": outcome.latest_at.isoformat() if outcome.latest_at else None,
             "healed_here": healed.here,
             "healed_at_source": healed.source,
@@ -70,7 +77,7 @@ def _note(job: Job, outcome: Outcome, now: dt.datetime) -> None:
     ReplicationLink.objects.filter(pk=link.pk).update(
         points_behind=behind,
         historical_done=min(old, link.historical_total),
-        bytes_replicated=F("bytes_replicated") + outcome.bytes,
+        bytes_replicated=F("bytes_replicated") + outcome.bytes_control + outcome.healed.bytes,
         latest_at=outcome.latest_at or link.latest_at,
         checked_at=now,
     )
@@ -86,4 +93,5 @@ EXECUTOR = Executor(
     finish=_finish,
     conclude=_conclude,
     session=lambda order: order.session,
+    worked=_worked,
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 from django.db import Error as DatabaseTrouble
+from django.db import transaction
 
 from accounts.refusals import Refused
 from accounts.secrets import SecretUnreadable
@@ -154,7 +155,10 @@ def _work(executor: AnyExecutor, step: Step, progress: StepProgress, clock: Cloc
     result = executor.work(vault, order, unit, progress)
     staging.put_result(step.number, result)
     progress.flush()
-    _ring(steps.end_work(step, now=clock()), clock)
+    with transaction.atomic():
+        waiting = steps.end_work(step, now=clock())
+        executor.worked(step.job, result)
+    _ring(waiting, clock)
 
 
 def _finish(executor: AnyExecutor, step: Step, progress: StepProgress, clock: Clock) -> None:

@@ -4,12 +4,17 @@ import dataclasses
 import datetime as dt
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from accounts.metering import Meter
+from accounts.models import Usage
 from accounts.services import SERVICE
 from engine import rotation
-from jobs import maintenance, presence, removal, services
+from engine.errors import Unavailable, VaultReadOnly
+from engine.verbs import replicate as engine_replicate
+from jobs import maintenance, meters, presence, removal, services
 from jobs.models import Duty, Job
 from jobs.services import Selection
 from jobs.states import JobState, Kind
@@ -77,6 +82,80 @@ def test_progress_is_told_in_points_and_seconds(story):
     assert after.latest_at == max(point.completed_at for point in story.rows())
     assert after.bytes_replicated > 0
     assert after.checked_at is not None
+
+
+def damaged_pack(store: Path) -> Path:
+    """Flip a bit in the store's largest pack and return where it is."""
+    pack = max((path for path in store.rglob("packs/*/*") if path.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(pack.read_bytes())
+    data[5000] ^= 1
+    pack.chmod(0o600)
+    pack.write_bytes(data)
+    return pack
+
+
+def common(tmp_path: Path) -> int:
+    """Return the bytes of the objects that are the same at both ends, but for those that both ends were made with."""
+    here, there = (
+        {path.relative_to(top): path.read_bytes() for path in top.rglob("*") if path.is_file()}
+        for end in ("store", "far")
+        for top in (tmp_path / end / "vaults").iterdir()
+    )
+    made_at_both = ("vault.json", "sessions")
+    same = (data for name, data in here.items() if name.parts[0] not in made_at_both and there.get(name) == data)
+    return sum(map(len, same))
+
+
+class Broken:
+    """A finish that fails so many times with one error."""
+
+    def __init__(self, error: Exception, times: int) -> None:
+        self._error, self._left, self._finish = error, times, engine_replicate.finish
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        self._left -= 1
+        if self._left >= 0:
+            raise self._error
+        return self._finish(*args, **options)
+
+
+@pytest.mark.rule("E43")
+class TestTraffic:
+    def metered(self, story: Story) -> int:
+        meters.meter_account(story.site.account, story.now.date(), now=story.now)
+        rows = Usage.objects.filter(meter=Meter.REPLICATION_BYTES).values_list("quantity", flat=True)
+        return int(sum(rows))
+
+    def test_every_byte_that_came_counts(self, story, tmp_path):
+        story.backup(two=b"2" * 5000)
+        job = replicate(story)
+        assert link().bytes_replicated == job.report["bytes"] == common(tmp_path) == self.metered(story) > 5000
+
+    def test_what_came_before_a_job_was_planned_anew_counts_once(self, story, tmp_path, monkeypatch):
+        broken = Broken(Unavailable("away for a moment"), 1)
+        monkeypatch.setattr(engine_replicate, "finish", broken)
+        job = replicate(story)
+        assert (job.state, job.round) == (JobState.RUNNING, 1)
+        story.clock.now += dt.timedelta(minutes=1)
+        story.do(job)
+        assert (job.state, job.round) == (JobState.COMPLETE, 2)
+        assert link().bytes_replicated == job.report["bytes"] == common(tmp_path) == self.metered(story)
+
+    def test_what_a_job_brought_that_failed_at_last_counts(self, story, tmp_path, monkeypatch):
+        monkeypatch.setattr(engine_replicate, "finish", Broken(VaultReadOnly("no"), 1))
+        assert replicate(story).state == JobState.FAILED
+        assert link().bytes_replicated == self.metered(story) == common(tmp_path) > 0
+        replicate(story)
+        assert link().bytes_replicated == common(tmp_path)
+
+    def test_what_healed_an_end_counts(self, story, tmp_path):
+        replicate(story)
+        before = link().bytes_replicated
+        pack = damaged_pack(tmp_path / "store")
+        assert story.maintain(Kind.VERIFY, level="scrub").state == JobState.FAILED
+        job = replicate(story)
+        assert link().bytes_replicated - before == job.report["bytes"] == pack.stat().st_size
+        assert replicate(story).report["bytes"] == 0
 
 
 @pytest.mark.rule("E48")
@@ -188,13 +267,7 @@ def test_a_new_data_key_comes_along(story):
 
 def test_damage_at_the_source_is_healed_from_the_target_and_told(story, tmp_path):
     replicate(story)
-    pack = max(
-        (path for path in (tmp_path / "store").rglob("packs/*/*") if path.is_file()), key=lambda p: p.stat().st_size
-    )
-    data = bytearray(pack.read_bytes())
-    data[5000] ^= 1
-    pack.chmod(0o600)
-    pack.write_bytes(data)
+    pack = damaged_pack(tmp_path / "store")
     assert story.maintain(Kind.VERIFY, level="scrub").state == JobState.FAILED
     job = replicate(story)
     assert (job.state, job.report["healed_at_source"]) == (JobState.COMPLETE, [pack.name])
