@@ -52,7 +52,11 @@ def told_by(program: str, act: str, folder: Path, **options: object) -> Told:
 
 
 def do(act: Callable[[], Any]) -> None:
-    """Do one act here and tell its time, processor time, peak memory of the largest process, and outcome as JSON."""
+    """Do one act here and tell as JSON what it cost, and its outcome.
+
+    `own_cpu_s` is the processor time of this process alone, `cpu_s` that of its workers too; `peak_bytes` is the memory
+    of the largest of them.
+    """
     begin_s, before = time.perf_counter(), os.times()
     outcome = act()
     seconds, after = time.perf_counter() - begin_s, os.times()
@@ -60,6 +64,7 @@ def do(act: Callable[[], Any]) -> None:
     told = {
         "seconds": seconds,
         "cpu_s": sum(after[:4]) - sum(before[:4]),
+        "own_cpu_s": sum(after[:2]) - sum(before[:2]),
         "peak_bytes": max(peak_bytes(), workers),
         "outcome": msgspec.to_builtins(outcome),
     }

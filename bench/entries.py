@@ -24,7 +24,6 @@ from engine.progress import Silent
 from engine.runner import run
 from engine.sources.port import BaseSource, Identity, Reader
 from engine.storage import Directory
-from engine.storage.port import Stored
 from engine.targets.files import FilesTarget
 from engine.vault import Vault
 from engine.verbs import backup, restore
@@ -63,26 +62,15 @@ class Many(BaseSource, frozen=True):
 
 
 class Counting(Directory):
-    """A folder that counts what is read of it, and the time that takes."""
+    """A folder that counts what is read of it, by the first part of the key."""
 
     def __init__(self, root: str) -> None:
         super().__init__(root)
         self.reads: Counter[str] = Counter()
-        self.spent_s = 0.0
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
-        begin_s = time.perf_counter()
-        try:
-            return super().get(key, offset=offset, length=length)
-        finally:
-            self.reads[key.partition("/")[0]] += 1
-            self.spent_s += time.perf_counter() - begin_s
-
-    def scan(self, prefix: str, *, after: str = "") -> Iterator[Stored]:
-        begin_s = time.perf_counter()
-        found = list(super().scan(prefix, after=after))
-        self.spent_s += time.perf_counter() - begin_s
-        yield from found
+        self.reads[key.partition("/")[0]] += 1
+        return super().get(key, offset=offset, length=length)
 
 
 def back_up(folder: Path, *, entries: int, workers: int) -> Any:
@@ -124,7 +112,6 @@ def one_file(folder: Path, entries: int) -> dict[str, Any]:
         target=FilesTarget(root=bytes(target)), include=(f"/{path.decode()}",),
     )  # fmt: skip
     storage.reads.clear()
-    storage.spent_s = 0.0
     begin_s, begin_cpu_s = time.perf_counter(), time.process_time()
     units = restore.plan(vault, job, Silent(), now=clock())
     results = [restore.work(vault, job, unit, Silent()) for unit in units]
@@ -135,17 +122,18 @@ def one_file(folder: Path, entries: int) -> dict[str, Any]:
         raise SystemExit(f"the wrong file was restored: {outcome}")
     return {
         "state": outcome.state, "opened_s": opened_s, "opened": dict(opened), "reads": dict(storage.reads),
-        "one_s": seconds, "own_s": seconds - storage.spent_s, "one_cpu_s": cpu_s,
+        "one_s": seconds, "one_cpu_s": cpu_s,
     }  # fmt: skip
 
 
 def rows(told: list[tuple[str, int, dict[str, Any]]]) -> list[str]:
     """Return the lines of the table."""
-    lines = ["| what | time | per core and second | peak of a process | goal |", "|---|---|---|---|---|"]
+    head = ("what", "time", "per core and second", "in the one process that plans", "peak of a process", "goal")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, count, one in told:
         goal = "under 512 MiB and packs in flight" if "point" in name else ""
-        cells = f"{one['seconds']:.1f} s | {count / one['cpu_s']:,.0f} entries | {one['peak_bytes'] / 2**20:.0f} MiB"
-        lines.append(f"| {name} | {cells} | {goal} |")
+        cells = f"{one['seconds']:.1f} s | {count / one['cpu_s']:,.0f} entries | {one['own_cpu_s']:.1f} s"
+        lines.append(f"| {name} | {cells} | {one['peak_bytes'] / 2**20:.0f} MiB | {goal} |")
     return lines
 
 
@@ -174,8 +162,8 @@ def section(told: list[tuple[str, int, dict[str, Any]]], one: dict[str, Any], op
             "|---|---|---|",
             f"| objects read, besides those of opening the vault ({opening}) and its index | "
             f"{sum(one['reads'].values())}: {reads} | 3: root, listing, content |",
-            f"| own time, without that of the storage | {one['own_s'] * 1000:.0f} ms | under 100 ms |",
-            f"| all its time | {one['one_s'] * 1000:.0f} ms | |",
+            f"| own time (processor) | {one['one_cpu_s'] * 1000:.0f} ms | under 100 ms |",
+            f"| all its time, with the reads and the sync of what was written | {one['one_s'] * 1000:.0f} ms | |",
             f"| opening the vault before it | {one['opened_s'] * 1000:.0f} ms | |",
             "",
             bars(
@@ -238,7 +226,7 @@ def main() -> None:
         new_vault(folder)
         told_by("bench.entries", "first", folder, entries=options.one, workers=options.workers)
         tries = [told_by("bench.entries", "one", folder, entries=options.one)["outcome"] for _ in range(3)]
-        one = sorted(tries, key=lambda told: float(told["own_s"]))[1]
+        one = sorted(tries, key=lambda told: float(told["one_cpu_s"]))[1]
         folder = Path(name, "many")
         folder.mkdir()
         told = measure(folder, options)
