@@ -2,7 +2,6 @@
 
 import datetime as dt
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -57,15 +56,21 @@ def do(act: Callable[[], Any]) -> None:
     `own_cpu_s` is the processor time of this process alone, `cpu_s` that of its workers too; `peak_bytes` is the memory
     of the largest of them.
     """
-    begin_s, before = time.perf_counter(), os.times()
+    begin_s, own_s, workers_s = time.perf_counter(), _used_s(resource.RUSAGE_SELF), _used_s(resource.RUSAGE_CHILDREN)
     outcome = act()
-    seconds, after = time.perf_counter() - begin_s, os.times()
+    seconds = time.perf_counter() - begin_s
+    own_s, workers_s = _used_s(resource.RUSAGE_SELF) - own_s, _used_s(resource.RUSAGE_CHILDREN) - workers_s
     workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     told = {
         "seconds": seconds,
-        "cpu_s": sum(after[:4]) - sum(before[:4]),
-        "own_cpu_s": sum(after[:2]) - sum(before[:2]),
+        "cpu_s": own_s + workers_s,
+        "own_cpu_s": own_s,
         "peak_bytes": max(peak_bytes(), workers),
         "outcome": msgspec.to_builtins(outcome),
     }
     sys.stdout.write(json.dumps(told))
+
+
+def _used_s(who: int) -> float:
+    used = resource.getrusage(who)
+    return used.ru_utime + used.ru_stime
