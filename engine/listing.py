@@ -27,9 +27,9 @@ BLOCK_ROWS_MIN, BLOCK_ROWS_MAX = 1024, 16384
 PIECE_BYTES = 4 << 20
 FULL_ID_BYTES = 32
 _END_MASK = 0xFFF
-_HOLE = bytes(16)
-_STATIC = ("<u2", "<u4", "<u4")
-_VOLATILE = ("<i8", "<i8", "<i8", "<u8", "<u4", "<u4")
+HOLE = bytes(16)
+STATIC = ("<u2", "<u4", "<u4")
+VOLATILE = ("<i8", "<i8", "<i8", "<u8", "<u4", "<u4")
 
 
 class Block(msgspec.Struct, array_like=True, gc=False):
@@ -100,7 +100,7 @@ def volatile_group(rows: list[Entry]) -> bytes:
     """Encode what an unchanged file has unchanged."""
     table = [(r.size, r.mtime_ns, r.ctime_ns, r.inode, r.device, r.links) for r in rows]
     columns = zip(*table, strict=True)
-    return b"".join(_shuffle(column, kind) for column, kind in zip(columns, _VOLATILE, strict=True))
+    return b"".join(_shuffle(column, kind) for column, kind in zip(columns, VOLATILE, strict=True))
 
 
 def statics_group(rows: list[Entry]) -> bytes:
@@ -114,7 +114,7 @@ def statics_group(rows: list[Entry]) -> bytes:
         xattrs={i: r.xattrs for i, r in enumerate(rows) if r.xattrs},
         rdevs={i: r.rdev for i, r in enumerate(rows) if r.rdev},
     )
-    numbers = b"".join(_shuffle(column, kind) for column, kind in zip(columns, _STATIC, strict=True))
+    numbers = b"".join(_shuffle(column, kind) for column, kind in zip(columns, STATIC, strict=True))
     return numbers + msgspec.msgpack.encode(extra)
 
 
@@ -122,7 +122,7 @@ def extents_group(rows: list[Entry]) -> bytes:
     """Encode the extents."""
     counts = _shuffle([len(row.extents) for row in rows], "<u4")
     extents = [extent for row in rows for extent in row.extents]
-    ids = b"".join([extent.id or _HOLE for extent in extents])
+    ids = b"".join([extent.id or HOLE for extent in extents])
     return counts + ids + _shuffle([extent.length for extent in extents], "<u8")
 
 
@@ -139,9 +139,9 @@ def _decode(names: bytes, statics: bytes, volatile: bytes, extents: bytes) -> li
     kinds, paths = names[4 : 4 + rows], names[4 + rows :].split(b"\0")
     if len(paths) != rows or len(kinds) != rows:
         raise IntegrityError("a listing block has a wrong number of names")
-    numbers, at = _columns(statics, _STATIC, rows)
+    numbers, at = _columns(statics, STATIC, rows)
     extra = msgspec.msgpack.decode(statics[at:], type=Extra)
-    changing, at = _columns(volatile, _VOLATILE, rows)
+    changing, at = _columns(volatile, VOLATILE, rows)
     if at != len(volatile):
         raise IntegrityError("a listing block has a wrong length")
     users, groups = extra.users, extra.groups
@@ -169,7 +169,7 @@ def _runs(data: bytes, rows: int) -> list[list[Extent]]:
     ids = data[at : at + 16 * total]
     (lengths,), _ = _columns(data[at + 16 * total :], ("<u8",), total)
     pieces = [ids[i : i + 16] for i in range(0, len(ids), 16)]
-    extents = [Extent(b"" if piece == _HOLE else piece, n) for piece, n in zip(pieces, lengths, strict=True)]
+    extents = [Extent(b"" if piece == HOLE else piece, n) for piece, n in zip(pieces, lengths, strict=True)]
     ends = np.cumsum(counts).tolist()
     return [extents[end - count : end] for end, count in zip(ends, counts, strict=True)]
 
@@ -183,27 +183,43 @@ def chunk_ids(extents: bytes, rows: int) -> bytes:
     return ids[ids.any(axis=1)].tobytes()
 
 
-def _shuffle(values: Iterable[int], kind: str) -> bytes:
+def column_of(values: Iterable[int], kind: str) -> np.ndarray:
+    """Return numbers as a column; times beyond its range are kept modulo 2^64."""
     rows = values if isinstance(values, list) else list(values)
     try:
-        column = np.array(rows, dtype=kind)
+        return np.array(rows, dtype=kind)
     except OverflowError:
         if kind != "<i8":
             raise
-        column = np.array([value & 0xFFFF_FFFF_FFFF_FFFF for value in rows], dtype="<u8")
+        return np.array([value & 0xFFFF_FFFF_FFFF_FFFF for value in rows], dtype="<u8")
+
+
+def shuffled(column: np.ndarray) -> bytes:
+    """Return a column as it is stored: the first bytes of all values, then the second, and so on."""
     return column.view(np.uint8).reshape(-1, column.itemsize).T.tobytes()
 
 
-def _columns(data: bytes, kinds: tuple[str, ...], rows: int) -> tuple[list[list[int]], int]:
+def unshuffled(data: bytes, kinds: tuple[str, ...], rows: int) -> tuple[list[np.ndarray], int]:
+    """Return the columns at the start of a group, as stored, and where they end. Raises ValueError."""
     columns, at = [], 0
     for kind in kinds:
         width = np.dtype(kind).itemsize
         flat = np.frombuffer(data, np.uint8, rows * width, at).reshape(width, rows)
-        column = np.ascontiguousarray(flat.T).view(kind).reshape(-1).tolist()
-        if kind == "<i8" and rows and min(column) < TIME_MIN_NS:
-            column = [value + (1 << 64) if value < TIME_MIN_NS else value for value in column]
-        columns.append(column)
+        columns.append(flat.T.copy().view(kind).reshape(-1))
         at += rows * width
+    return columns, at
+
+
+def _shuffle(values: Iterable[int], kind: str) -> bytes:
+    return shuffled(column_of(values, kind))
+
+
+def _columns(data: bytes, kinds: tuple[str, ...], rows: int) -> tuple[list[list[int]], int]:
+    arrays, at = unshuffled(data, kinds, rows)
+    columns = [array.tolist() for array in arrays]
+    for number, kind in enumerate(kinds):
+        if kind == "<i8" and rows and min(columns[number]) < TIME_MIN_NS:
+            columns[number] = [value + (1 << 64) if value < TIME_MIN_NS else value for value in columns[number]]
     return columns, at
 
 
@@ -233,11 +249,15 @@ class BlockBuilder:
 
     def _end(self) -> tuple[Block, list[Entry]]:
         rows, self._rows = self._rows, []
-        encoded = (names_group(rows), statics_group(rows), volatile_group(rows), extents_group(rows))
-        groups = [self._keep(data) for data in encoded]
+        encoded = [names_group(rows), statics_group(rows), volatile_group(rows), extents_group(rows)]
         newest = max(max(row.mtime_ns, row.ctime_ns) for row in rows)
         files = [row.size for row in rows if row.kind == Kind.FILE]
-        return Block(rows[0].path, len(rows), groups, [], newest, len(files), sum(files)), rows
+        return self.block(rows[0].path, encoded, newest, (len(files), sum(files))), rows
+
+    def block(self, first: bytes, groups: list[bytes], newest_ns: int, files: tuple[int, int]) -> Block:
+        """Store groups that are new; return the block of them. `files` is how many files it lists, and their bytes."""
+        rows = int.from_bytes(groups[0][:4], "little")
+        return Block(first, rows, [self._keep(data) for data in groups], [], newest_ns, *files)
 
     def _keep(self, data: bytes) -> bytes:
         idents = []

@@ -330,11 +330,16 @@ class Vault:
         return Fetcher(self.storage, self.keys, self.index, root.needed)
 
 
-def read_block(fetcher: Fetcher, block: Block) -> list[Entry]:
-    """Return the entries of one block. Raises IntegrityError."""
+def read_groups(fetcher: Fetcher, block: Block) -> list[bytes]:
+    """Return the groups of one block. Raises IntegrityError."""
     idents = piece_ids(block)
     chunks = iter(fetcher.chunks([ident for group in idents for ident in group]))
-    rows = decode([b"".join(next(chunks) for _ in group) for group in idents])
+    return [b"".join(next(chunks) for _ in group) for group in idents]
+
+
+def read_block(fetcher: Fetcher, block: Block) -> list[Entry]:
+    """Return the entries of one block. Raises IntegrityError."""
+    rows = decode(read_groups(fetcher, block))
     if len(rows) != block.rows or rows[0].path != block.first:
         raise IntegrityError("a listing block is not the one that the root names")
     return rows

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from engine import halt
 from engine.storage.throttle import Budget, Pace, unpaced
-from engine.verbs.backup import UNIT_BYTES
+from engine.verbs.cutter import UNIT_BYTES
 from vaults.limits import Limits
 
 UNIT_BYTES_PACED = 256 << 20

@@ -1,17 +1,19 @@
 """Turn the results of a backup, in listing order, into blocks and a root: the end of a backup."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from operator import lt
 
 import msgspec
 
+from engine.columns import Columns
 from engine.entries import Entry, sort_key
+from engine.fetch import Fetcher
 from engine.index import encode_segment
 from engine.keys import ID_BYTES
 from engine.listing import Block, BlockBuilder
 from engine.pack import META, Head, PackWriter
 from engine.point import PackRef, Root
-from engine.vault import Vault
+from engine.vault import Vault, read_groups
 from engine.verbs.changes import extent_ids, short_ids
 
 
@@ -31,6 +33,7 @@ class Listing:
         self._carried: set[int] = set()
         self._own: set[bytes] = set()
         self._last = b""
+        self._fetcher: Fetcher | None = None
         self.bytes_stored = 0
 
     def add(self, rows: list[Entry]) -> None:
@@ -51,6 +54,28 @@ class Listing:
         self._needs.append({pack for number in block.packs for pack in self._parent.needs(number)})
         # A copy: the parent's root, which others still read, may hold this very object, and close() numbers packs anew.
         self._blocks.append(msgspec.structs.replace(block))
+
+    def replace(self, block: Block, entries: Mapping[int, Entry]) -> Block:
+        """Take a block of the parent with some of its rows anew; return the new one. Raises IntegrityError."""
+        self._take(self._builder.flush())
+        columns = self._columns(block)
+        columns.replace(entries)
+        new = self._builder.block(block.first, columns.encode(), columns.newest_ns(), columns.files())
+        self._writer.end_slot()
+        self._blocks.append(new)
+        self._needs.append(_refs(self._vault.index.packs_of(columns.chunks()[0])))
+        return new
+
+    def rest(self, block: Block, gone: Collection[int], entries: Mapping[int, Entry]) -> list[Entry]:
+        """Return a parent's block without the rows that are gone, some others anew. Raises IntegrityError."""
+        rows = enumerate(self._columns(block).entries())
+        return [entries.get(number, row) for number, row in rows if number not in gone]
+
+    def _columns(self, block: Block) -> Columns:
+        assert self._parent is not None
+        if self._fetcher is None:
+            self._fetcher = self._vault.fetcher(self._parent)
+        return Columns(read_groups(self._fetcher, block))
 
     def close(self) -> tuple[list[Block], list[PackRef]]:
         """Store the last block and the segment; return the block table and the point's pack set."""

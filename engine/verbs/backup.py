@@ -3,11 +3,11 @@
 import datetime as dt
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 
 import msgspec
 
 import engine
-from engine.chunker import PART_BYTES
 from engine.entries import Entry, Kind, Problem
 from engine.errors import EngineError, Superseded
 from engine.ids import new_ulid
@@ -21,12 +21,9 @@ from engine.sources.port import STREAM_NS, Source
 from engine.vault import PointName, Vault, check_series
 from engine.verbs.assemble import Listing
 from engine.verbs.changes import Parent, Tally
+from engine.verbs.cutter import UNIT_BYTES, Carried, Cutter, Result, Scan, Unit
 from engine.verbs.store import Store
 
-UNIT_BYTES = 64 << 20
-UNIT_FILES = 5_000
-UNIT_ROWS = 100_000
-UNIT_BLOCKS = 2_000
 _FILE = Kind.FILE.value
 PARENTS = 3  # so many of the newest points are kept from expiry: the newest that can be read becomes the parent
 
@@ -50,67 +47,6 @@ class BackupJob(msgspec.Struct, frozen=True, kw_only=True):
     retention_days: int = 0
     rule: str = ""
     manual: bool = False
-
-
-class Carried(msgspec.Struct, array_like=True):
-    """A block of the parent that stands, unread, before row `before` of a unit."""
-
-    before: int
-    block: Block
-
-
-class Scan(msgspec.Struct):
-    """What the walk as a whole knows; travels with the last unit. `requests` counts what it asked the source for,
-    `changes` what is new, changed, unchanged and deleted (Stats), `excluded` what patterns left out.
-    """
-
-    scan_ns: int
-    mounts: list[str]
-    requests: dict[str, int] = {}
-    changes: dict[str, int] = {}
-    excluded: int = 0
-
-
-class Unit(msgspec.Struct):
-    """A run of the listing. `todo` are the rows to read; `parent` the point that carried blocks are from, or empty.
-
-    With `part` (offset, length) it is a part of one big file. `forbidden` are the packs that were forbidden when the
-    session opened; they travel with every unit.
-    """
-
-    number: int
-    parent: str
-    rows: list[Entry]
-    todo: list[int]
-    carried: list[Carried]
-    problems: list[Problem]
-    part: tuple[int, int] | None = None
-    scan: Scan | None = None
-    forbidden: list[str] = []
-
-    @property
-    def needs_work(self) -> bool:
-        """Say whether a worker has anything to do."""
-        return bool(self.todo)
-
-
-class Result(msgspec.Struct):
-    """A unit done: the rows that are left, with extents."""
-
-    number: int
-    parent: str
-    rows: list[Entry]
-    carried: list[Carried]
-    problems: list[Problem]
-    part: tuple[int, int] | None = None
-    scan: Scan | None = None
-    stored: bool = False
-    entries_read: int = 0
-    bytes_read: int = 0
-    bytes_new: int = 0
-    bytes_stored: int = 0
-    forbidden: list[str] = []
-    requests: dict[str, int] = {}
 
 
 class Outcome(msgspec.Struct):
@@ -147,16 +83,18 @@ def plan(vault: Vault, job: BackupJob, progress: Progress, *, now: dt.datetime) 
     tally = Tally(root)
     parent = Parent(vault, root, session.forbidden, tally) if root else None
     job.source.follows(root.body.started_at if root and root.body.complete else None)
-    cutter = _Cutter(root.body.point if root else "", session.forbidden, unit_bytes=job.unit_bytes)
+    cutter = Cutter(root.body.point if root else "", session.forbidden, unit_bytes=job.unit_bytes)
     for rows, problems in _blocks(job.source, vault.keys.chunker_seed):
         progress.check()
         cutter.problems.extend(problems)
         if not rows:
             continue
-        block = parent.same_block(rows) if parent and not job.deep else None
-        if block:
-            progress.add(entries=block.rows)
-            yield from cutter.carry(block)
+        match = parent.match(rows) if parent and not job.deep else None
+        changed = {number: rows[number] for number in match.changed} if match and match.changed is not None else None
+        if match and cutter.fits((changed or {}).values()):
+            tally.matched(match)
+            progress.add(entries=match.block.rows - len(changed or ()))
+            yield from cutter.carry(match.block, changed)
         else:
             for row, is_kept in zip(rows, _kept(rows, parent, tally, deep=job.deep), strict=True):
                 yield from cutter.add(row, todo=not is_kept)
@@ -194,7 +132,8 @@ def work(vault: Vault, job: BackupJob, unit: Unit, progress: Progress) -> Result
     result.requests = job.source.requests()
     result.stored = result.bytes_stored > 0
     result.entries_read = len(unit.todo) if not unit.part or unit.part[0] == 0 else 0
-    result.carried = [Carried(sum(row is not None for row in rows[: c.before]), c.block) for c in unit.carried]
+    left = [0, *accumulate(int(row is not None) for row in rows)]
+    result.carried = [one.left(rows, left[one.before]) for one in unit.carried]
     result.rows = [row for row in rows if row is not None]
     return result
 
@@ -246,67 +185,6 @@ def _kept(rows: list[Entry], parent: Parent | None, tally: Tally, *, deep: bool)
     return [False] * len(rows)
 
 
-class _Cutter:
-    """Cuts the stream of rows and carried blocks into units. `bytes_todo` of its files are to be read."""
-
-    def __init__(self, parent: str, forbidden: set[str], *, unit_bytes: int) -> None:
-        self._unit_bytes = unit_bytes
-        self.entries = self.bytes_todo = 0
-        self._number = 0
-        self._parent = parent
-        self._forbidden = sorted(forbidden)
-        self.problems: list[Problem] = []
-        self._start()
-
-    def _start(self) -> None:
-        self._rows: list[Entry] = []
-        self._todo: list[int] = []
-        self._carried: list[Carried] = []
-        self._bytes = 0
-
-    def carry(self, block: Block) -> Iterator[Unit]:
-        self._carried.append(Carried(len(self._rows), block))
-        self.entries += block.rows
-        if len(self._carried) >= UNIT_BLOCKS:
-            yield self._cut()
-
-    def add(self, row: Entry, *, todo: bool) -> Iterator[Unit]:
-        self.entries += 1
-        self.bytes_todo += row.size if todo and row.kind == Kind.FILE else 0
-        if todo and row.mtime_ns == STREAM_NS:
-            if self._todo:
-                yield self._cut()
-            self._rows.append(row)
-            self._todo.append(len(self._rows) - 1)
-            yield self._cut()  # a unit of its own: streams are read side by side
-            return
-        if todo and row.kind == Kind.FILE and row.size > PART_BYTES:
-            if self._rows or self._carried:
-                yield self._cut()
-            for offset in range(0, row.size, PART_BYTES):
-                self._rows, self._todo = [row], [0]
-                yield self._cut(part=(offset, PART_BYTES))
-            return
-        self._rows.append(row)
-        if todo:
-            self._todo.append(len(self._rows) - 1)
-            self._bytes += row.size if row.kind == Kind.FILE else 0
-        if self._bytes >= self._unit_bytes or len(self._todo) >= UNIT_FILES or len(self._rows) >= UNIT_ROWS:
-            yield self._cut()
-
-    def last(self, scan: Scan) -> Unit:
-        return self._cut(scan=scan)
-
-    def _cut(self, *, part: tuple[int, int] | None = None, scan: Scan | None = None) -> Unit:
-        rows, todo = self._rows, self._todo
-        unit = Unit(self._number, self._parent, rows, todo, self._carried, self.problems, part, scan)
-        unit.forbidden = self._forbidden
-        self._number += 1
-        self.problems = []
-        self._start()
-        return unit
-
-
 class _Gathered:
     """Results as they come in, put together to one point."""
 
@@ -337,8 +215,8 @@ class _Gathered:
         done = 0
         for carried in result.carried:
             self._add(result.rows[done : carried.before])
-            self._carry(carried.block)
-            done = carried.before
+            done = carried.before + len(carried.changed or ())
+            self._carry(carried, result.rows[carried.before : done])
         self._add(result.rows[done:])
 
     def close(self) -> None:
@@ -435,12 +313,20 @@ class _Gathered:
         self._stats.bytes += sum(sizes)
         self._listing.add(rows)
 
-    def _carry(self, block: Block) -> None:
+    def _carry(self, carried: Carried, rows: list[Entry]) -> None:
         assert self._listing is not None
+        fresh = dict(zip(carried.changed or (), rows, strict=True))
+        if carried.gone:
+            self._add(self._listing.rest(carried.block, carried.gone, fresh))
+            return
+        block = carried.block
+        if carried.changed is None:
+            self._listing.carry(block)
+        else:
+            block = self._listing.replace(block, fresh)
         self._stats.entries += block.rows
         self._stats.files += block.files
         self._stats.bytes += block.bytes
-        self._listing.carry(block)
 
 
 def _blocks(source: Source, seed: int) -> Iterator[tuple[list[Entry], list[Problem]]]:

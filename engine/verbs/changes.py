@@ -3,18 +3,35 @@
 import bisect
 from collections import Counter
 from collections.abc import Iterator
-from operator import and_, ne
+from operator import and_
+from typing import NamedTuple
 
+import numpy as np
+
+from engine.columns import Columns
 from engine.entries import Entry, Kind, sort_key
 from engine.errors import IntegrityError
 from engine.fetch import Fetcher
 from engine.keys import ID_BYTES, Keys
 from engine.listing import Block, names_group, piece_ids, pieces, volatile_group
 from engine.point import Root
-from engine.vault import Vault, read_block
+from engine.vault import Vault, read_block, read_groups
 
 RACY_NS = 2_000_000_000
 _FILE = Kind.FILE.value
+
+
+class Match(NamedTuple):
+    """A block of the parent that lists what was walked, by name.
+
+    `changed` are the rows that are to be read, None when the block stands as it is; `differs` and `kinds`, of all rows,
+    tell what is counted as changed.
+    """
+
+    block: Block
+    changed: list[int] | None = None
+    differs: np.ndarray | None = None
+    kinds: np.ndarray | None = None
 
 
 class Tally:
@@ -29,10 +46,15 @@ class Tally:
         self._met = [0, 0]
         self._counts: Counter[str] = Counter()
 
-    def same(self, block: Block) -> None:
-        """Count a block that stands in the parent as it is."""
-        self._counts["entries_unchanged"] += block.rows
-        self._counts["files_unchanged"] += block.files
+    def matched(self, match: Match) -> None:
+        """Count the rows of a block that stands in the parent, some of them changed perhaps."""
+        block, _, differs, kinds = match
+        entries = files = 0
+        if differs is not None and kinds is not None:
+            entries, files = int(differs.sum()), int((differs & (kinds == Kind.FILE.value)).sum())
+        for name, rows, changed in (("entries", block.rows, entries), ("files", block.files, files)):
+            self._counts[f"{name}_unchanged"] += rows - changed
+            self._counts[f"{name}_changed"] += changed
         self._meet(block.rows, block.files)
 
     def new(self, rows: list[Entry]) -> None:
@@ -100,24 +122,43 @@ class Parent:
         self._current = -1
         self._entries: dict[bytes, Entry] = {}
 
-    def same_block(self, rows: list[Entry]) -> Block | None:
-        """Return the parent's block when it says exactly what was walked, so that it can be carried over unread."""
+    def match(self, rows: list[Entry]) -> Match | None:
+        """Return the parent's block that lists what was walked; None when there is none, or none that can be used."""
         number = bisect.bisect_left(self._firsts, rows[0].sort_key)
         if number == len(self._blocks) or self._blocks[number].first != rows[0].path:
             return None
         block = self._blocks[number]
-        if block.rows != len(rows) or block.newest_ns >= self._racy_ns or not self._lost.isdisjoint(block.packs):
+        if block.rows != len(rows):
             return None
-        idents = piece_ids(block)
-        for group, encode in ((2, volatile_group), (0, names_group)):
-            if [self._keys.chunk_id(piece) for piece in pieces(encode(rows))] != idents[group]:
-                return None
-        self._tally.same(block)
-        return block
+        names, _, volatile, _ = piece_ids(block)
+        if self._idents(names_group(rows)) != names:
+            return None
+        walked = volatile_group(rows)
+        is_same = self._idents(walked) == volatile
+        if is_same and block.newest_ns < self._racy_ns and self._lost.isdisjoint(block.packs):
+            return Match(block)
+        return self._changed(block, walked)
+
+    def _changed(self, block: Block, walked: bytes) -> Match | None:
+        """Compare a block's columns; None for what only a comparison row by row can tell."""
+        try:
+            columns = Columns(read_groups(self._fetcher, block))
+        except IntegrityError:
+            return None
+        differs, is_else = columns.differing(walked)
+        if is_else:
+            return None
+        changed = differs | columns.since(self._racy_ns)
+        ids, belongs_to = columns.chunks()
+        changed[belongs_to[~self._index.known(ids)]] = True
+        return Match(block, np.flatnonzero(changed).tolist(), differs, columns.kinds)
+
+    def _idents(self, group: bytes) -> list[bytes]:
+        return [self._keys.chunk_id(piece) for piece in pieces(group)]
 
     def compare(self, rows: list[Entry]) -> tuple[list[Entry | None], list[bool]]:
         """Return what the parent holds in place of each row, and whether it is the same; count them."""
-        olds = self._aligned(rows) or [self._find(row) for row in rows]
+        olds = [self._find(row) for row in rows]
         same = list(map(_same, rows, olds))
         self._tally.rows(rows, olds, same)
         return olds, same
@@ -145,16 +186,6 @@ class Parent:
             else:
                 kept[number] = None
         return [old is not None for old in kept]
-
-    def _aligned(self, rows: list[Entry]) -> list[Entry | None]:
-        """Return the entries of the parent's block that has the same paths as these rows, none when no block has."""
-        number = bisect.bisect_left(self._firsts, rows[0].sort_key)
-        if number == len(self._blocks) or self._blocks[number].first != rows[0].path:
-            return []
-        entries = self._block(number)
-        if len(entries) != len(rows) or any(map(ne, entries, [row.path for row in rows])):
-            return []
-        return list(entries.values())
 
     def _find(self, entry: Entry) -> Entry | None:
         number = bisect.bisect_right(self._firsts, entry.sort_key) - 1

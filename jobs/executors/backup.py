@@ -11,7 +11,8 @@ from engine.point import Stats
 from engine.progress import Progress
 from engine.vault import PointName, Vault
 from engine.verbs import backup
-from engine.verbs.backup import BackupJob, Outcome, Result, Unit
+from engine.verbs.backup import BackupJob, Outcome
+from engine.verbs.cutter import Result, Unit
 from jobs import maintenance, speed
 from jobs.executors.port import Clock, Executor, shown
 from jobs.models import Job

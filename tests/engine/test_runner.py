@@ -24,7 +24,7 @@ from engine.runner import VaultOpener, WorkerDied, run
 from engine.sources.files import files_source
 from engine.storage.location import Location, open_storage
 from engine.vault import Vault
-from engine.verbs import backup
+from engine.verbs import backup, cutter
 from engine.verbs.backup import BackupJob
 from tests.engine import toy_verb
 from tests.engine.toy_verb import ToyJob
@@ -184,7 +184,7 @@ def backup_job(tmp_path: Path, *, files: int) -> BackupJob:
 def test_a_canceled_backup_closes_its_session_and_leaves_no_point(
     opener: VaultOpener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backup, "UNIT_FILES", 50)
+    monkeypatch.setattr(cutter, "UNIT_FILES", 50)
     job = backup_job(tmp_path, files=500)
     with pytest.raises(Canceled):
         run(opener, backup, job, workers=2, progress=Counting(cancel_at=5), clock=now)
@@ -202,7 +202,7 @@ def test_a_plan_that_fails_at_once_closes_its_session(opener: VaultOpener, tmp_p
 def test_a_backup_on_a_pool_beats_and_commits(
     opener: VaultOpener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backup, "UNIT_FILES", 50)
+    monkeypatch.setattr(cutter, "UNIT_FILES", 50)
     monkeypatch.setattr(runner, "BEAT_S", 0.0)
     job = backup_job(tmp_path, files=500)
     outcome = run(opener, backup, job, workers=2, progress=Silent(), clock=now)

@@ -7,7 +7,7 @@ import pytest
 
 from accounts.services import SERVICE
 from engine.storage.throttle import SLICE_BYTES, Budget
-from engine.verbs.backup import UNIT_BYTES
+from engine.verbs.cutter import UNIT_BYTES
 from jobs import services, steps
 from jobs.models import Job, Step
 from jobs.speed import UNIT_BYTES_PACED, Share, Speed, unit_bytes

@@ -20,6 +20,7 @@ from engine.targets.files import files_target
 from engine.targets.port import Target
 from engine.vault import PointName, Vault
 from engine.verbs import backup, restore
+from engine.verbs.cutter import Result
 from tests.support.vaults import Bench, entries, travelled
 
 
@@ -56,7 +57,7 @@ def run_backup(
     silent = progress or Silent()
     planner, worker, finisher = bench.open(), bench.open(), bench.open()
 
-    def results() -> Iterator[backup.Result]:
+    def results() -> Iterator[Result]:
         for unit in backup.plan(planner, job, silent, now=now or bench.clock()):
             between()
             yield travelled(backup.work(worker, job, travelled(unit), silent))

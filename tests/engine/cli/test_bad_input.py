@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.keyproviders.keyring import Keyring, RecoveryKey
-from engine.verbs import backup
+from engine.verbs import cutter
 from tests.engine.cli.conftest import Cli
 from tests.services import S3
 
@@ -162,7 +162,7 @@ def test_a_vault_in_a_bucket_works(
     monkeypatch.setenv("BACKUPSITE_S3_SECRET_KEY", minio_service.secret_key)
     url = f"s3://{s3_bucket(minio_service)}/x"
     assert cli("init", url).code == 0
-    monkeypatch.setattr(backup, "UNIT_FILES", 1)  # enough units for a pool
+    monkeypatch.setattr(cutter, "UNIT_FILES", 1)  # enough units for a pool
     assert cli("backup", url, tree, "--workers", "2").code == 0
     assert cli("ls", url, "latest", tree).code == 0
 

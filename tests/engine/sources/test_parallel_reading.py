@@ -22,7 +22,7 @@ from engine.sources.files import FilesSource
 from engine.sources.reading import FileReader
 from engine.storage.location import Location, open_storage
 from engine.vault import Vault
-from engine.verbs import backup
+from engine.verbs import backup, cutter
 from tests.support.vaults import contents, on_disk, write_files
 
 
@@ -88,8 +88,8 @@ def opener(tmp_path: Path) -> VaultOpener:
 @contextlib.contextmanager
 def units_of(monkeypatch: pytest.MonkeyPatch, *, bytes_each: int, part: int) -> Iterator[None]:
     """Let the planner, which is in this process, cut small units."""
-    monkeypatch.setattr(backup, "UNIT_BYTES", bytes_each)
-    monkeypatch.setattr(backup, "PART_BYTES", part)
+    monkeypatch.setattr(cutter, "UNIT_BYTES", bytes_each)
+    monkeypatch.setattr(cutter, "PART_BYTES", part)
     yield
     monkeypatch.undo()
 

@@ -16,7 +16,7 @@ from engine.session import Names
 from engine.sources.files import FilesSource, files_source
 from engine.sources.reading import FileReader
 from engine.vault import Vault
-from engine.verbs import backup
+from engine.verbs import backup, cutter
 from tests.support.runs import (
     Stopping,
     backed_up,
@@ -330,7 +330,7 @@ def test_a_second_host_with_the_same_files_adds_under_one_percent(bench: Bench, 
 def test_a_big_file_is_cut_into_parts_that_any_worker_may_take(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(backup, "PART_BYTES", 3 * MIB)
+    monkeypatch.setattr(cutter, "PART_BYTES", 3 * MIB)
     folder = write_files(tmp_path / "d", {"a": b"a", "big": NOISE.randbytes(10 * MIB), "z": b"z"})
     job = backup_job(bench, files_source([str(folder)], host="host"))
     units = list(backup.plan(bench.open(), job, Stopping(), now=bench.clock()))
@@ -347,7 +347,7 @@ def test_a_big_file_is_cut_into_parts_that_any_worker_may_take(
 def test_a_big_file_that_grew_after_it_was_listed_is_taken_whole(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(backup, "PART_BYTES", MIB)
+    monkeypatch.setattr(cutter, "PART_BYTES", MIB)
     folder = write_files(tmp_path / "d", {"log": NOISE.randbytes(5 * MIB // 2)})
 
     def grow() -> None:
@@ -364,7 +364,7 @@ def test_a_big_file_that_grew_after_it_was_listed_is_taken_whole(
 def test_a_big_file_that_shrank_while_its_parts_were_read_is_reported_as_changed(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(backup, "PART_BYTES", MIB)
+    monkeypatch.setattr(cutter, "PART_BYTES", MIB)
     folder = write_files(tmp_path / "d", {"log": NOISE.randbytes(4 * MIB)})
     calls = 0
 

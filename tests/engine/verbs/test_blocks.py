@@ -35,6 +35,21 @@ def test_one_change_in_a_large_listing_stores_one_block_anew(bench: Bench, tmp_p
 
 
 @pytest.mark.usefixtures("small_blocks")
+def test_of_a_block_in_which_files_changed_only_these_travel_and_the_rest_stays_encoded(bench: Bench, tmp_path: Path):
+    folder = write_files(tmp_path / "d", {f"{i // 20:02}/{i:03}": b"%d" % i for i in range(400)})
+    backed_up(bench, folder)
+    for number in (3, 150, 151):
+        (folder / f"{number // 20:02}/{number:03}").write_bytes(b"changed")
+    job = backup_job(bench, files_source([str(folder)], host="host"))
+    units = list(backup.plan(bench.open(), job, Stopping(), now=bench.clock()))
+    assert [row.path[-3:] for unit in units for row in unit.rows] == [b"003", b"150", b"151"]
+    outcome = backed_up(bench, folder)
+    assert (outcome.stats.files_changed, outcome.stats.files_unchanged, outcome.stats.files) == (3, 397, 400)
+    assert outcome.stats.bytes == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert contents(bench.open(), bench.open().find("latest"), below=folder) == on_disk(folder)
+
+
+@pytest.mark.usefixtures("small_blocks")
 def test_an_inserted_folder_leaves_the_blocks_behind_it_as_they_are(bench: Bench, tmp_path: Path):
     folder = write_files(tmp_path / "d", {f"{i // 20:02}/{i:03}": b"%d" % i for i in range(400)})
     backed_up(bench, folder)

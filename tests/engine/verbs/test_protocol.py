@@ -21,7 +21,7 @@ from engine.sources.files import files_source
 from engine.storage import Memory
 from engine.storage.faulty import Fault, Faulty, Mode
 from engine.storage.port import Bytes
-from engine.verbs import backup, verify
+from engine.verbs import backup, cutter, verify
 from engine.verbs.inspect import scrub
 from tests.support.runs import Stopping, backed_up, backup_job, listing, restored, run_backup
 from tests.support.vaults import Bench, contents, on_disk, travelled, verified, write_files
@@ -185,14 +185,14 @@ def test_finish_done_twice_commits_once(bench: Bench, home: Path):
 
 
 def test_work_done_twice_or_by_others_gives_the_same_point(bench: Bench, home: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(backup, "UNIT_FILES", 2)
+    monkeypatch.setattr(cutter, "UNIT_FILES", 2)
     source = files_source([str(home)], host="host")
     once = run_backup(bench, backup_job(bench, source, series="once"))
     job = backup_job(bench, source, series="twice")
     planner = bench.open()
     results = []
     for unit in backup.plan(planner, job, Stopping(), now=bench.clock()):
-        sent = msgspec.json.decode(msgspec.json.encode(unit), type=backup.Unit)
+        sent = msgspec.json.decode(msgspec.json.encode(unit), type=cutter.Unit)
         backup.work(bench.open(), travelled(job), travelled(unit), Stopping())
         results.append(travelled(backup.work(bench.open(), travelled(job), sent, Stopping())))
     assert len(results) > 2
