@@ -17,6 +17,7 @@ from jobs import (
     erasure,
     executors,
     exporting,
+    following,
     freezing,
     holdback,
     maintenance,
@@ -39,6 +40,7 @@ from vaults.models import Vault
 
 log = structlog.get_logger(__name__)
 SWEEP_ROWS_MAX = 1000
+FOLLOWING_MAX = 20  # each makes a vault in a store
 BATCHES_MAX = 40
 
 
@@ -138,6 +140,7 @@ def sweep_maintenance() -> None:
     """Start the maintenance that is due, and go on with deletions that locks held up."""
     now = timezone.now()
     trialends.sweep(now=now, rows_max=SWEEP_ROWS_MAX)
+    following.sweep(now=now, rows_max=FOLLOWING_MAX)
     for start in (maintenance.sweep, removal.sweep, holdback.sweep, erasure.sweep):
         for job in start(now=now, rows_max=SWEEP_ROWS_MAX):
             doorbell.ring(services.first_step(job), now=now)

@@ -18,7 +18,7 @@ from unfold.admin import StackedInline
 from accounts import grants
 from accounts.console import ServiceAdmin, action, actor_of, display, leave_dialog, lines
 from accounts.models import Grant
-from policies import moments, retention, services
+from policies import copies, moments, retention, services
 from policies.forms import (
     CREDENTIALS,
     SETTINGS,
@@ -378,10 +378,14 @@ class PolicyAdmin(RemovableAdmin):
     def get_fieldsets(self, request: HttpRequest, obj: Policy | None = None) -> Any:
         sets = super().get_fieldsets(request, obj)
         told = "As stored, in the policy's time zone. A change takes effect on all plans at once."
-        return [*sets, ("Next runs", {"fields": ["runs_shown"], "description": told})] if obj else sets
+        return [*sets, ("Next runs", {"fields": ["runs_shown", "copies_shown"], "description": told})] if obj else sets
 
     def get_readonly_fields(self, request: HttpRequest, obj: Policy | None = None) -> Any:
-        return [*super().get_readonly_fields(request, obj), "runs_shown"]
+        return [*super().get_readonly_fields(request, obj), "runs_shown", "copies_shown"]
+
+    @display(description="Copies in another region")
+    def copies_shown(self, policy: Policy) -> str:
+        return lines([copy.text for copy in copies.told(policy)]) or "–"
 
     @display(description="Next runs")
     def runs_shown(self, policy: Policy) -> str:
@@ -397,7 +401,7 @@ class PolicyAdmin(RemovableAdmin):
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
         obj, now = form.instance, timezone.now()
         services.save_policy(obj, rules=_rules_of(formsets[0]), actor=actor_of(request), now=now)
-        for warning in retention.warnings_on_disable(obj, now=now):
+        for warning in [*retention.warnings_on_disable(obj, now=now), *copies.warnings(obj)]:
             messages.warning(request, warning)
         changes = retention.preview_change(obj, now=now)
         if going := sum(len(one.going) for one in changes):

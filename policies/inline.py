@@ -6,7 +6,7 @@ from django.db import IntegrityError, transaction
 
 from accounts.refusals import Refused
 from accounts.services import Actor, record
-from policies import moments, services
+from policies import copies, moments, services
 from policies.models import Edition, Plan, PlanState, Policy, Rule
 
 
@@ -80,5 +80,6 @@ def _move(plan: Plan, own: Policy, policy: Policy, *, now: dt.datetime) -> None:
             plan.save(update_fields=["policy", "former_rules", "next_run_at", "next_rule", "next_drill_at"])
     except IntegrityError as error:
         raise services.PlanExists("There is a plan for this source, policy and vault already.") from error
+    copies.attach(plan, now=now)
     own.delete()
     plan.refresh_from_db()

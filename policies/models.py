@@ -224,8 +224,8 @@ class Rule(models.Model):
     (1 Monday to 7 Sunday) when there are some; without a start time each plan draws its own between 00:00 and 06:00,
     once (C8). With `window_minutes` the start is drawn anew for each run, inside the window that begins then (D14).
     `retention_days` is for what this rule makes, None is as the policy says. `settings` are what other types say: of a
-    rule of type tag the `tags` that a source must have, all of them; of a replication the `region` that copies go to,
-    and the `vault` there by its name, if one is chosen already.
+    rule of type tag the `tags` that a source must have, all of them; of a replication, which has nothing else, the
+    `region` that copies go to, and the `vault` there by its name, if one is chosen already (policies.copies).
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -277,8 +277,19 @@ class Rule(models.Model):
             named = [self.settings.get("region"), self.settings.get("vault", "any")]
             if set(self.settings) - {"region", "vault"} or not all(isinstance(name, str) and name for name in named):
                 raise ValidationError({"settings": 'Name the region to copy to: {"region": "far", "vault": "copies"}.'})
+            self._check_continuous()
         elif not self.cron:
             self._check_calendar()
+
+    def _check_continuous(self) -> None:
+        """Refuse a replication that says when (E48), or how long its copies stay (E15)."""
+        blank = Rule()
+        for name in ("cron", "every", "unit", "weekdays", "start_time", "window_minutes"):
+            if getattr(self, name) != getattr(blank, name):
+                raise ValidationError({name: "A replication has no schedule: each point goes once it is there."})
+        if self.retention_days is not None:
+            told = "Copies stay as long as their points at the source: leave it empty."
+            raise ValidationError({"retention_days": told})
 
     def _check_calendar(self) -> None:
         if self.weekdays and self.unit not in (Unit.DAY, Unit.WEEK):
@@ -287,6 +298,21 @@ class Rule(models.Model):
             raise ValidationError({"weekdays": "Weekdays go with every day, or every so many weeks: choose weeks."})
         if self.unit == Unit.HOUR and self.window_minutes > self.every * 60:
             raise ValidationError({"window_minutes": "The window is longer than the time from one run to the next."})
+
+
+class CopyRequest(models.Model):
+    """That a rule asks for a vault to be replicated, until that has begun (policies.copies).
+
+    `error` is what was wrong at the last try, empty before the first.
+    """
+
+    vault = models.OneToOneField(Vault, on_delete=models.CASCADE, related_name="copy_request")
+    rule = models.ForeignKey(Rule, on_delete=models.CASCADE, related_name="copy_requests")
+    next_try_at = models.DateTimeField(db_index=True)
+    error = models.TextField(blank=True)
+
+    def __str__(self) -> str:
+        return f"{self.vault}: {self.rule}"
 
 
 class Edition(models.TextChoices):

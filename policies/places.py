@@ -22,9 +22,11 @@ def check(policy: Policy, rules: list[Rule]) -> None:
         raise PlaceUnfit(f"{vault} is a replication target and takes no plans. Choose a general vault.")
     if vault is None and any(rule.type == RuleType.TAG for rule in rules):
         raise PlaceUnfit("Name the policy's vault: sources that a rule of type tag finds are backed up into it.")
-    for rule in rules:
-        if rule.type == RuleType.REPLICATION:
-            _check_target(policy, rule.settings)
+    copying = [rule for rule in rules if rule.type == RuleType.REPLICATION]
+    if len(copying) > 1:
+        raise PlaceUnfit("A policy has one rule of type replication: a vault has one replication target.")
+    for rule in copying:
+        _check_target(policy, rule.settings)
 
 
 def _check_target(policy: Policy, settings: dict[str, Any]) -> None:

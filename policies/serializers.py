@@ -9,7 +9,7 @@ from rest_framework import serializers
 from accounts import grants
 from accounts.models import Account, Grant
 from accounts.serializers import GrantedField, OwnField
-from policies import moments, retention
+from policies import copies, moments, retention
 from policies.kinds import TYPES
 from policies.models import Plan, Policy, Rule, Source
 from policies.services import long_run
@@ -156,7 +156,16 @@ class SavedPolicySerializer(PolicySerializer):
         fields = [*PolicySerializer.Meta.fields, "warnings"]
 
     def get_warnings(self, policy: Policy) -> list[str]:
-        return retention.warnings_on_disable(policy, now=self.context["now"])
+        return [*retention.warnings_on_disable(policy, now=self.context["now"]), *copies.warnings(policy)]
+
+
+class CopySerializer(serializers.Serializer[Any]):
+    """How one vault of a policy's plans follows in another region: `state` for programs, `text` for people."""
+
+    vault = serializers.UUIDField(source="vault.pk")
+    target = serializers.UUIDField(source="target.pk", allow_null=True, default=None)
+    state = serializers.ChoiceField(choices=copies.STATES)
+    text = serializers.CharField()
 
 
 class VerdictSerializer(serializers.Serializer[Any]):

@@ -15,7 +15,7 @@ from accounts.shapes import checked
 from accounts.states import Privilege
 from engine.errors import EngineError
 from engine.sources.mounts import mounts_inside
-from policies import addresses, connection, editions, moments, places, reading, rescheduling, schedule
+from policies import addresses, connection, copies, editions, moments, places, reading, rescheduling, schedule
 from policies.kinds import TYPES
 from policies.models import Edition, Plan, PlanState, Policy, Rule, RuleType, Source, SourceKind
 from vaults.limits import LimitsSerializer
@@ -209,12 +209,14 @@ def save_policy(policy: Policy, *, rules: list[Rule] | None = None, actor: Actor
     policy.full_clean()
     for edition in [] if new else policy.plans.values_list("edition", flat=True).distinct():
         editions.check_policy(edition, policy, policy.rules.all() if rules is None else rules)
+    asked = copies.asked(policy)
     policy.save()
     changes = _changes(kept, policy) if kept else {}
     if rules is not None:
         changes |= _store_rules(policy, rules)
     if "rules" in changes or (kept and any(getattr(kept, name) != getattr(policy, name) for name in OF_MOMENTS)):
         rescheduling.begin(policy, now=now)
+    copies.follow(policy, asked, now=now)
     Policy.objects.filter(pk=policy.pk, inline=False).update(tags_changed_at=now)
     record(actor, "policy.create" if new else "policy.change", policy, account=policy.account, now=now, **changes)
     return policy
@@ -249,6 +251,7 @@ def check_rules(policy: Policy, rules: list[Rule]) -> None:
                 {f"rules.{place - 1}.{name}": texts for name, texts in error.message_dict.items()}
             ) from error
     places.check(policy, rules)
+    copies.check_policy(policy, rules)
 
 
 def _store_rules(policy: Policy, rules: list[Rule]) -> dict[str, Any]:
@@ -339,6 +342,7 @@ def bind(plan: Plan, *, start_minute: int | None = None, actor: Actor, now: dt.d
     try:
         with transaction.atomic():
             plan.save(force_insert=True)
+            copies.attach(plan, now=now)
             for account in {plan.account, plan.source.account}:
                 record(actor, "plan.create", plan, account=account, now=now, edition=plan.edition)
     except IntegrityError as error:

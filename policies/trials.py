@@ -8,7 +8,7 @@ from django.db import IntegrityError, models, transaction
 
 from accounts.refusals import Refused
 from accounts.services import SERVICE, Actor, record
-from policies import connection, editions, moments, services
+from policies import connection, copies, editions, moments, services
 from policies.models import Edition, Plan, PlanState, Policy, Source, SourceKind
 from vaults import deletion
 from vaults.models import Vault, VaultState
@@ -160,6 +160,9 @@ def convert(plan: Plan, *, policy: Policy | None, confirmed: bool, actor: Actor,
         moments.move_on(plan, after=now)
         plan.next_drill_at = moments.next_drill_at(plan, plan.policy, after=now)
         plan.save()
+        if policy:
+            plan.vault.refresh_from_db()
+            copies.attach(plan, now=now)
         if policy and own.inline:
             own.delete()
         record(actor, "plan.convert", plan, account=plan.account, now=now, policy=str(plan.policy_id))

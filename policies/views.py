@@ -19,14 +19,16 @@ from accounts.permissions import (
     MANAGE_MEMBERS,
     MANAGE_POLICIES,
     MANAGE_SOURCES,
+    MANAGE_VAULTS,
     PAUSE_PLANS,
     granted_sources,
 )
 from accounts.views import AccountViewSet, actor_of, user_of
-from policies import inline, moments, retention, services
+from policies import copies, inline, moments, retention, services
 from policies.models import Plan, Policy, Source
 from policies.serializers import (
     ChangePreviewSerializer,
+    CopySerializer,
     GrantRequestSerializer,
     GrantSerializer,
     PausedPlanSerializer,
@@ -139,6 +141,8 @@ class PolicyView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSe
             setattr(policy, name, value)
         self.need(MANAGE_POLICIES, policy)
         rules = None if listed is None else services.rules_from(policy, listed)
+        if rules is not None and copies.is_new(policy, rules):
+            self.need(MANAGE_VAULTS, policy)
         return services.save_policy(policy, rules=rules, actor=actor_of(request), now=timezone.now())
 
     def _shown(self, policy: Policy, **options: Any) -> Response:
@@ -194,6 +198,12 @@ class PolicyView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSe
             SpanSerializer(moments.preview(policy, rules, count=RUNS_SHOWN, now=timezone.now()), many=True).data
         )
 
+    @extend_schema(responses={200: CopySerializer(many=True)}, filters=False)
+    @action(detail=True, pagination_class=None)
+    def copies(self, request: Request, pk: str) -> Response:
+        """Tell of each vault of the policy's plans whether it follows in another region as the policy says (E26)."""
+        return Response(CopySerializer(copies.told(self.get_object()), many=True).data)
+
     @extend_schema(responses={200: RegionSupportSerializer(many=True)}, filters=False)
     @action(detail=False, pagination_class=None)
     def regions(self, request: Request) -> Response:
@@ -243,6 +253,8 @@ class PlanView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet[
             listed = own.pop("rules", None)
             policy = Policy(**own)
             rules = None if listed is None else services.rules_from(policy, listed)
+            if copies.rule_of(rules or []):
+                self.need(MANAGE_VAULTS, plan)
             inline.create(plan, policy, rules, actor=actor, now=now)
         return Response(PlanSerializer(plan).data, status=status.HTTP_201_CREATED)
 

@@ -218,7 +218,15 @@ class ReplicationAdmin(ServiceAdmin):
         )
         if link.state == LinkState.STOPPED:
             return format_html("{} It ended on {}.", place, f"{link.stopped_at:%Y-%m-%d %H:%M}")
-        return format_html("{} {}", place, self._progress(link))
+        return format_html("{} {}{}", place, self._progress(link), self._asked_by(link))
+
+    def _asked_by(self, link: ReplicationLink) -> str:
+        if not link.policy:
+            return ""
+        page = reverse("admin:policies_policy_change", args=[link.policy])
+        return format_html(
+            ' A <a class="font-medium text-primary-600 dark:text-primary-500" href="{}">policy</a> asked for it.', page
+        )
 
     def _progress(self, link: ReplicationLink) -> str:
         lag_s = replication.lag_s(link, now=timezone.now())
@@ -245,7 +253,7 @@ class ReplicationAdmin(ServiceAdmin):
         secret = form.cleaned_data["key_secret"]
         link = self.tell_refusals(
             request,
-            lambda: replication.start(
+            lambda: replication.start_at_vault(
                 form.source, form.wanted(), key_secret=secret, actor=actor_of(request), now=timezone.now()
             ),
         )

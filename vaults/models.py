@@ -353,7 +353,8 @@ class ReplicationLink(models.Model):
 
     `points_behind` is what the target lacked when a job looked last, at `checked_at`; `latest_at` is when the newest
     point that is there was completed. `historical_total` is how many points there were at the
-    beginning, `historical_done` how many of them have come (E35). `limits` is how fast it may go (vaults.limits).
+    beginning, `historical_done` how many of them have come (E35). `policy` is the id of the policy whose
+    rule asks for it, or asked first; empty for none (E26). `limits` is how fast it may go (vaults.limits).
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -361,6 +362,7 @@ class ReplicationLink(models.Model):
     source = models.ForeignKey(Vault, on_delete=models.CASCADE, related_name="links_out")
     target = models.OneToOneField(Vault, on_delete=models.CASCADE, related_name="link")
     state = models.CharField(max_length=8, choices=LinkState.choices, default=LinkState.ACTIVE)
+    policy = models.CharField(max_length=36, blank=True, editable=False)
     points_behind = models.PositiveIntegerField(default=0)
     historical_total = models.PositiveIntegerField(default=0)
     historical_done = models.PositiveIntegerField(default=0)

@@ -1,11 +1,13 @@
 """Replicating a vault to another region: who may, how it begins, how it ends (rules E1-E42)."""
 
 import datetime as dt
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NotRequired, TypedDict, Unpack
 
 from django.db import IntegrityError, transaction
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, OuterRef, QuerySet
 
+from accounts.models import Account
 from accounts.refusals import Refused
 from accounts.services import Actor, record
 from accounts.shapes import checked
@@ -42,6 +44,15 @@ class NotReplicated(Refused):
     code = "not_replicated"
 
 
+class Options(TypedDict):
+    """How a replication begins, as `start` says."""
+
+    key_secret: NotRequired[str]
+    limits: NotRequired[dict[str, Any] | None]
+    actor: Actor
+    now: dt.datetime
+
+
 def start(
     source: Vault,
     target: Vault,
@@ -58,8 +69,7 @@ def start(
     goes on with it.
     """
     keeps_to = complete_limits(limits or {})
-    _check_source(source)
-    _check_target(source, target)
+    check(source, target)
     new = target._state.adding
     try:
         if new:
@@ -85,6 +95,23 @@ def start(
     return link
 
 
+# What apps above ask before a replication is begun at a vault; each raises Refused (E9).
+checks_at_vault: list[Callable[[Vault], None]] = []
+
+
+def start_at_vault(source: Vault, target: Vault, **options: Unpack[Options]) -> ReplicationLink:
+    """Replicate a vault because a person asks for it there. Raises what `start` does, and NotReplicable (E9)."""
+    for check_at_vault in checks_at_vault:
+        check_at_vault(source)
+    return start(source, target, **options)
+
+
+def check(source: Vault, target: Vault) -> None:
+    """See that `source` can be replicated to `target`, which may be a new row. Raises the refusals above."""
+    _check_source(source)
+    _check_target(source, target)
+
+
 def _check_source(source: Vault) -> None:
     if source.type != VaultType.GENERAL:
         raise NotReplicable(f"{source} is a replication target itself: replicas are not replicated on.")
@@ -94,10 +121,11 @@ def _check_source(source: Vault) -> None:
         raise NotReplicable(f"{source} is {source.get_state_display().lower()}: mend it first.")
     if source.links_out.active().exists():
         raise Replicated(f"{source} has a replication target already: a vault has one.")
-    _check_region(source.region)
+    check_region(source.region)
 
 
-def _check_region(region: Region) -> None:
+def check_region(region: Region) -> None:
+    """See that a region is set up for replication. Raises NotReplicable."""
     if not region.supports_replication:
         able = ", ".join(Region.objects.filter(supports_replication=True).values_list("name", flat=True)) or "none"
         raise NotReplicable(f"The region {region} is not set up for replication. Regions that are: {able}.")
@@ -108,7 +136,7 @@ def _check_target(source: Vault, target: Vault) -> None:
         raise TargetUnfit("Source and target must belong to one account.")
     if target.region_id == source.region_id:
         raise TargetUnfit(f"{source} is in {source.region} as well: choose another region.", code="same_region")
-    _check_region(target.region)
+    check_region(target.region)
     if target.type != VaultType.REPLICATION_TARGET:
         raise TargetUnfit(f"{target} is a general vault: choose or make a replication target.")
     if not target._state.adding and target.state != VaultState.EMPTY:
@@ -120,9 +148,7 @@ def _check_target(source: Vault, target: Vault) -> None:
             "method, with a key of its own.",
             code="other_encryption",
         )
-    taken = Vault.objects.present().filter(
-        account=source.account, region=target.region, type=VaultType.REPLICATION_TARGET
-    )
+    taken = targets_in(source.account, target.region)
     if taken.exclude(pk=target.pk).count() >= TARGETS_MAX:
         raise TargetUnfit(
             f"There are {TARGETS_MAX} replication targets in {target.region} already: an account has no more there."
@@ -155,6 +181,11 @@ def limits_into(target: Vault) -> dict[str, Any]:
     """Return the limits of a job that brings the target what it lacks, as the job's row keeps them."""
     link = ReplicationLink.objects.active().filter(target=target).first()
     return kept(load(link.limits)) if link else {}
+
+
+def targets_in(account: Account, region: Region) -> QuerySet[Vault]:
+    """Return the account's replication targets in a region, those that had a source too (E11)."""
+    return Vault.objects.present().filter(account=account, region=region, type=VaultType.REPLICATION_TARGET)
 
 
 def lag_s(link: ReplicationLink, *, now: dt.datetime) -> int:

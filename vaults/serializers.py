@@ -234,6 +234,7 @@ class ReplicationLinkSerializer(serializers.ModelSerializer[ReplicationLink]):
             "source",
             "target",
             "state",
+            "policy",
             "points_behind",
             "lag_s",
             "historical_total",

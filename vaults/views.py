@@ -220,7 +220,7 @@ class VaultView(mixins.ListModelMixin, mixins.RetrieveModelMixin, AccountViewSet
             secret = values.pop("key_secret")
             target = Vault(account=source.account, type=VaultType.REPLICATION_TARGET, **values)
         self.need(MANAGE_VAULTS, target)
-        link = replication.start(
+        link = replication.start_at_vault(
             source,
             target,
             key_secret=secret,

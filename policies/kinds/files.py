@@ -135,6 +135,7 @@ TYPE = SourceType(
     to="An existing folder of the host; empty is the original path",
     check_to=_check_to,
     on_host=True,
+    policy_only=True,
     about="Folders and files of a machine that runs a worker, also a NAS or CPFS that it has mounted",
     preflight="The host runs a worker with its queue; the folder to restore into exists and has the room.",
 )

@@ -53,7 +53,8 @@ class SourceType:
     credentials would be shown. What `starts_itself` backs up without this service's plans. `takes` are the kinds of
     points that it can restore beside its own. What `is_cluster` has one automatic policy of its own and manual backups
     beside it, which outlive it (D1-D30). `from_replica` says whether its points are
-    restored from a replication target, too (E13).
+    restored from a replication target, too (E13). `policy_only` says that the replication of a vault with its backups
+    is begun by their policy alone, not at the vault (E9).
 
     For people: `about` says in one line what the kind protects, `preflight` what has to be there before a restore
     (E37), `parts` what the units of its backups are, where they are not runs of files.
@@ -70,6 +71,7 @@ class SourceType:
     endpoints: Callable[[dict[str, Any]], list[tuple[str, int]]] = _no_endpoints
     takes: frozenset[str] = field(default_factory=frozenset)
     from_replica: bool = True
+    policy_only: bool = False
     check_to: Callable[[str], None] = _any_place
     leaves: Callable[[str], bool] = _stays
     about: str = ""

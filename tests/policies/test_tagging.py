@@ -149,12 +149,10 @@ class TestReplication:
 
     def test_a_rule_names_a_region_and_perhaps_a_target_there(self, account, vault):
         far = make_region("far")
-        make_vault(account, far, "copies", type=VaultType.REPLICATION_TARGET)
-        policy = save(account, vault, self.rule(region="far"), self.rule(region="far", vault="copies"))
-        assert [rule.settings for rule in policy.rules.filter(type="replication")] == [
-            {"region": "far"},
-            {"region": "far", "vault": "copies"},
-        ]
+        make_vault(account, far, "copies", type=VaultType.REPLICATION_TARGET, state="empty")
+        for wanted in ({"region": "far"}, {"region": "far", "vault": "copies"}):
+            policy = save(account, vault, self.rule(**wanted))
+            assert [rule.settings for rule in policy.rules.filter(type="replication")] == [wanted]
 
     @pytest.mark.parametrize(
         ("settings", "error", "message"),
