@@ -2,22 +2,34 @@
 
 import datetime as dt
 import hashlib
+import os
 import re
 from typing import Annotated
 
 import msgspec
-from ulid import ULID
 
 # A time without a zone can't be compared with others: a note that holds one cannot be read.
 Moment = Annotated[dt.datetime, msgspec.Meta(tz=True)]
 
 _PACK = re.compile(r"[0-9a-f]{64}(\.[1-9][0-9]{0,9})?")
 _SERIES = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, five bits each
+_TIME_DIGITS, _ULID_DIGITS = 10, 26
 
 
 def new_ulid(now: dt.datetime) -> str:
     """Return a fresh ULID, lower case: sorts by `now` (aware), unique by 80 random bits."""
-    return str(ULID.from_datetime(now)).lower()
+    # By hand: loading the library for it took as long as walking three thousand files.
+    number = int(now.timestamp() * 1000) << 80 | int.from_bytes(os.urandom(10), "big")
+    return "".join(_DIGITS[number >> 5 * place & 31] for place in reversed(range(_ULID_DIGITS)))
+
+
+def ulid_moment(ulid: str) -> dt.datetime:
+    """Return the moment in a ULID, to the millisecond. Raises ValueError."""
+    milliseconds = 0
+    for digit in ulid[:_TIME_DIGITS]:
+        milliseconds = milliseconds << 5 | _DIGITS.index(digit)
+    return dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC)
 
 
 def digest_name(data: bytes | bytearray | memoryview) -> str:

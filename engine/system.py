@@ -9,11 +9,10 @@ import re
 from typing import Any, NamedTuple
 
 import msgspec
-from ulid import ULID
 
 from engine.codec import Purpose, seal, unseal
 from engine.errors import FormatError, IntegrityError, NotFound
-from engine.ids import Moment, new_ulid
+from engine.ids import Moment, new_ulid, ulid_moment
 from engine.keys import Keys
 from engine.session import put_once
 from engine.storage.port import Storage
@@ -79,7 +78,7 @@ def _moment(at: dt.datetime, names: list[str]) -> dt.datetime:
     """Return the moment for the next name: later than every name, also when a clock was wrong before."""
     if not names:
         return at
-    last = ULID.from_str(names[-1].removeprefix(PREFIX).upper()).datetime
+    last = ulid_moment(names[-1].removeprefix(PREFIX))
     return max(at, last + dt.timedelta(milliseconds=1))
 
 
