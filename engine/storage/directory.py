@@ -67,7 +67,7 @@ class Directory:
         if getattr(self, "_root_fd", -1) >= 0:
             os.close(self._root_fd)
 
-    def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None) -> None:
+    def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None, sha256: str = "") -> None:
         """Store the object; other bytes over a locked object raise Locked."""
         check_key(key)
         with _translated(key):

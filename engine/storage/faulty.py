@@ -81,10 +81,10 @@ class Faulty:
         self._late: list[tuple[int, Callable[[], object]]] = []
         self._mutex = threading.Lock()
 
-    def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None) -> None:
+    def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None, sha256: str = "") -> None:
         """Store the object, unless the plan says otherwise."""
         kept = bytes(data)
-        self._run("put", [key], lambda: self.inner.put(key, kept, locked_until=locked_until))
+        self._run("put", [key], lambda: self.inner.put(key, kept, locked_until=locked_until, sha256=sha256))
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
         """Return the range, unless the plan says otherwise."""

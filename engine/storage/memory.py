@@ -62,7 +62,7 @@ class Memory:
         self._digests: dict[str, bytes] = {}
         self._mutex = threading.RLock()
 
-    def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None) -> None:
+    def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None, sha256: str = "") -> None:
         """Store the object; a versioned store keeps the earlier versions under it."""
         check_key(key)
         body = bytes(data)

@@ -90,8 +90,11 @@ class Storage(Protocol):
     a put that raises may or may not have taken effect, but never leaves part of an object visible.
     """
 
-    def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None) -> None:
-        """Store the object durably; an earlier one under the key is replaced. Raises StorageFull, Forbidden."""
+    def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None, sha256: str = "") -> None:
+        """Store the object durably; an earlier one under the key is replaced. Raises StorageFull, Forbidden.
+
+        `sha256` is the hex digest of `data` for who has it: a store that needs it does not hash again.
+        """
         ...
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:

@@ -53,9 +53,9 @@ class Retrying:
         self._options = (first_s, longest_s, total_s)
         self._sleep = sleep
 
-    def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None) -> None:
+    def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None, sha256: str = "") -> None:
         """Store the object."""
-        self._call(lambda: self.inner.put(key, data, locked_until=locked_until))
+        self._call(lambda: self.inner.put(key, data, locked_until=locked_until, sha256=sha256))
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
         """Return the range."""

@@ -32,7 +32,7 @@ from engine.verbs.arrive import Arrival
 from engine.verbs.heal import Healed, heal
 from engine.verbs.needs import parts_of_points
 
-UNIT_BYTES = 128 << 20
+UNIT_BYTES = 256 << 20  # more packs than are copied at once: while some are read others are written
 READ_AHEAD = 4
 POINTS_MAX = 1_000
 COMMIT_POINTS = 16
@@ -151,9 +151,10 @@ def work(vault: Vault, job: ReplicateJob, unit: Unit, progress: Progress) -> Res
                 data = source.storage.get(key)
         except NotFound:
             return f"{key} is missing at the source"
-        if len(data) != pack.size or digest_name(data) != pack.name.partition(".")[0]:
+        digest = digest_name(data)
+        if len(data) != pack.size or digest != pack.name.partition(".")[0]:
             return f"{key} is damaged at the source"
-        vault.storage.put(key, data)
+        vault.storage.put(key, data, sha256=digest)
         return ""
 
     with halt.threads(READ_AHEAD, "copy") as copiers:

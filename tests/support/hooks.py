@@ -15,9 +15,9 @@ class Hooked:
     def __init__(self, inner: Storage, hook: Callable[[int], None]) -> None:
         self.inner, self._hook, self.calls, self._inside = inner, hook, 0, False
 
-    def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None) -> None:
+    def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None, sha256: str = "") -> None:
         self._step()
-        self.inner.put(key, data, locked_until=locked_until)
+        self.inner.put(key, data, locked_until=locked_until, sha256=sha256)
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
         self._step()

@@ -85,9 +85,9 @@ class _Turns:
     def __init__(self, inner: Memory, actor: Actor) -> None:
         self._inner, self._actor = inner, actor
 
-    def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None) -> None:
+    def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None, sha256: str = "") -> None:
         self._actor.pause()
-        self._inner.put(key, data, locked_until=locked_until)
+        self._inner.put(key, data, locked_until=locked_until, sha256=sha256)
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
         self._actor.pause()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import Forbidden, NotFound, ShortRead, StorageError, StorageFull, Unavailable, Unreachable
+from engine.ids import digest_name
 from engine.storage import Location, Storage, Stored
 from engine.storage.s3 import S3Storage
 from tests.engine.storage.conftest import NOON, HandTime, admin, location, new_bucket
@@ -62,6 +63,17 @@ def http(status: int, code: str = "", *, body: bytes = b"", length: int | None =
     size = len(body) if length is None else length
     head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n"
     return head.encode() + body
+
+
+def test_the_server_refuses_a_body_that_is_not_what_the_digest_says(s3_service: S3) -> None:
+    store = S3Storage(location(s3_service, new_bucket(s3_service)))
+    body = bytes(3 << 20)
+    store.put("large", body, sha256=digest_name(body))
+    store.put("small", b"x", sha256=digest_name(b"x"))
+    assert (store.get("large"), store.get("small")) == (body, b"x")
+    with pytest.raises(StorageError):
+        store.put("changed-on-the-way", b"other", sha256=digest_name(b"x"))
+    assert [one.key for one in store.scan("")] == ["large", "small"]
 
 
 @every_call

@@ -111,10 +111,10 @@ def test_a_session_that_is_fenced_before_its_root_is_checked_never_commits(bench
     assert isinstance(memory, Memory)
 
     class Fencing(Faulty):
-        def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None) -> None:
+        def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None, sha256: str = "") -> None:
             if self.count("put") + 1 == moment and not any(memory.scan(fence)):
                 memory.put(fence, b"")
-            super().put(key, data, locked_until=locked_until)
+            super().put(key, data, locked_until=locked_until, sha256=sha256)
 
     bench.storage = Fencing(memory)
     try:
@@ -156,11 +156,11 @@ def test_a_session_whose_commit_may_have_arrived_is_left_open(bench: Bench, home
     assert bench.open().points() == []
 
     class LateCommit(Faulty):
-        def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None) -> None:
+        def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None, sha256: str = "") -> None:
             if key.endswith("/commit"):
                 self.plan = (Fault(1, Mode.DELAYED, "put", key, later=10_000),)
                 self._counts = [0]
-            super().put(key, data, locked_until=locked_until)
+            super().put(key, data, locked_until=locked_until, sha256=sha256)
 
     bench.storage = late = LateCommit(memory)
     with pytest.raises(CommitUnknown, match="run the backup again"):
