@@ -12,7 +12,7 @@ from engine.entries import Entry, Extent, Problem
 from engine.errors import IntegrityError, UnsafePath
 from engine.fetch import Fetcher, cut_chunk, nowhere, open_slot, read_range
 from engine.index import Place
-from engine.pack import Cipher, Head
+from engine.pack import Cipher
 from engine.point import Root
 from engine.progress import Progress
 from engine.targets.port import Target, Writer
@@ -22,6 +22,8 @@ from engine.verbs.pour import Pour
 WHOLE_BYTES = 4 << 20
 _GAP_BYTES = 512 << 10
 _RANGE_BYTES = 16 << 20
+_PLAIN_BYTES = 32 << 20
+_BIG_BYTES = 256 << 10
 _AHEAD = 3
 
 
@@ -50,20 +52,35 @@ class _Use(NamedTuple):
 
 
 class _Range:
-    """A run of one pack, read at once; `uses` sorted by slot."""
+    """A run of one pack, read at once; `uses` sorted by slot, `plain` the bytes of their chunks."""
 
     def __init__(self, first: Place) -> None:
         self.head, self.offset, self.length = first.head, first.slot_at, first.slot_stored
         self.uses: list[tuple[_Use, Place]] = []
+        self.plain = 0
 
     def takes(self, place: Place) -> bool:
         """Grow to hold this place, which comes behind all others; say no where another reading is better."""
         length = max(self.length, place.slot_at + place.slot_stored - self.offset)
         near = place.slot_at <= self.offset + self.length + _GAP_BYTES and length <= _RANGE_BYTES
-        if near and place.head.name == self.head.name:
+        if near and self.plain + place.length <= _PLAIN_BYTES and place.head.name == self.head.name:
             self.length = length
             return True
         return False
+
+    def add(self, use: _Use, place: Place) -> None:
+        """Let the chunk at a place that it takes go to a file."""
+        self.uses.append((use, place))
+        self.plain += place.length
+
+    @property
+    def of_big_chunks(self) -> bool:
+        """Say whether opening and hashing happens mostly outside the interpreter's lock."""
+        return self.plain >= len(self.uses) * _BIG_BYTES
+
+
+# A use with its chunk, or with what is wrong with it.
+_Opened = tuple[_Use, memoryview | IntegrityError]
 
 
 class Refill:
@@ -76,7 +93,6 @@ class Refill:
         self._storage, self._keys = vault.storage, vault.keys
         self._fetcher: Fetcher = vault.fetcher(root)
         self._target, self._progress = target, progress
-        self._zstd = Compressor()
         self.problems: list[Problem] = []
         self.damaged: set[str] = set()
         self.bytes = 0
@@ -94,8 +110,9 @@ class Refill:
                 if not filling.left and not filling.failed:
                     self._settle(filling, self._write_empty(filling), done)
             with halt.threads(_AHEAD, "read") as executor:
-                for part, stored in self._read_ahead(executor, self._ranges(uses)):
-                    self._fill_range(part, stored, done)
+                for opened in self._read_ahead(executor, self._ranges(uses)):
+                    for use, chunk in opened:
+                        self._fill(use, chunk, done)
                     self._count()
                     self._progress.check()
         finally:
@@ -147,51 +164,59 @@ class Refill:
             assert place is not None
             if not ranges or not ranges[-1].takes(place):
                 ranges.append(_Range(place))
-            ranges[-1].uses.append((uses[number], place))
+            ranges[-1].add(uses[number], place)
         return ranges
 
-    def _read_ahead(
-        self, executor: ThreadPoolExecutor, ranges: list[_Range]
-    ) -> Iterator[tuple[_Range, "Future[bytes]"]]:
-        flying: deque[tuple[_Range, Future[bytes]]] = deque()
+    def _read_ahead(self, executor: ThreadPoolExecutor, ranges: list[_Range]) -> Iterator[Iterable[_Opened]]:
+        flying: deque[Future[Iterable[_Opened]]] = deque()
         for part in ranges:
-            flying.append((part, executor.submit(read_range, self._storage, part.head, part.offset, part.length)))
+            flying.append(executor.submit(self._read, part))
             if len(flying) > _AHEAD:
-                yield flying.popleft()
+                yield flying.popleft().result()
         while flying:
-            yield flying.popleft()
+            yield flying.popleft().result()
 
-    def _fill_range(self, part: _Range, stored: "Future[bytes]", done: list[Entry]) -> None:
+    def _read(self, part: _Range) -> Iterable[_Opened]:
+        """Read a range, in a thread. Big chunks are opened there too, while others are written; small ones when asked
+        for: their threads would only wait for each other.
+        """
         try:
-            data = memoryview(stored.result())
+            data = memoryview(read_range(self._storage, part.head, part.offset, part.length))
             cipher = Cipher(self._keys, part.head.kind, part.head.epoch, part.head.salt)
         except IntegrityError as error:
-            self._broken(part.head, (use for use, _ in part.uses), error)
-            return
+            self.damaged.add(part.head.key)
+            return [(use, error) for use, _ in part.uses]
+        opened = self._opened(part, cipher, data)
+        return list(opened) if part.of_big_chunks else opened
+
+    def _opened(self, part: _Range, cipher: Cipher, data: memoryview) -> Iterator[_Opened]:
+        zstd = Compressor()
         for slot_at, group in groupby(part.uses, key=lambda pair: pair[1].slot_at):
             uses = list(group)
-            place = uses[0][1]
+            first = uses[0][1]
             at = slot_at - part.offset
             try:
-                slot = memoryview(open_slot(self._zstd, cipher, place, data[at : at + place.slot_stored]))
+                slot = memoryview(open_slot(zstd, cipher, first, data[at : at + first.slot_stored]))
             except IntegrityError as error:
-                self._broken(part.head, (use for use, _ in uses), error)
+                self.damaged.add(part.head.key)
+                yield from [(use, error) for use, _ in uses]
                 continue
             for use, place in uses:
-                if not use.filling.failed:
-                    self._fill(use, slot, place, done)
+                try:
+                    chunk: memoryview | IntegrityError = cut_chunk(self._keys, slot, use.extent.id, place)
+                except IntegrityError as error:
+                    chunk = error
+                yield use, chunk
 
-    def _broken(self, head: Head, uses: Iterable[_Use], error: IntegrityError) -> None:
-        self.damaged.add(head.key)
-        for use in uses:
-            self._fail(use.filling, "damaged", str(error))
-
-    def _fill(self, use: _Use, slot: memoryview, place: Place, done: list[Entry]) -> None:
+    def _fill(self, use: _Use, chunk: memoryview | IntegrityError, done: list[Entry]) -> None:
         filling = use.filling
+        if filling.failed:
+            return
+        if isinstance(chunk, IntegrityError):
+            self._fail(filling, "damaged", str(chunk))
+            return
         try:
-            problems = self._write(filling, cut_chunk(self._keys, slot, use.extent.id, place), use.offset)
-        except IntegrityError as error:
-            self._fail(filling, "damaged", str(error))
+            problems = self._write(filling, chunk, use.offset)
         except UnsafePath as error:
             self._fail(filling, "unsafe-path", str(error))
         except OSError as error:
