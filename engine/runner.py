@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, c
 
 import msgspec
 
+from engine import allocation
 from engine.errors import Canceled, EngineError, StorageError
 from engine.keyproviders.port import KeyProvider
 from engine.keyproviders.spec import KeySpec, open_provider
@@ -140,6 +141,7 @@ def run(
     """
     if workers < 1:
         raise ValueError(f"{workers} workers can't do anything: give at least 1")
+    allocation.keep_freed()
     vault = opener.vault
     watch = _Watch(progress, lambda now: _beat(vault, job, now), clock)
     units = _begun(verb.plan(vault, job, watch, now=clock()), lambda: _abort(vault, job, clock()))
@@ -443,6 +445,7 @@ def _worker(pipe: "Connection[Any, Any]", inherited: "list[Connection[Any, Any]]
     outbox: SimpleQueue[object] = SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, inbox), daemon=True).start()
     threading.Thread(target=_answer, args=(pipe, outbox), daemon=True).start()
+    allocation.keep_freed()
     progress = _Counting(task)
     vault: Vault | None = None
     verb = importlib.import_module(task.verb)
