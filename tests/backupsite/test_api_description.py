@@ -20,9 +20,13 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from accounts.services import SERVICE
 from policies import connection
 from tests.support.control import Site, make_site
 from tests.support.people import T0, make_point
+from vaults import replication
+from vaults.models import Region, Vault, VaultType
+from vaults.services import save_region
 
 pytestmark = pytest.mark.django_db
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
@@ -45,6 +49,9 @@ def site(tmp_path, monkeypatch) -> Site:
     monkeypatch.setattr(connection, "check", lambda source: "")  # nothing is contacted but what the site itself has
     found = make_site(tmp_path)
     make_point(found.vault, found.source, at=T0)
+    far = save_region(Region(name="far", url=str(tmp_path / "far")), actor=SERVICE, now=T0)
+    replica = Vault(account=found.account, region=far, name="replica", type=VaultType.REPLICATION_TARGET)
+    replication.start(found.vault, replica, actor=SERVICE, now=T0)
     return found
 
 
