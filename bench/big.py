@@ -26,6 +26,7 @@ GOALS = {
     RESTORE: "2 x the fastest",
     STORED: "-",
 }
+FAST = ("restic-new", "kopia", "rustic")
 Figures = dict[str, dict[str, list[float]]]
 
 
@@ -120,9 +121,9 @@ def main() -> None:
     """Make the files, run every case for every program, write the section."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, default=2048)
-    parser.add_argument("--text-mib", type=int, default=1024)
+    parser.add_argument("--text-mib", type=int, default=512)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--peers", nargs="*", default=[*NAMES[1:]], choices=NAMES)
+    parser.add_argument("--peers", nargs="*", default=list(FAST), choices=NAMES)
     parser.add_argument("--output", type=Path, default=PAGE)
     options = parser.parse_args()
     peers = available(options.peers)

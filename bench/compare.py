@@ -79,9 +79,10 @@ def verdict(case: str, medians: dict[str, float]) -> str:
     if case == SECOND or not others:
         return "-"
     if case == STORED:
-        return f"{own / medians['restic']:.2f} x restic" if "restic" in medians else "-"
+        restic = next((medians[name] for name in ("restic", "restic-new") if name in medians), None)
+        return f"{own / restic:.2f} x restic" if restic else "-"
     told = f"{min(others) / own:.1f} x the fastest"
-    old = [medians[name] for name in ("restic", "borg") if name in medians]
+    old = [medians[name] for name in ("restic", "restic-new", "borg") if name in medians]
     return f"{told}, {min(old) / own:.1f} x restic and borg" if case == FIRST and old else told
 
 
