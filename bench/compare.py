@@ -20,9 +20,11 @@ from bench.peers import NAMES, Peer, Took, available
 
 FIRST, UNCHANGED, CHANGED, RESTORE = "first backup", "unchanged", "1 % changed", "restore"
 DURABLE, STORED, SECOND = "restore, until it is on the disk", "stored", "new bytes of a second host"
+SAFE = "first backup, until it is on the disk"
 TIMED = (FIRST, UNCHANGED, CHANGED, RESTORE)
 GOALS = {
     FIRST: "5 x restic and borg, 2 x the fastest",
+    SAFE: "2 x the fastest",
     UNCHANGED: "5 x the fastest",
     CHANGED: "4 x the fastest",
     RESTORE: "2 x the fastest",
@@ -42,7 +44,9 @@ def measure(peer: Peer, source: Path, second: Path, *, run: int) -> dict[str, fl
         figures[case], figures[f"cpu {case}"] = took.seconds, took.cpu_s
 
     peer.create(repository)
-    note(FIRST, peer.run(peer.backup(repository, source), repository))
+    took = peer.run(peer.backup(repository, source), repository)
+    note(FIRST, took)
+    figures[SAFE] = took.durable_s
     figures[STORED] = tree.size(repository)
     note(UNCHANGED, peer.run(peer.backup(repository, source), repository))
     tree.change(source, share=0.01, seed=run)
@@ -114,7 +118,9 @@ def section(peers: list[Peer], figures: Figures, *, data: str, runs: int, page: 
             "",
             "Made by `python -m bench.compare`: every program backs up and restores the same tree in the same run, to",
             f"a folder on the same disk, encrypted, zstd level 3, warm cache; the median of {runs} runs. Every restore",
-            "is compared byte by byte. A second host has a copy of the tree under another path.",
+            "is compared byte by byte. A second host has a copy of the tree under another path. Not every program",
+            "syncs what it writes before it says that it is done; kopia syncs next to nothing of a backup, and only",
+            "backupsite syncs what it restored: `until it is on the disk` adds what was left to write.",
             "",
             f"- {measured()}",
             f"- Data: {data}",
