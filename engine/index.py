@@ -300,7 +300,9 @@ class Index:
             return Found(segment, row)
         high, low = wide_ids(ids)
         open_ = np.arange(len(ids))
-        for number, candidate in enumerate(self._order):
+        # Most ids stand in the largest segments: what is found there is not looked for in the many small ones.
+        for number in sorted(range(len(self._order)), key=lambda one: -self._order[one].rows):
+            candidate = self._order[number]
             usable = candidate.usable
             if within is not None:
                 usable = usable & np.array([head.name in within for head in candidate.heads], bool)
