@@ -242,7 +242,8 @@ def rule_text(rule: Rule) -> str:
         return f"Sources with the tags {tags} are backed up by themselves"
     if rule.type == RuleType.REPLICATION:
         vault = rule.settings.get("vault")
-        return f"Copies go to the region {rule.settings.get('region')}{f', into {vault}' if vault else ''}"
+        where = f"the region {rule.settings.get('region')}{f', into {vault}' if vault else ''}"
+        return f"Vaults that its plans store in are replicated to {where}"
     kept = f", kept for {rule.retention_days:,} days" if rule.retention_days else ""
     text = schedule_text(rule)
     return f"{text[:1].upper()}{text[1:]}{kept}"

@@ -119,8 +119,7 @@ def target_for(vault: Vault, rule: Rule, region: Region) -> Vault:
         if found is None:
             raise replication.TargetUnfit(f"There is no replication target {named!r} in {region} any more.")
         return found
-    tail = f" in {region}"
-    name = f"{vault.name[: NAME_MAX - len(tail)]}{tail}"[:NAME_MAX]
+    name = f"Copy of {vault}"[:NAME_MAX]
     found = targets.filter(name=name, state=VaultState.EMPTY).first()
     if found is not None:
         return found

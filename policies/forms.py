@@ -48,6 +48,10 @@ class RuleForm(forms.ModelForm[Rule]):
     class Meta:
         model = Rule
         fields = ("weekdays",)  # the page names the others
+        help_texts: ClassVar = {
+            "settings": 'Of a replication, which needs nothing else: {"region": "far"}, with "vault" where one waits '
+            'there. Of tags: {"tags": {"team": "web"}}. Of a backup: {}'
+        }
 
 
 class RuleFormSet(forms.BaseInlineFormSet):  # type: ignore[type-arg]  # the class takes no parameters when it runs

@@ -70,7 +70,7 @@ class TestBeginning:
         policy = save(site.policy, copying())
         assert states(policy) == ["waiting", "waiting"]
         sweep()
-        assert links() == {("vault", "vault in far", "active"), ("second", "second in far", "active")}
+        assert links() == {("vault", "Copy of vault", "active"), ("second", "Copy of second", "active")}
         assert states(policy) == ["following", "following"]
         assert set(ReplicationLink.objects.values_list("policy", flat=True)) == {str(policy.pk)}
         assert set(ReplicationLink.objects.values_list("target__region__name", flat=True)) == {"far"}
@@ -84,7 +84,7 @@ class TestBeginning:
         assert links() == set()
         services.create_plan(Plan(source=site.source, policy=policy, vault=site.vault), actor=SERVICE, now=T0)
         sweep()
-        assert links() == {("vault", "vault in far", "active")}
+        assert links() == {("vault", "Copy of vault", "active")}
 
     @pytest.mark.rule("E26")
     def test_what_was_begun_at_the_vault_is_what_the_rule_asks_for(self, site, far):
@@ -104,10 +104,10 @@ class TestBeginning:
         assert links() == {("vault", "mine", "active")}
 
     def test_a_name_that_is_taken_gets_a_number(self, site, far):
-        create_vault(Vault(account=site.account, region=far, name="vault in far"), actor=SERVICE, now=T0)
+        create_vault(Vault(account=site.account, region=far, name="Copy of vault"), actor=SERVICE, now=T0)
         save(site.policy, copying())
         sweep()
-        assert links() == {("vault", "vault in far 2", "active")}
+        assert links() == {("vault", "Copy of vault 2", "active")}
 
     def test_two_sweeps_at_once_begin_it_once(self, site, far, monkeypatch):
         save(site.policy, copying())
@@ -121,7 +121,7 @@ class TestBeginning:
 
         monkeypatch.setattr(copies, "_meet", beside)
         sweep()
-        assert links() == {("vault", "vault in far", "active")}
+        assert links() == {("vault", "Copy of vault", "active")}
 
     def test_a_vault_that_no_plan_of_the_policy_uses_any_more_is_left_alone(self, site, far):
         save(site.policy, copying())
@@ -226,9 +226,9 @@ class TestLater:
         sweep()
         save(policy)
         sweep(LATER)
-        assert links() == {("vault", "vault in far", "active")}
+        assert links() == {("vault", "Copy of vault", "active")}
         assert copies.warnings(Policy.objects.get(pk=policy.pk)) == [
-            "vault goes on to vault in far in far, and no rule of this policy asks for that any more. "
+            "vault goes on to Copy of vault in far, and no rule of this policy asks for that any more. "
             "Stop it at the vault."
         ]
 
@@ -240,10 +240,10 @@ class TestLater:
         policy = save(policy, copying())
         make_plan(make_source(site.account, site.region, "b"), policy, site.vault)
         sweep(LATER)
-        assert (links(), states(policy)) == ({("vault", "vault in far", "stopped")}, ["stopped"])
+        assert (links(), states(policy)) == ({("vault", "Copy of vault", "stopped")}, ["stopped"])
         save(save(policy), copying())
         sweep(LATER)
-        assert ("vault", "vault in far 2", "active") in links()
+        assert ("vault", "Copy of vault 2", "active") in links()
         assert ReplicationLink.objects.filter(state=LinkState.ACTIVE).count() == 1
 
     def test_sources_that_are_bound_by_tags_are_backed_up_even_where_no_copy_can_be_made(self, site, far):
@@ -271,7 +271,7 @@ def test_a_vault_with_backups_of_hosts_is_replicated_by_their_policy_and_not_at_
     assert links() == set()
     save(site.policy, copying())
     sweep()
-    assert links() == {("vault", "vault in far", "active")}
+    assert links() == {("vault", "Copy of vault", "active")}
 
 
 @pytest.mark.rule("E9", "E26")
@@ -308,8 +308,8 @@ class TestApi:
         saved = api.patch(url, {"rules": rules}, format="json")
         assert (saved.status_code, saved.data["warnings"]) == (200, [])
         sweep(timezone.now())
-        target = Vault.objects.get(name="vault in far")
-        told = "vault is replicated to vault in far in far."
+        target = Vault.objects.get(name="Copy of vault")
+        told = "vault is replicated to Copy of vault in far."
         assert api.get(f"{url}copies/").data == [
             {"vault": str(site.vault.pk), "target": str(target.pk), "state": "following", "text": told}
         ]

@@ -24,7 +24,8 @@ pytestmark = [pytest.mark.scenario, pytest.mark.slow, pytest.mark.timeout(400)]
 HOURS, LARGE_BYTES = 3, 16 << 20
 SLOW = 8_000_000  # bytes/s into the second region: what an hour changes takes two seconds
 TIMES = {"BACKUPSITE_STEP_LEASE_S": "2", "BACKUPSITE_STEP_RING_AGAIN_S": "2", "BACKUPSITE_REPLICATE_EVERY_S": "2"}
-HOURLY = {"rules": [{"unit": "hour", "every": 1}], "retention_days": 30}
+COPIED = {"type": "replication", "settings": {"region": "far"}}
+HOURLY = {"rules": [{"unit": "hour", "every": 1}, COPIED], "retention_days": 30}
 
 
 @pytest.fixture
@@ -53,12 +54,14 @@ class Replicated:
             services.s3_client(store.s3).make_bucket(self.buckets[name])
             site.region(name, store.s3, self.buckets[name], bytes_per_s=SLOW if name == "far" else 0)
         self.protected = site.protect("home", self.home, policy=HOURLY)
-        wanted = {"new_target": {"region": "far", "name": "replica"}}
-        link = site.api.post(f"vaults/{self.protected.vault}/replicate/", wanted, expect=201)
-        self.target = str(link["target"]["id"] if isinstance(link["target"], dict) else link["target"])
         self.versions: dict[str, Path] = {}
         site.worker("default", "host.alpha", "region.main")
+        [self.target] = until(self._targets, what="the target that the policy asks for")
         self.replicator = self._worker()
+
+    def _targets(self) -> list[str]:
+        found = self.site.api.get("vaults/", type="REPLICATION_TARGET")["results"]
+        return [str(vault["id"]) for vault in found if vault["state"] == "ready"]
 
     def _worker(self) -> Process:
         return self.site.worker("region.far", host="beta")
