@@ -21,3 +21,8 @@ limits, replicate, bucket    only when named: they take long, or have peers of t
 Each rewrites its own part of docs/benchmarks.md and its chart in docs/benchmarks/. No step that makes data safe is left
 out for speed: what is written is synced, what is restored is checked against its hashes, everything is encrypted.
 """
+
+import os
+
+# An installed program has its modules compiled. Where nothing may be kept, every start would compile them anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
