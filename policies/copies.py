@@ -7,6 +7,7 @@ done; a sweep makes the targets, and tries again what failed. What a person stop
 
 import datetime as dt
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 from django.core.exceptions import ValidationError
@@ -16,7 +17,7 @@ from accounts.refusals import Refused
 from accounts.services import SERVICE
 from engine.errors import EngineError
 from policies.kinds import TYPES
-from policies.models import CopyRequest, Edition, Plan, Policy, Rule, RuleType
+from policies.models import CopyRequest, Edition, Plan, Policy, Rule, RuleType, Source
 from vaults import replication
 from vaults.models import KeyProvider, LinkState, Region, ReplicationLink, Vault, VaultState, VaultType
 
@@ -270,21 +271,25 @@ def _copy(vault: Vault, rule: Rule | None, link: ReplicationLink | None, error: 
 
 
 def check_at_vault(vault: Vault) -> None:
-    """Refuse to begin at a vault what is begun by a policy: the replication of backups of hosts (E9).
+    """Refuse to begin at a vault what is begun by a policy: the replication of backups of whole hosts (E9).
 
     Where the edition lays the policy down, no rule can be added to it, so the vault is the place.
     """
-    only = [name for name, kind in TYPES.items() if kind.policy_only]
-    plans = Plan.objects.filter(vault=vault, source__kind__in=only, edition=Edition.STANDARD)
-    if found := list(plans.select_related("source", "policy").order_by("source__name")[:LISTED_MAX]):
+    plans = Plan.objects.filter(vault=vault, edition=Edition.STANDARD).select_related("source", "policy")
+    whole = (one for one in plans.order_by("source__name").iterator() if _is_by_policy_only(one.source))
+    if found := list(islice(whole, LISTED_MAX)):
         hosts = ", ".join(sorted({str(one.source) for one in found}))
         policies = {str(one.policy_id): str(one.policy) for one in found}
         raise replication.NotReplicable(
-            f"{vault} holds backups of hosts ({hosts}), which are replicated by their policy: add a rule of type "
+            f"{vault} holds backups of whole hosts ({hosts}), which are replicated by their policy: add a rule of type "
             f"replication to {' or '.join(sorted(policies.values()))}. All of the vault follows then.",
             code="policy_only",
             policies=[{"id": pk, "name": name} for pk, name in policies.items()],
         )
+
+
+def _is_by_policy_only(source: Source) -> bool:
+    return TYPES[source.kind].policy_only(source.settings)
 
 
 def warnings(policy: Policy) -> list[str]:

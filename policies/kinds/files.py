@@ -128,6 +128,11 @@ def _check_to(to: str) -> None:
         raise ValidationError("Give an absolute path without '..'.")
 
 
+def _is_whole_host(settings: dict[str, Any]) -> bool:
+    """Say whether a machine with all that is on it is backed up, not some of its folders."""
+    return any(os.path.normpath(root) in ("/", "//") for root in settings["roots"])
+
+
 TYPE = SourceType(
     settings=FilesSettings,
     source=_source,
@@ -135,7 +140,7 @@ TYPE = SourceType(
     to="An existing folder of the host; empty is the original path",
     check_to=_check_to,
     on_host=True,
-    policy_only=True,
+    policy_only=_is_whole_host,
     about="Folders and files of a machine that runs a worker, also a NAS or CPFS that it has mounted",
     preflight="The host runs a worker with its queue; the folder to restore into exists and has the room.",
 )

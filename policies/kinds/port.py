@@ -41,6 +41,10 @@ def _stays(to: str) -> bool:
     return False
 
 
+def _never(settings: dict[str, Any]) -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class SourceType:
     """One kind of source. The serializers are the one declaration of its fields: API, console form and checks use them.
@@ -53,8 +57,8 @@ class SourceType:
     credentials would be shown. What `starts_itself` backs up without this service's plans. `takes` are the kinds of
     points that it can restore beside its own. What `is_cluster` has one automatic policy of its own and manual backups
     beside it, which outlive it (D1-D30). `from_replica` says whether its points are
-    restored from a replication target, too (E13). `policy_only` says that the replication of a vault with its backups
-    is begun by their policy alone, not at the vault (E9).
+    restored from a replication target, too (E13). `policy_only` says of settings that the replication of a vault with
+    such backups is begun by their policy alone, not at the vault (E9).
 
     For people: `about` says in one line what the kind protects, `preflight` what has to be there before a restore
     (E37), `parts` what the units of its backups are, where they are not runs of files.
@@ -71,7 +75,7 @@ class SourceType:
     endpoints: Callable[[dict[str, Any]], list[tuple[str, int]]] = _no_endpoints
     takes: frozenset[str] = field(default_factory=frozenset)
     from_replica: bool = True
-    policy_only: bool = False
+    policy_only: Callable[[dict[str, Any]], bool] = _never
     check_to: Callable[[str], None] = _any_place
     leaves: Callable[[str], bool] = _stays
     about: str = ""

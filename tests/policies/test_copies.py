@@ -13,7 +13,7 @@ from accounts.states import Privilege
 from jobs import following
 from jobs.alert_models import Alert, AlertState
 from policies import copies, places, services, tagging
-from policies.models import CopyRequest, Plan, Policy, Rule
+from policies.models import CopyRequest, Plan, Policy, Rule, Source
 from tests.support.control import Site, make_site
 from tests.support.people import T0, make_plan, make_policy, make_source, make_user
 from vaults import replication
@@ -261,7 +261,9 @@ class TestLater:
 
 
 @pytest.mark.rule("E9")
-def test_a_vault_with_backups_of_hosts_is_replicated_by_their_policy_and_not_at_the_vault(site, far):
+@pytest.mark.parametrize("roots", [["/"], ["/home", "//"], ["/../"]])
+def test_a_vault_with_backups_of_whole_hosts_is_replicated_by_their_policy_and_not_at_the_vault(site, far, roots):
+    Source.objects.update(settings=Source.objects.get().settings | {"roots": roots})
     asked = {"new_target": {"region": "far", "name": "replica"}}
     url = f"/api/v1/vaults/{site.vault.pk}/replicate/"
     api = client(site.owner)
@@ -275,9 +277,8 @@ def test_a_vault_with_backups_of_hosts_is_replicated_by_their_policy_and_not_at_
 
 
 @pytest.mark.rule("E9", "E26")
-def test_a_vault_without_backups_of_hosts_is_replicated_at_the_vault_too(site, far):
+def test_a_vault_with_folders_of_a_host_and_other_sources_is_replicated_at_the_vault_too(site, far):
     smb = make_source(site.account, site.region, "share", kind="smb", host="")
-    site.plan.delete()
     make_plan(smb, site.policy, site.vault)
     asked = {"new_target": {"region": "far", "name": "replica"}}
     assert (

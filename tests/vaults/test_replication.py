@@ -242,7 +242,6 @@ def test_a_region_that_is_away_makes_no_target(site, far, tmp_path):
 class TestApi:
     @pytest.fixture
     def api(self, site) -> APIClient:
-        site.plan.delete()  # backups of hosts are replicated by their policy (tests/policies/test_copies.py)
         client = APIClient()
         client.force_authenticate(site.owner)
         return client

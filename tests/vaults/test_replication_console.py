@@ -23,7 +23,6 @@ pytestmark = pytest.mark.django_db
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     site = make_site(tmp_path)
-    site.plan.delete()  # backups of hosts are replicated by their policy (tests/policies/test_copies.py)
     save_region(Region(name="far", url=str(tmp_path / "far")), actor=SERVICE, now=T0)
     return site
 

@@ -31,7 +31,6 @@ NONE = {"bytes_per_s": 0, "windows": [], "parallel_max": 0, "cpu_percent": 100, 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     site = make_site(tmp_path)
-    site.plan.delete()  # backups of hosts are replicated by their policy (tests/policies/test_copies.py)
     save_region(Region(name="far", url=str(tmp_path / "far")), actor=SERVICE, now=T0)
     return site
 
