@@ -10,7 +10,9 @@ from engine import halt
 WINDOW_S = 10.0
 SLICE_BYTES = 64 * 1024
 # Who is woken late, or sends to a server that dawdles for a moment, may catch up with so much.
-_LATE_S = 0.25
+_LATE_S = 0.12
+# Headers are not handed out, and what lies in the system's buffers may leave together.
+_SHARE = 0.985
 
 Pace = Callable[[int], None]
 
@@ -20,7 +22,7 @@ class Budget:
 
     Storages take a budget's `take` as their `pace` and call it before each `slice_bytes` they send and after each
     they receive: an object is larger than a second's budget, so charging it as a whole would either break the
-    limit within a window or waste a third of it. No more than a quarter of a second is saved up while nothing flows.
+    limit within a window or waste a third of it. No more than a tenth of a second or so is saved up while nothing flows.
     Threads share one budget.
     """
 
@@ -65,7 +67,7 @@ def _slices(bytes_per_s: int) -> tuple[int, float]:
         raise ValueError(f"a limit of {bytes_per_s} bytes/s is too low: give at least 1000, or none")
     slice_bytes = min(SLICE_BYTES, bytes_per_s // 10)
     # A window can begin with all that was saved up, just before one slice, and end just after another.
-    return slice_bytes, (bytes_per_s * WINDOW_S - slice_bytes) / (WINDOW_S + _LATE_S)
+    return slice_bytes, (bytes_per_s * _SHARE * WINDOW_S - slice_bytes) / (WINDOW_S + _LATE_S)
 
 
 def unpaced(count: int) -> None:

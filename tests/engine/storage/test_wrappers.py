@@ -156,7 +156,7 @@ def test_threads_share_one_budget() -> None:
     waits: list[float] = []
     budget._sleep = waits.append
     budget.take(1)
-    assert waits[0] == pytest.approx(8.2, rel=0.01)  # a part of the limit is kept back for who was late
+    assert waits[0] == pytest.approx(8.22, rel=0.01)  # a part of the limit is kept back for who was late
 
 
 @pytest.mark.rule("C10")
@@ -168,7 +168,7 @@ def test_who_is_woken_late_or_held_up_for_a_moment_catches_up_and_keeps_to_the_l
         budget.take(budget.slice_bytes)
         moments.append((time.seconds, budget.slice_bytes))
         if len(moments) % 500 == 0:
-            time.sleep(0.2)
+            time.sleep(0.1)
     assert busiest_window(moments) <= 100_000_000
     assert sum(count for _, count in moments) >= 60 * 10_000_000 * 0.95
 
