@@ -22,7 +22,7 @@ class Budget:
 
     Storages take a budget's `take` as their `pace` and call it before each `slice_bytes` they send and after each
     they receive: an object is larger than a second's budget, so charging it as a whole would either break the
-    limit within a window or waste a third of it. No more than a tenth of a second or so is saved up while nothing flows.
+    limit within a window or waste a third of it. About a tenth of a second is saved up while nothing flows, no more.
     Threads share one budget.
     """
 
