@@ -12,7 +12,7 @@ from django.contrib.auth import get_user_model
 from django.db import IntegrityError, connections, models, transaction
 from django.db.utils import load_backend
 
-from accounts.models import Account, CustomRole, Member
+from accounts.models import Account, Member
 from accounts.refusals import Refused
 from accounts.services import SERVICE, record
 from engine import rotation, system
@@ -33,26 +33,13 @@ from jobs import scratch
 from jobs import system as rows
 from jobs.models import Job
 from jobs.states import Kind
-from jobs.system import Tables
-from policies.models import Plan, Policy, Rule, Source
+from jobs.system import TABLES, Tables
 from vaults import catalogue, repositories
 from vaults.models import KeyProvider as Providers
-from vaults.models import RecoveryPoint, Region, ReplicationLink, Vault
+from vaults.models import RecoveryPoint, Vault
 
 VAULTS = "vaults/"
-SCRATCH: tuple[type[models.Model], ...] = (
-    Account,
-    CustomRole,
-    Member,
-    Region,
-    Vault,
-    ReplicationLink,
-    Source,
-    Policy,
-    Rule,
-    Plan,
-    RecoveryPoint,
-)
+SCRATCH: tuple[type[models.Model], ...] = (*TABLES, Member, RecoveryPoint)
 Clock = Callable[[], dt.datetime]
 
 

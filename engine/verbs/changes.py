@@ -51,7 +51,7 @@ class Tally:
         block, _, differs, kinds = match
         entries = files = 0
         if differs is not None and kinds is not None:
-            entries, files = int(differs.sum()), int((differs & (kinds == Kind.FILE.value)).sum())
+            entries, files = int(differs.sum()), int((differs & (kinds == _FILE)).sum())
         for name, rows, changed in (("entries", block.rows, entries), ("files", block.files, files)):
             self._counts[f"{name}_unchanged"] += rows - changed
             self._counts[f"{name}_changed"] += changed
