@@ -22,7 +22,9 @@ from engine.vault import Vault
 from engine.verbs import merge
 from engine.verbs.merge import Merged, listed_packs, merge_index
 from tests.support.hooks import Hooked
-from tests.support.vaults import Bench, flip
+from tests.support.replication import Replica, everything, replicated
+from tests.support.runs import backed_up
+from tests.support.vaults import Bench, flip, pruned, write_files
 
 pytestmark = pytest.mark.invariant(11)
 
@@ -391,3 +393,18 @@ def test_who_misses_what_it_knew_in_a_listing_lists_again(shelf: Shelf, monkeypa
     looks = iter([0])
     monkeypatch.setattr(store, "scan", lambda prefix: iter(()) if next(looks, 1) == 0 else whole(prefix))
     shelf.assert_whole(index=index)
+
+
+def test_segments_come_once_however_they_are_merged_at_the_replica(tmp_path: Path):
+    source, home = Bench(), tmp_path / "home"
+    target = Replica(source)
+    for n in range(12):
+        backed_up(source, write_files(home, {"n": b"%d" % n * 900}))
+    replicated(target)
+    for _ in range(2):
+        pruned(target)
+    after_merge = {key for key in target.objects() if key.startswith("index/")}
+    replicated(target)
+    assert {key for key in target.objects() if key.startswith("index/")} == after_merge
+    assert len(after_merge) < 12
+    assert everything(target) == everything(source)

@@ -489,16 +489,3 @@ def test_a_commit_without_its_root_does_not_show_the_point_before_it_is_whole(ta
     result = replicate.work(vault, job, unit, silent)
     arrive.prepare(vault, vault.across(), vault.join_session(job.session), result.complete, now=target.clock())
     assert target.open().points() == []
-
-
-def test_segments_come_once_however_they_are_merged_at_the_replica(source: Bench, target: Replica, home: Path):
-    for n in range(12):
-        backed_up(source, write_files(home, {"n": b"%d" % n * 900}))
-    replicated(target)
-    for _ in range(2):
-        pruned(target)
-    after_merge = {key for key in target.objects() if key.startswith("index/")}
-    replicated(target)
-    assert {key for key in target.objects() if key.startswith("index/")} == after_merge
-    assert len(after_merge) < 12
-    assert everything(target) == everything(source)
