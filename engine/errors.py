@@ -12,6 +12,7 @@ EngineError
     - CommitUnknown      the commit was sent and no answer came: the point may exist or not
   + IntegrityError       stored bytes are not what was written: damaged or forged
     - MissingObject      the vault needs an object that is not there
+    - Altered            what came from a store is not what was asked for
   + FormatError          written by a newer or foreign program: this one must not touch it
   + KeyError_
     - WrongKey           the key does not open this vault
@@ -120,6 +121,10 @@ class IntegrityError(EngineError):
 
 class MissingObject(IntegrityError):
     """Something that the vault's records refer to is gone."""
+
+
+class Altered(IntegrityError):
+    """Bytes that came from a store are not those that were asked for; nothing was stored."""
 
 
 class FormatError(EngineError):

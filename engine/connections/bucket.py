@@ -37,7 +37,7 @@ from engine.errors import (
     Unreachable,
 )
 from engine.storage.location import Location
-from engine.storage.s3 import connect
+from engine.storage.s3client import connect
 from engine.storage.s3errors import translated
 from engine.storage.throttle import SLICE_BYTES, Budget, unpaced
 

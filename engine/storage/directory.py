@@ -8,10 +8,11 @@ import os
 import secrets
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from engine.errors import (
+    Altered,
     Forbidden,
     IntegrityError,
     Locked,
@@ -23,8 +24,9 @@ from engine.errors import (
     Unreachable,
 )
 from engine.storage.keys import beyond_end, check_key, check_prefix, check_range
-from engine.storage.port import Bytes, Refusal, Stored
-from engine.storage.throttle import SLICE_BYTES, Pace, unpaced
+from engine.storage.passing import checked
+from engine.storage.port import Bytes, Refusal, Storage, Stored
+from engine.storage.throttle import PIECE_BYTES, SLICE_BYTES, Pace, unpaced
 
 TEMPORARY = ".tmp"
 LOCKS = ".locks"
@@ -72,16 +74,12 @@ class Directory:
         check_key(key)
         with _translated(key):
             same = self._has_same(key, data)
-            if not same and (end := self._lock_end(key)) is not None and self._in_force(end):
-                raise Locked(f"{key} is locked until {end.isoformat()}", until=end)
+            self._check_free(key, same=same)
             if locked_until is not None:
                 # The lock goes first: a crash between the two leaves a lock without an object, which harms nothing.
                 with self._guarded():
                     self._lengthen(key, locked_until)
-            if same:
-                self._sync_parent(key)
-            else:
-                self._write(key, data)
+            self._keep(key, lambda: [data], same=same)
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
         """Return the range of the file."""
@@ -97,6 +95,28 @@ class Directory:
                 return self._read(fd, key, offset, end - offset)
             finally:
                 os.close(fd)
+
+    def pieces(self, key: str) -> Iterator[Bytes]:
+        """Yield the file a MiB at a time."""
+        check_key(key)
+        with _translated(key):
+            fd = self._open_object(key)
+            try:
+                size, at = os.fstat(fd).st_size, 0
+                while at < size:
+                    piece = self._read(fd, key, at, min(PIECE_BYTES, size - at))
+                    at += len(piece)
+                    yield piece
+            finally:
+                os.close(fd)
+
+    def relay(self, key: str, source: Storage, *, size: int, sha256: str) -> None:
+        """Write what comes aside, and rename it when it is what it should be."""
+        check_key(key)
+        with _translated(key):
+            same = self._has(key, size, sha256)
+            self._check_free(key, same=same)
+            self._keep(key, lambda: checked(key, source.pieces(key), size=size, sha256=sha256), same=same)
 
     def scan(self, prefix: str, *, after: str = "") -> Iterator[Stored]:
         """Yield the objects, reading one folder at a time; a folder's names are held in memory, the tree is not."""
@@ -203,12 +223,23 @@ class Directory:
         finally:
             os.close(fd)
 
-    def _write(self, path: str, data: Bytes) -> None:
+    def _check_free(self, key: str, *, same: bool) -> None:
+        """Raise Locked when other bytes than those that come are locked under the key."""
+        if not same and (end := self._lock_end(key)) is not None and self._in_force(end):
+            raise Locked(f"{key} is locked until {end.isoformat()}", until=end)
+
+    def _keep(self, key: str, pieces: Callable[[], Iterable[Bytes]], *, same: bool) -> None:
+        if same:
+            self._sync_parent(key)
+        else:
+            self._write(key, pieces)
+
+    def _write(self, path: str, pieces: Callable[[], Iterable[Bytes]]) -> None:
         """Write aside, sync, rename, sync; anew when a delete removed the emptied folder in between."""
         parent, _, name = path.rpartition("/")
         for attempt in range(_ATTEMPTS):
             try:
-                with self._folder(TEMPORARY, make=True) as aside, self._written_aside(aside, data) as temporary:
+                with self._folder(TEMPORARY, make=True) as aside, self._written_aside(aside, pieces()) as temporary:
                     while True:
                         try:
                             with self._folder(parent, make=True) as folder:
@@ -226,7 +257,7 @@ class Directory:
                 raise refused from error
 
     @contextlib.contextmanager
-    def _written_aside(self, aside: int, data: Bytes) -> Iterator[str]:
+    def _written_aside(self, aside: int, pieces: Iterable[Bytes]) -> Iterator[str]:
         name = f"{os.getpid()}-{secrets.token_hex(8)}"
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=aside)
         try:
@@ -234,11 +265,12 @@ class Directory:
             with contextlib.suppress(OSError):
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             step = _WRITE_BYTES if self._pace is unpaced else SLICE_BYTES
-            with memoryview(data) as view, view.cast("B") as octets:
-                at = 0
-                while at < len(octets):
-                    self._pace(min(step, len(octets) - at))
-                    at += os.write(fd, octets[at : at + step])
+            for piece in pieces:
+                with memoryview(piece) as view, view.cast("B") as octets:
+                    at = 0
+                    while at < len(octets):
+                        self._pace(min(step, len(octets) - at))
+                        at += os.write(fd, octets[at : at + step])
             _sync(fd)
             yield name
         finally:
@@ -279,6 +311,15 @@ class Directory:
                 return os.fstat(fd).st_size == view.nbytes and os.pread(fd, view.nbytes + 1, 0) == data
         finally:
             os.close(fd)
+
+    def _has(self, key: str, size: int, sha256: str) -> bool:
+        """Say whether the object is there with bytes of this size and hash."""
+        try:
+            for _ in checked(key, self.pieces(key), size=size, sha256=sha256):
+                pass
+        except (NotFound, Altered):
+            return False
+        return True
 
     def _sync_parent(self, key: str) -> None:
         """Make an object durable that another writer may have renamed a moment ago."""
@@ -375,7 +416,8 @@ class Directory:
             raise ValueError(f"the end of a lock needs a time zone: {until}")
         end = self._lock_end(key)
         if end is None or end < until:
-            self._write(f"{LOCKS}/{key}", until.astimezone(dt.UTC).isoformat().encode())
+            moment = until.astimezone(dt.UTC).isoformat().encode()
+            self._write(f"{LOCKS}/{key}", lambda: [moment])
 
     def _in_force(self, end: dt.datetime) -> bool:
         return self._clock is None or self._clock() < end

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import NamedTuple, TypeVar
 
 from engine.errors import ShortRead, StorageError, Unavailable
+from engine.storage.passing import whole
 from engine.storage.port import Bytes, History, Refusal, Storage, Stored, StoredVersion, history_of
 
 T = TypeVar("T")
@@ -89,6 +90,14 @@ class Faulty:
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
         """Return the range, unless the plan says otherwise."""
         return self._run("get", [key], lambda: self.inner.get(key, offset=offset, length=length), damage=_flip)
+
+    def pieces(self, key: str) -> Iterator[Bytes]:
+        """Yield the object, unless the plan of its `get` says otherwise."""
+        yield self.get(key)
+
+    def relay(self, key: str, source: Storage, *, size: int, sha256: str) -> None:
+        """Store what the source has, unless the plan of its `put` says otherwise."""
+        self.put(key, whole(key, source, size=size, sha256=sha256), sha256=sha256)
 
     def scan(self, prefix: str, *, after: str = "") -> Iterator[Stored]:
         """Yield the objects; counts as one call when it begins, and an error after the effect comes at its end."""

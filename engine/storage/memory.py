@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from engine.errors import Forbidden, NotFound
 from engine.storage.keys import beyond_end, check_key, check_prefix, check_range
-from engine.storage.port import Broken, Bytes, Claims, Refusal, Stored, StoredVersion
+from engine.storage.passing import whole
+from engine.storage.port import Broken, Bytes, Claims, Refusal, Storage, Stored, StoredVersion
 
 
 class Call(NamedTuple):
@@ -91,6 +92,14 @@ class Memory:
                 raise beyond_end(key, len(data), max(offset, end))
             self._note("get", key, f"{offset}+{end - offset}", "ok")
             return data[offset:end]
+
+    def pieces(self, key: str) -> Iterator[Bytes]:
+        """Yield the newest version, as one piece."""
+        yield self.get(key)
+
+    def relay(self, key: str, source: Storage, *, size: int, sha256: str) -> None:
+        """Store what the source has."""
+        self.put(key, whole(key, source, size=size, sha256=sha256), sha256=sha256)
 
     def scan(self, prefix: str, *, after: str = "") -> Iterator[Stored]:
         """Yield the visible objects; each page shows one moment, pages show later ones."""

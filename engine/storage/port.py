@@ -101,6 +101,18 @@ class Storage(Protocol):
         """Return exactly `length` bytes from `offset`, or all from there. Raises NotFound, ShortRead."""
         ...
 
+    def pieces(self, key: str) -> Iterator[Bytes]:
+        """Yield the object's bytes in order, a piece at a time, as they come. Raises NotFound, ShortRead."""
+        ...
+
+    def relay(self, key: str, source: "Storage", *, size: int, sha256: str) -> None:
+        """Store what the source has under the key, while it comes: nobody holds it whole.
+
+        Raises Altered, and stores nothing, when that is not `size` bytes of this SHA-256 (hex); else what the source's
+        `pieces` and `put` raise.
+        """
+        ...
+
     def scan(self, prefix: str, *, after: str = "") -> Iterator[Stored]:
         """Yield the objects whose key starts with `prefix` and sorts after `after`, in key order, paged."""
         ...

@@ -61,6 +61,17 @@ class Retrying:
         """Return the range."""
         return self._call(lambda: self.inner.get(key, offset=offset, length=length))
 
+    def pieces(self, key: str) -> Iterator[Bytes]:
+        """Yield the bytes; only the first piece is asked for again."""
+        first, rest = self._call(lambda: _begun(self.inner.pieces(key)))
+        yield first
+        yield from rest
+
+    def relay(self, key: str, source: Storage, *, size: int, sha256: str) -> None:
+        """Store what the source has, from its beginning in every attempt; failures of both ends count here."""
+        plain = source.inner if isinstance(source, Retrying) else source
+        self._call(lambda: self.inner.relay(key, plain, size=size, sha256=sha256))
+
     def scan(self, prefix: str, *, after: str = "") -> Iterator[Stored]:
         """Yield the objects; attempts are counted anew after each one yielded."""
         while True:
@@ -110,6 +121,11 @@ class Retrying:
             reraise=True,
         )
         return retrying(attempt)
+
+
+def _begun(pieces: Iterator[Bytes]) -> tuple[Bytes, Iterator[Bytes]]:
+    """Pull the first piece, which is what makes a lazy read talk to the store."""
+    return next(pieces, b""), pieces
 
 
 class RetryingHistory:

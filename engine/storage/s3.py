@@ -5,35 +5,31 @@ import contextlib
 import datetime as dt
 import hashlib
 import io
-import re
-import ssl
+import secrets
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-import certifi
 import urllib3
-from minio import Minio
 from minio.commonconfig import COMPLIANCE
 from minio.error import S3Error
 from minio.helpers import genheaders
 from minio.retention import Retention
 
-from engine.errors import Forbidden, StorageError, Unreachable
+from engine.errors import Forbidden, StorageError
 from engine.perprocess import PerProcess
 from engine.storage.keys import beyond_end, check_key, check_prefix, check_range
-from engine.storage.port import Broken, Bytes, Claims, Refusal, Stored
+from engine.storage.passing import checked, whole
+from engine.storage.port import Broken, Bytes, Claims, Refusal, Storage, Stored
+from engine.storage.s3client import DIGEST, PacedBody, connect
 from engine.storage.s3errors import translated
 from engine.storage.s3versions import PAGE, S3Versions
-from engine.storage.throttle import SLICE_BYTES, Pace, unpaced
+from engine.storage.throttle import PIECE_BYTES, SLICE_BYTES, Pace, unpaced
 
 if TYPE_CHECKING:
     from engine.storage.location import Location
 
-_CONNECTIONS = 16
-_DIGEST = "x-amz-content-sha256"
-PIECE_BYTES = 1 << 20  # an order to stop is heard between two pieces of a large body
-_DOTS = re.compile(r"(?<=/)\.\.?(?=[/?]|\Z)")  # a signature is made of the decoded path: encoding these changes none
 _NO_VERSIONS = ("NotImplemented", "MethodNotAllowed")
+_ALTERED = "XAmzContentSHA256Mismatch"
 _NO_LOCKING = ("InvalidRequest", "ObjectLockConfigurationNotFoundError", "NotImplemented", "MethodNotAllowed")
 
 
@@ -53,6 +49,7 @@ class S3Storage:
         self._timeout = urllib3.Timeout(connect=connect_s, read=read_s)
         self._client = PerProcess(lambda: connect(location, pace=pace, timeout=self._timeout))
         self._is_versioned = False
+        self._refuses_altered = PerProcess(self._refuses)
         self._versions = S3Versions(self._client, self._bucket, self._prefix)
 
     def put(self, key: str, data: Bytes, *, locked_until: dt.datetime | None = None, sha256: str = "") -> None:
@@ -63,16 +60,14 @@ class S3Storage:
         check_key(key)
         body = bytes(data)
         headers: Any = genheaders(None, None, None, _retention(locked_until), False)
-        headers["Content-Type"] = "application/octet-stream"
         if sha256 and body:
-            headers[_DIGEST] = sha256
+            headers[DIGEST] = sha256
         if locked_until is not None:
             # Object lock requires it, and over plain http the client sends none.
             digest = hashlib.md5(body, usedforsecurity=False).digest()
             headers["Content-MD5"] = base64.b64encode(digest).decode()
         with translated(key), _no_locking(key):
-            # The public put_object would copy the body twice and cannot send Content-MD5.
-            self._client()._put_object(self._bucket, self._prefix + key, body, headers)
+            self._send(key, body, headers)
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
         """Return exactly the range that was asked for."""
@@ -99,6 +94,38 @@ class S3Storage:
             # A body cut short raises while it is read: this is all that the object has.
             raise beyond_end(key, offset + len(data), offset + length)
         return data
+
+    def pieces(self, key: str) -> Iterator[Bytes]:
+        """Yield the object as it is stored; who leaves before the end closes the connection."""
+        check_key(key)
+        with translated(key):
+            response = self._client().get_object(self._bucket, self._prefix + key)
+            try:
+                yield from self._flow(response)
+            finally:
+                response.close()
+                response.release_conn()
+
+    def relay(self, key: str, source: Storage, *, size: int, sha256: str) -> None:
+        """Send on what comes, signed with the digest that it must have.
+
+        A store that has shown that it refuses a body of another digest compares it; for any other we do.
+        """
+        check_key(key)
+        if not size:
+            self.put(key, whole(key, source, size=size, sha256=sha256))
+            return
+        here = "" if size >= PIECE_BYTES and self._refuses_altered() else sha256
+        body = PacedBody(checked(key, source.pieces(key), size=size, sha256=here), size, self._pace)
+        with translated(key):
+            try:
+                self._send(key, body, {DIGEST: sha256})
+                return
+            except S3Error as error:
+                if error.code != _ALTERED:
+                    raise
+        # What came was altered, at the source or on the way: this says which.
+        self.put(key, whole(key, source, size=size, sha256=sha256), sha256=sha256)
 
     def scan(self, prefix: str, *, after: str = "") -> Iterator[Stored]:
         """Yield the objects, one page of a thousand per request."""
@@ -173,13 +200,33 @@ class S3Storage:
             self._is_versioned = status in ("Enabled", "Suspended")  # there is no way back from these
         return self._versions if self._is_versioned else None
 
+    def _send(self, key: str, body: bytes | PacedBody, headers: Any) -> None:
+        headers["Content-Type"] = "application/octet-stream"
+        # The public put_object would copy the body twice, cannot send Content-MD5, and knows of no digest.
+        self._client()._put_object(self._bucket, self._prefix + key, cast("bytes", body), headers)
+
+    def _refuses(self) -> bool:
+        """Try whether the store refuses a body of another digest than it was signed with."""
+        key = f"canary/{secrets.token_hex(16)}-altered"
+        try:
+            self.put(key, b"altered", sha256=hashlib.sha256(b"").hexdigest())
+        except StorageError as error:
+            return isinstance(error.__cause__, S3Error) and error.__cause__.code == _ALTERED
+        with contextlib.suppress(StorageError):  # who may not delete leaves it: it is nobody's
+            self.delete([key])
+        return False
+
     def _body(self, response: Any) -> bytes:
         body = io.BytesIO()  # hands out what it holds: a list of pieces would be held, and copied, once more
+        for part in self._flow(response):
+            body.write(part)
+        return body.getvalue()
+
+    def _flow(self, response: Any) -> Iterator[bytes]:
         # As it is stored: what decodes copies each piece twice.
         for part in response.stream(SLICE_BYTES if self._pace is not unpaced else PIECE_BYTES, decode_content=False):
             self._pace(len(part))
-            body.write(part)
-        return body.getvalue()
+            yield part
 
     def _nothing(self, key: str, offset: int, *, missing: int = 0) -> bytes:
         """Answer a range without bytes, which http cannot ask for: the object must be there and long enough."""
@@ -197,86 +244,6 @@ class S3Storage:
             )
             for item in found:
                 yield Stored((item.object_name or "").removeprefix(self._prefix), item.size or 0)
-
-
-def connect(location: "Location", *, pace: Pace, timeout: urllib3.Timeout) -> Minio:
-    """Return a client for a location's server; nothing is contacted, and nothing is retried by it."""
-    scheme, _, host = location.endpoint.partition("://")
-    options: dict[str, Any] = {}
-    if scheme == "https":
-        options["ssl_context"] = _tls(location)
-    transport = _Transport(pace=pace, timeout=timeout, retries=False, maxsize=_CONNECTIONS, block=False, **options)
-    client = _Client(
-        host.rstrip("/"),
-        access_key=location.access_key or None,
-        secret_key=location.secret_key or None,
-        session_token=location.session_token or None,
-        secure=scheme == "https",
-        region=location.region or None,
-        http_client=transport,
-    )
-    if location.path_style:
-        client.disable_virtual_style_endpoint()  # type: ignore[no-untyped-call]  # minio forgot it
-    else:
-        client.enable_virtual_style_endpoint()  # type: ignore[no-untyped-call]  # minio forgot it
-    return client
-
-
-class _Client(Minio):
-    """Signs a body by the SHA-256 that a put brings along; any other by what the base class makes of it."""
-
-    def _build_headers(self, host: str, headers: Any = None, body: bytes | None = None, creds: Any = None) -> Any:
-        known = (headers or {}).get(_DIGEST)
-        if not known or body is None:
-            return super()._build_headers(host, headers, body, creds)
-        made, date = super()._build_headers(host, headers, None, creds)
-        return made | {_DIGEST: known, "Content-Length": str(len(body))}, date
-
-
-class _Transport(urllib3.PoolManager):
-    """Send bodies no faster than the pace allows, and keys as they are: urllib3 would resolve "." and ".." in them."""
-
-    def __init__(self, *, pace: Pace, **options: Any) -> None:
-        super().__init__(**options)
-        self._pace = pace
-
-    def urlopen(self, method: str, url: str, redirect: bool = True, **kw: Any) -> urllib3.BaseHTTPResponse:  # type: ignore[override]  # the options only pass through
-        body = kw.get("body")
-        if body and (self._pace is not unpaced or len(body) > PIECE_BYTES):
-            kw["body"] = _PacedBody(body, self._pace)
-        return super().urlopen(method, _DOTS.sub(lambda dots: dots[0].replace(".", "%2E"), url), redirect, **kw)
-
-
-class _PacedBody:
-    """A request body that urllib3 reads piece by piece; without a limit the pieces are larger than it asks for."""
-
-    def __init__(self, data: bytes, pace: Pace) -> None:
-        self._data = memoryview(data)
-        self._pace = pace
-        self._at = 0
-
-    def read(self, size: int = SLICE_BYTES) -> memoryview:
-        """Return the next piece once it may flow."""
-        piece = self._data[self._at : self._at + (PIECE_BYTES if self._pace is unpaced else size)]
-        self._pace(len(piece))
-        self._at += len(piece)
-        return piece
-
-
-def _tls(location: "Location") -> ssl.SSLContext:
-    if not location.tls_verify:
-        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-        context = ssl.create_default_context()
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        return context
-    try:
-        context = ssl.create_default_context(cafile=location.ca_file or None)
-    except OSError as error:
-        raise Unreachable(f"the CA file {location.ca_file} cannot be used: {error}") from error
-    if not location.ca_file:
-        context.load_verify_locations(certifi.where())
-    return context
 
 
 def _whole_seconds(moment: dt.datetime) -> dt.datetime:

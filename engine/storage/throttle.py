@@ -9,6 +9,7 @@ from engine import halt
 
 WINDOW_S = 10.0
 SLICE_BYTES = 64 * 1024
+PIECE_BYTES = 1 << 20  # without a limit: an order to stop is heard between two pieces of a large body
 # Who is woken late, or sends to a server that dawdles for a moment, may catch up with so much.
 _LATE_S = 0.12
 # Headers are not handed out, and what lies in the system's buffers may leave together.

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from engine.errors import IntegrityError, NotFound
+from engine import halt
+from engine.errors import Altered, IntegrityError, NotFound
 from engine.ids import digest_name
 from engine.index import PREFIX as SEGMENTS
 from engine.links import PREFIX as REPLICA
@@ -23,6 +24,7 @@ from engine.point import PackRef, decode_commit, point_key, root_packs
 from engine.session import Session, put_note, put_once, read_note
 from engine.vault import PointName, Vault
 
+SEGMENTS_AT_ONCE = 4
 _TAKEN = f"{REPLICA}segments/"
 
 
@@ -95,29 +97,32 @@ def copy_segments(vault: Vault, source: Vault) -> int:
 
     They only make reading fast: what no segment lists is found through the packs' own footers.
     """
-    theirs = {stored.key for stored in source.storage.scan(SEGMENTS)}
+    theirs = {stored.key: stored.size for stored in source.storage.scan(SEGMENTS)}
     notes = [stored.key for stored in vault.storage.scan(_TAKEN)]
     had: set[str] = set()
     for key in notes:
         with contextlib.suppress(NotFound, IntegrityError):
             had |= set(read_note(vault.storage, vault.keys, key, _Taken).segments)
-    copied = 0
-    if theirs == had:
-        return copied
+    if theirs.keys() == had:
+        return 0
     here = {stored.key for stored in vault.storage.scan(SEGMENTS)}
-    taken = theirs & (had | here)
-    for key in sorted(theirs - taken):
-        with contextlib.suppress(NotFound):  # merged at the source since: the merged one comes next time
-            data = source.storage.get(key)
-            if digest_name(data) == key.rpartition("/")[2]:
-                put_once(vault.storage, key, data)
-                copied += len(data)
-                taken.add(key)
-    note = _Taken(sorted(taken))
+    taken = theirs.keys() & (had | here)
+
+    def bring(key: str) -> bool:
+        try:
+            vault.storage.relay(key, source.storage, size=theirs[key], sha256=key.rpartition("/")[2])
+        except (NotFound, Altered):  # merged at the source since: the merged one comes next time
+            return False
+        return True
+
+    missing = sorted(theirs.keys() - taken)
+    with halt.threads(SEGMENTS_AT_ONCE, "segment") as bringing_them:
+        brought = {key for key, came in zip(missing, bringing_them.map(bring, missing), strict=True) if came}
+    note = _Taken(sorted(taken | brought))
     own = _TAKEN + digest_name(msgspec.json.encode(note))
     put_note(vault.storage, vault.keys, own, note)
     vault.storage.delete([key for key in notes if key != own])
-    return copied
+    return sum(theirs[key] for key in brought)
 
 
 def prepare(

@@ -1,7 +1,8 @@
 """Bring the points of a vault into its replica: plan -> work -> finish (vault-format, Replicas).
 
 The vault that the verb runs on is the replica; the one that it follows is reached across (Vault.across). No data is
-decrypted: packs, roots and commits are copied as they are, each pack hashed on the way. A point becomes visible at the
+decrypted: packs, roots and commits are copied as they are; a pack that is not what its name says is refused by the store
+that takes it, or here where that store compares nothing (Storage.relay). A point becomes visible at the
 replica as a backup's does: everything it needs first, a LIST that shows it whole, root, a look for a fence, commit.
 
 It is a session of both vaults under one name. What another replication brought is found by LIST: an interrupted one
@@ -19,8 +20,7 @@ import msgspec
 from engine import halt
 from engine.damage import note_damaged
 from engine.entries import Problem
-from engine.errors import NotFound, StorageError, Superseded, VaultReadOnly
-from engine.ids import digest_name
+from engine.errors import Altered, NotFound, StorageError, Superseded, VaultReadOnly
 from engine.links import is_mirror
 from engine.pack import pack_key
 from engine.point import PackRef
@@ -135,7 +135,7 @@ def plan(vault: Vault, job: ReplicateJob, progress: Progress, *, now: dt.datetim
 
 
 def work(vault: Vault, job: ReplicateJob, unit: Unit, progress: Progress) -> Result:
-    """Copy the unit's packs, each compared with its name before it is stored. Safe to run twice."""
+    """Pass on the unit's packs; none is held whole, and none is stored that is not what its name says. Safe to run twice."""
     result = Result(unit.number, unit.complete, {}, points_left=unit.points_left)
     if not unit.needs_work:
         return result
@@ -148,13 +148,11 @@ def work(vault: Vault, job: ReplicateJob, unit: Unit, progress: Progress) -> Res
         key = pack_key(pack.kind, pack.name)
         try:
             with turn:
-                data = source.storage.get(key)
+                vault.storage.relay(key, source.storage, size=pack.size, sha256=pack.name.partition(".")[0])
         except NotFound:
             return f"{key} is missing at the source"
-        digest = digest_name(data)
-        if len(data) != pack.size or digest != pack.name.partition(".")[0]:
+        except Altered:
             return f"{key} is damaged at the source"
-        vault.storage.put(key, data, sha256=digest)
         return ""
 
     with halt.threads(READ_AHEAD, "copy") as copiers:
@@ -203,6 +201,7 @@ class _Coming:
         self._vault, self._source, self._job = vault, vault.across(), job
         self._session: Session | None = None
         self._ready: list[Arrival] = []
+        self._are_segments_here = False
         self._lost: dict[str, str] = {}
         self._is_committing = False
         self._outcome = Outcome("complete")
@@ -216,12 +215,12 @@ class _Coming:
         self._ready += result.complete
         if len(self._ready) >= COMMIT_POINTS:
             self._commit(now)
+        elif not self._are_segments_here:
+            self._bring_segments()  # while packs are on their way: then no point waits for them
 
     def end(self, progress: Progress, now: dt.datetime) -> Outcome:
         self._commit(now)
-        self._outcome.bytes_control += arrive.copy_segments(
-            self._vault, self._source
-        )  # also what an earlier run could not read
+        self._bring_segments()  # also what an earlier run could not read
         if self._lost:
             with contextlib.suppress(StorageError):  # who may only read the source can't say so there
                 note_damaged(self._source.storage, self._source.keys, sorted(self._lost))
@@ -236,6 +235,10 @@ class _Coming:
         if not self._is_committing:
             Session(self._vault.storage, self._vault.keys, name).close(outcome, now)
 
+    def _bring_segments(self) -> None:
+        self._outcome.bytes_control += arrive.copy_segments(self._vault, self._source)
+        self._are_segments_here = True
+
     def _commit(self, now: dt.datetime) -> None:
         ready, self._ready = self._ready, []
         if not ready:
@@ -246,7 +249,7 @@ class _Coming:
             self._session = self._vault.join_session(self._job.session, forbidden=set())
         standing = set(self._vault.points())  # what an earlier run of this has committed
         todo = [arrival for arrival in ready if arrival.name not in standing]
-        outcome.bytes_control += arrive.copy_segments(self._vault, self._source)
+        self._bring_segments()
         prepared = arrive.prepare(self._vault, self._source, self._session, todo, now=now)
         self._is_committing = True
         arrive.publish(self._vault, prepared)

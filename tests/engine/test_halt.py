@@ -14,7 +14,7 @@ from engine.errors import Canceled
 from engine.storage import Memory
 from engine.storage.faulty import Fault, Faulty, Mode
 from engine.storage.retry import Retrying
-from engine.storage.s3 import _PacedBody
+from engine.storage.s3client import PacedBody
 from engine.storage.throttle import Budget, unpaced
 
 SOON_S = 1.5
@@ -60,7 +60,7 @@ def test_a_send_that_is_limited_ends(order: Order):
 
 
 def test_a_large_body_ends_between_two_pieces(order: Order):
-    body = _PacedBody(bytes(8 << 20), unpaced)
+    body = PacedBody([bytes(8 << 20)], 8 << 20, unpaced)
     assert len(body.read()) == 1 << 20
     order.given.wait()
     stops_soon(body.read)

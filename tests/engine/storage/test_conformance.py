@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from engine.errors import Forbidden, Locked, NotFound, ShortRead
-from engine.storage import Storage
+from engine.storage import Memory, Storage
 from tests.engine.storage.conftest import LOCKING, UNLOCKED, Case
 
 HOSTILE = ["", "/etc/passwd", "a/../b", "..", "a/..", "./a", "a//b", "a/", "A", "a b", "a\0b", "a\nb", "é", "a\\b"]
@@ -129,6 +129,8 @@ def test_a_hostile_key_is_refused_by_every_method(store: Storage) -> None:
         for call in (
             partial(store.put, key, b""),
             partial(store.get, key),
+            partial(next, store.pieces(key)),
+            partial(store.relay, key, Memory(), size=1, sha256=""),
             partial(store.delete, [key]),
             partial(store.extend_lock, key, until=dt.datetime(2040, 1, 1, tzinfo=dt.UTC)),
             partial(store.locked_until, key),

@@ -2,8 +2,8 @@
 
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,7 +19,7 @@ from engine.progress import Silent
 from engine.session import fence, open_sessions
 from engine.storage import Memory
 from engine.storage.faulty import Faulty
-from engine.storage.port import Storage
+from engine.storage.port import Bytes, Storage
 from engine.vault import PointName, Vault
 from engine.verbs import arrive, replicate
 from tests.support.compaction import compacted, end_point, noise, sparse_vault
@@ -125,13 +125,13 @@ class Crowd:
         self._mutex = threading.Lock()
         self._reading = self.most = 0
 
-    def get(self, key: str, **options: Any) -> bytes:
+    def pieces(self, key: str) -> Iterator[Bytes]:
         with self._mutex:
             self._reading += key.startswith(FOLDERS)
             self.most = max(self.most, self._reading)
         time.sleep(0.005)
         try:
-            return self._inner.get(key, **options)
+            yield from self._inner.pieces(key)
         finally:
             with self._mutex:
                 self._reading -= key.startswith(FOLDERS)
