@@ -1,9 +1,9 @@
 """Bring the points of a vault into its replica: plan -> work -> finish (vault-format, Replicas).
 
 The vault that the verb runs on is the replica; the one that it follows is reached across (Vault.across). No data is
-decrypted: packs, roots and commits are copied as they are; a pack that is not what its name says is refused by the store
-that takes it, or here where that store compares nothing (Storage.relay). A point becomes visible at the
-replica as a backup's does: everything it needs first, a LIST that shows it whole, root, a look for a fence, commit.
+decrypted: packs, roots and commits are copied as they are; a pack that is not what its name says is refused by the
+store that takes it, or here where that store compares nothing (Storage.relay). A point becomes visible at the replica as
+a backup's does: everything it needs first, a LIST that shows it whole, root, a look for a fence, commit.
 
 It is a session of both vaults under one name. What another replication brought is found by LIST: an interrupted one
 costs the difference of two sets. A replica's prune spares what the source still has (engine.verbs.prune), so that
@@ -135,7 +135,7 @@ def plan(vault: Vault, job: ReplicateJob, progress: Progress, *, now: dt.datetim
 
 
 def work(vault: Vault, job: ReplicateJob, unit: Unit, progress: Progress) -> Result:
-    """Pass on the unit's packs; none is held whole, and none is stored that is not what its name says. Safe to run twice."""
+    """Pass on the unit's packs; none is held whole, none is stored that is not what its name says. Safe to run twice."""
     result = Result(unit.number, unit.complete, {}, points_left=unit.points_left)
     if not unit.needs_work:
         return result
