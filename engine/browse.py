@@ -9,7 +9,7 @@ from engine.entries import Entry, Kind, sort_key
 from engine.errors import EngineError, PointMissing
 from engine.fetch import Fetcher
 from engine.point import Root
-from engine.vault import PointName, Vault, read_block
+from engine.vault import PointName, Vault
 
 _BLOCKS_KEPT = 8
 _CHUNKS_AT_ONCE = 64
@@ -88,7 +88,7 @@ class Browser:
     def _block(self, number: int) -> list[Entry]:
         kept = self._kept.get(number)
         if kept is None:
-            kept = self._kept[number] = read_block(self._fetcher, self.root.body.blocks[number])
+            kept = self._kept[number] = self._fetcher.entries(self.root.body.blocks[number])
             if len(self._kept) > _BLOCKS_KEPT:
                 self._kept.popitem(last=False)
         else:

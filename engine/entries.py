@@ -80,3 +80,20 @@ class Problem(msgspec.Struct, array_like=True, gc=False, frozen=True):
     reason: str
     detail: str = ""
     lost: bool = True
+
+
+class Block(msgspec.Struct, array_like=True, gc=False):
+    """One line of a root's block table.
+
+    `groups`: names, statics, volatile, extents, each as the joined full ids of its chunks (one per PIECE_BYTES).
+    `packs`: ordinals in the root's pack table of all packs the block needs, its own meta packs included.
+    `newest_ns`: the latest mtime or ctime in it. `files` and `bytes` count its files.
+    """
+
+    first: bytes
+    rows: int
+    groups: list[bytes]
+    packs: list[int]
+    newest_ns: int
+    files: int
+    bytes: int

@@ -5,9 +5,12 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from engine.codec import Compressor
+from engine.entries import Block, Entry
 from engine.errors import IntegrityError, MissingObject, NotFound, ShortRead
+from engine.ids import pack_key
 from engine.index import Index, Place, Segment, encode_segment
 from engine.keys import ID_BYTES, Keys
+from engine.listing import decode, piece_ids
 from engine.pack import (
     HEADER_BYTES,
     SLOT_BYTES_MAX,
@@ -18,7 +21,6 @@ from engine.pack import (
     footer_range,
     open_footer,
     open_header,
-    pack_key,
 )
 from engine.point import PackRef
 from engine.storage.port import Storage
@@ -70,6 +72,19 @@ class Fetcher:
     def chunk(self, ident: bytes, place: Place) -> bytes:
         """Return one chunk, checked against its id."""
         return cut_chunk(self._keys, self._slot(place), ident, place)
+
+    def groups(self, block: Block) -> list[bytes]:
+        """Return the groups of one block of the listing. Raises IntegrityError."""
+        idents = piece_ids(block)
+        chunks = iter(self.chunks([ident for group in idents for ident in group]))
+        return [b"".join(next(chunks) for _ in group) for group in idents]
+
+    def entries(self, block: Block) -> list[Entry]:
+        """Return the entries of one block of the listing. Raises IntegrityError."""
+        rows = decode(self.groups(block))
+        if len(rows) != block.rows or rows[0].path != block.first:
+            raise IntegrityError("a listing block is not the one that the root names")
+        return rows
 
     def _slot(self, place: Place) -> bytes:
         which = (place.head.name, place.slot)

@@ -11,6 +11,8 @@ import msgspec
 # A time without a zone can't be compared with others: a note that holds one cannot be read.
 Moment = Annotated[dt.datetime, msgspec.Meta(tz=True)]
 
+SEGMENTS = "index/"  # of the index
+FOLDERS = ("packs", "meta")  # of the kinds of packs
 _PACK = re.compile(r"[0-9a-f]{64}(\.[1-9][0-9]{0,9})?")
 _SERIES = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, five bits each
@@ -35,6 +37,11 @@ def ulid_moment(ulid: str) -> dt.datetime:
 def digest_name(data: bytes | bytearray | memoryview) -> str:
     """Return the name of stored bytes: lower-case hex SHA-256 (vault-format, section 2)."""
     return hashlib.sha256(data).hexdigest()
+
+
+def pack_key(kind: int, name: str) -> str:
+    """Return the key of a pack."""
+    return f"{FOLDERS[kind]}/{name[:2]}/{name}"
 
 
 def valid_pack(name: str) -> bool:

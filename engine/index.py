@@ -32,12 +32,11 @@ from blake3 import blake3
 
 from engine.codec import Purpose, seal, unseal
 from engine.errors import FormatError, IntegrityError, MissingObject, NotFound
-from engine.ids import digest_name
+from engine.ids import SEGMENTS, digest_name
 from engine.keys import ID_BYTES, Keys
 from engine.pack import Head, Sealed
 from engine.storage.port import Storage
 
-PREFIX = "index/"
 ROWS_MAX = 1 << 20
 _CONTEXT = b"index"
 _HEAD = struct.Struct("<4sIIIII")
@@ -285,7 +284,7 @@ class Index:
         """Store a segment in the bucket and use it here at once; return its stored size in bytes."""
         data = seal(self._keys, Purpose.SEGMENT, plain, context=_CONTEXT)
         name = digest_name(data)
-        key = f"{PREFIX}{level}/{name}"
+        key = f"{SEGMENTS}{level}/{name}"
         self._storage.put(key, data)
         self.listed[name] = key
         self._keep(name, plain)
@@ -352,7 +351,7 @@ class Index:
         self._order.append(segment)
 
     def _list(self) -> dict[str, str]:
-        return {stored.key.rpartition("/")[2]: stored.key for stored in self._storage.scan(PREFIX)}
+        return {stored.key.rpartition("/")[2]: stored.key for stored in self._storage.scan(SEGMENTS)}
 
     def _load_new(self) -> tuple[dict[str, IntegrityError], bool]:
         """Load what is listed; return the damaged ones, and whether no merge can have been at work."""

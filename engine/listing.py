@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from engine.entries import TIME_MIN_NS, Entry, Extent, Kind
+from engine.entries import TIME_MIN_NS, Block, Entry, Extent, Kind
 from engine.errors import IntegrityError
 
 BLOCK_ROWS_MIN, BLOCK_ROWS_MAX = 1024, 16384
@@ -30,23 +30,6 @@ _END_MASK = 0xFFF
 HOLE = bytes(16)
 STATIC = ("<u2", "<u4", "<u4")
 VOLATILE = ("<i8", "<i8", "<i8", "<u8", "<u4", "<u4")
-
-
-class Block(msgspec.Struct, array_like=True, gc=False):
-    """One line of a root's block table.
-
-    `groups`: names, statics, volatile, extents, each as the joined full ids of its chunks (one per PIECE_BYTES).
-    `packs`: ordinals in the root's pack table of all packs the block needs, its own meta packs included.
-    `newest_ns`: the latest mtime or ctime in it. `files` and `bytes` count its files.
-    """
-
-    first: bytes
-    rows: int
-    groups: list[bytes]
-    packs: list[int]
-    newest_ns: int
-    files: int
-    bytes: int
 
 
 class Extra(msgspec.Struct, omit_defaults=True):

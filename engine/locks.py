@@ -18,10 +18,9 @@ from typing import NamedTuple, Protocol, TypeVar
 import msgspec
 
 from engine.errors import Forbidden, IntegrityError, LockCannotLoosen, LockFailed, LockUnsupported, NotFound
-from engine.ids import Moment, digest_name, new_ulid
+from engine.ids import Moment, digest_name, new_ulid, pack_key
 from engine.keys import Keys
 from engine.keysets import needed as key_sets_in_force
-from engine.pack import pack_key
 from engine.point import PackRef
 from engine.session import put_note, put_once, read_note
 from engine.storage.port import Storage, history_of

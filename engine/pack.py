@@ -37,10 +37,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from engine.chunker import CHUNK_BYTES_MAX
 from engine.codec import TAG_BYTES, Compressor
 from engine.errors import FormatError, IntegrityError
+from engine.ids import pack_key
 from engine.keys import Keys
 
 DATA, META = 0, 1
-FOLDERS = ("packs", "meta")
 TARGET_BYTES = (32 << 20, 4 << 20)
 SLOT_BYTES = 2 << 20
 SLOT_BYTES_MAX = CHUNK_BYTES_MAX + SLOT_BYTES
@@ -90,11 +90,6 @@ class Sealed(NamedTuple):
 
     head: Head
     table: Table
-
-
-def pack_key(kind: int, name: str) -> str:
-    """Return the key of a pack."""
-    return f"{FOLDERS[kind]}/{name[:2]}/{name}"
 
 
 class Cipher:

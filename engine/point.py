@@ -21,11 +21,10 @@ import struct
 import msgspec
 
 from engine.codec import Purpose, seal, unseal
-from engine.entries import Problem
+from engine.entries import Block, Problem
 from engine.errors import FormatError, IntegrityError
 from engine.ids import Moment
 from engine.keys import Keys
-from engine.listing import Block
 
 PREFIX = "points/"
 PROBLEMS_KEPT = 100_000

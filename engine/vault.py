@@ -5,11 +5,10 @@ import hmac
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 
-from engine.entries import Entry
 from engine.errors import (
     EngineError,
     FormatError,
@@ -20,23 +19,23 @@ from engine.errors import (
     VaultMissing,
     VaultReadOnly,
 )
-from engine.fetch import Fetcher
-from engine.ids import Moment, digest_name, valid_series
-from engine.index import Index
+from engine.ids import FOLDERS, Moment, digest_name, pack_key, valid_series
 from engine.keyproviders.keyring import RecoveryKey
 from engine.keyproviders.port import KeyProvider
 from engine.keys import Keys
 from engine.keysets import KEYS, open_keys
 from engine.links import is_mirror, read_link
-from engine.listing import Block, decode, piece_ids
 from engine.locks import LockPolicy, read_policy
 from engine.moves import Moves
-from engine.pack import FOLDERS, pack_key
 from engine.point import PREFIX as POINTS
 from engine.point import Expired, PackRef, Root, decode_commit, decode_root, point_key
 from engine.session import READERS, Session, read_note
 from engine.storage.port import Storage, Stored
 from engine.storage.throttle import Pace, unpaced
+
+if TYPE_CHECKING:
+    from engine.fetch import Fetcher
+    from engine.index import Index
 
 INFO_KEY = "vault.json"
 MAGIC = "backupsite-vault"
@@ -134,8 +133,11 @@ class Vault:
         return cls(storage, keys, info, cache)
 
     @cached_property
-    def index(self) -> Index:
+    def index(self) -> "Index":
         """Return the index, loaded; what a session forbids is not answered."""
+        # Here, as numpy takes longer to load than most commands without an index take to run.
+        from engine.index import Index
+
         index = Index(self.storage, self.keys, self._cache)
         if self._session is not None:
             index.forbid(self._session.forbidden)
@@ -325,24 +327,11 @@ class Vault:
             raise VaultReadOnly("this vault is a replica: say where the vault is that it follows")
         return Vault(self.other, self.keys, self.info, None)
 
-    def fetcher(self, root: Root) -> Fetcher:
+    def fetcher(self, root: Root) -> "Fetcher":
         """Return a reader of one point's chunks."""
+        from engine.fetch import Fetcher
+
         return Fetcher(self.storage, self.keys, self.index, root.needed)
-
-
-def read_groups(fetcher: Fetcher, block: Block) -> list[bytes]:
-    """Return the groups of one block. Raises IntegrityError."""
-    idents = piece_ids(block)
-    chunks = iter(fetcher.chunks([ident for group in idents for ident in group]))
-    return [b"".join(next(chunks) for _ in group) for group in idents]
-
-
-def read_block(fetcher: Fetcher, block: Block) -> list[Entry]:
-    """Return the entries of one block. Raises IntegrityError."""
-    rows = decode(read_groups(fetcher, block))
-    if len(rows) != block.rows or rows[0].path != block.first:
-        raise IntegrityError("a listing block is not the one that the root names")
-    return rows
 
 
 def check_series(series: str) -> str:

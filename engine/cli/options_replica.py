@@ -30,7 +30,7 @@ class ReplicateOptions(Opening, kw_only=True):
     """Bring the points that a replica lacks, and heal what either vault has found damaged from the other."""
 
     source: Annotated[str, Option("--from", metavar="PLACE", help=_FROM)]
-    workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None
+    workers: Annotated[int | None, Option(help="Packs that pass at once.")] = None
 
 
 class UnlinkOptions(Opening, kw_only=True):

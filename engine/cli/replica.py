@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from engine import links, replica
+from engine import halt, links, replica
 from engine.cli.described import load
 from engine.cli.display import Display
 from engine.cli.opening import checking_input, clock, key_file, location, opener, read_key, workers
@@ -23,7 +23,10 @@ from engine.runner import run as run_verb
 from engine.storage.location import Location, open_storage
 from engine.vault import Vault
 from engine.verbs import replicate
-from engine.verbs.replicate import Outcome, ReplicateJob
+from engine.verbs.replicate import AT_ONCE, Outcome, ReplicateJob
+
+# Bytes only pass through: threads of one process do it, and it pauses at the end of a unit.
+_UNIT_BYTES = 4 << 30
 
 
 def place(text: str) -> Location:
@@ -74,14 +77,14 @@ def following(options: Opening, source: str) -> VaultOpener:
 
 
 def _replicate(options: ReplicateOptions) -> Answer:
-    count = workers(options.workers)
+    at_once = AT_ONCE if options.workers is None else workers(options.workers)
     vault = following(options, options.source)
     refresh_keys(vault.vault, vault.provider(), now=clock())
     began_s = time.monotonic()
     now = clock()
-    job = ReplicateJob(session=new_ulid(now), started_at=now)
-    with Stopping() as stopping, Display(stopping, quiet=options.quiet) as display:
-        outcome: Outcome = run_verb(vault, replicate, job, workers=count, progress=display, clock=clock)
+    job = ReplicateJob(session=new_ulid(now), started_at=now, at_once=at_once, unit_bytes=_UNIT_BYTES)
+    with Stopping() as stopping, Display(stopping, quiet=options.quiet) as display, halt.heard(stopping.check):
+        outcome: Outcome = run_verb(vault, replicate, job, workers=1, progress=display, clock=clock)
     duration_s = time.monotonic() - began_s
     document = {
         "command": "replicate",

@@ -14,8 +14,7 @@ import msgspec
 
 from engine import halt
 from engine.errors import Altered, IntegrityError, NotFound
-from engine.ids import digest_name
-from engine.index import PREFIX as SEGMENTS
+from engine.ids import SEGMENTS, digest_name
 from engine.links import PREFIX as REPLICA
 from engine.links import announce, bringing, settled
 from engine.locks import extend_point, lock_until

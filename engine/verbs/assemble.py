@@ -6,14 +6,14 @@ from operator import lt
 import msgspec
 
 from engine.columns import Columns
-from engine.entries import Entry, sort_key
+from engine.entries import Block, Entry, sort_key
 from engine.fetch import Fetcher
 from engine.index import encode_segment
 from engine.keys import ID_BYTES
-from engine.listing import Block, BlockBuilder
+from engine.listing import BlockBuilder
 from engine.pack import META, Head, PackWriter
 from engine.point import PackRef, Root
-from engine.vault import Vault, read_groups
+from engine.vault import Vault
 from engine.verbs.changes import extent_ids, short_ids
 
 
@@ -75,7 +75,7 @@ class Listing:
         assert self._parent is not None
         if self._fetcher is None:
             self._fetcher = self._vault.fetcher(self._parent)
-        return Columns(read_groups(self._fetcher, block))
+        return Columns(self._fetcher.groups(block))
 
     def close(self) -> tuple[list[Block], list[PackRef]]:
         """Store the last block and the segment; return the block table and the point's pack set."""

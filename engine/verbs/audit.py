@@ -20,6 +20,7 @@ from typing import NamedTuple
 import msgspec
 
 from engine.errors import Forbidden, IntegrityError, NotFound, PointMissing, StorageError, Superseded
+from engine.ids import pack_key
 from engine.locks import (
     POLICIES,
     Ledger,
@@ -34,7 +35,6 @@ from engine.locks import (
 )
 from engine.moves import PREFIX as MOVES
 from engine.moves import move_key
-from engine.pack import pack_key
 from engine.point import Root, point_key
 from engine.progress import Progress
 from engine.session import PRUNE_PREFIX, Session

@@ -8,10 +8,10 @@ from itertools import accumulate
 import msgspec
 
 import engine
-from engine.entries import Entry, Kind, Problem
+from engine.entries import Block, Entry, Kind, Problem
 from engine.errors import EngineError, Superseded
 from engine.ids import new_ulid
-from engine.listing import Block, Splitter
+from engine.listing import Splitter
 from engine.locks import extend_point, lock_until, read_policy
 from engine.point import PROBLEMS_KEPT, Body, Root, Stats, encode_root
 from engine.progress import Progress

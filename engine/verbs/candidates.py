@@ -18,8 +18,9 @@ import msgspec
 
 from engine.damage import damaged_packs
 from engine.errors import NotFound
+from engine.ids import pack_key
 from engine.keys import ID_BYTES
-from engine.pack import DATA, META, TARGET_BYTES, pack_key
+from engine.pack import DATA, META, TARGET_BYTES
 from engine.point import PackRef
 from engine.progress import Progress
 from engine.session import PRUNE_PREFIX, read_names

@@ -9,13 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.columns import Columns
-from engine.entries import Entry, Kind, sort_key
+from engine.entries import Block, Entry, Kind, sort_key
 from engine.errors import IntegrityError
 from engine.fetch import Fetcher
 from engine.keys import ID_BYTES, Keys
-from engine.listing import Block, names_group, piece_ids, pieces, volatile_group
+from engine.listing import names_group, piece_ids, pieces, volatile_group
 from engine.point import Root
-from engine.vault import Vault, read_block, read_groups
+from engine.vault import Vault
 
 RACY_NS = 2_000_000_000
 _FILE = Kind.FILE.value
@@ -142,7 +142,7 @@ class Parent:
     def _changed(self, block: Block, walked: bytes) -> Match | None:
         """Compare a block's columns; None for what only a comparison row by row can tell."""
         try:
-            columns = Columns(read_groups(self._fetcher, block))
+            columns = Columns(self._fetcher.groups(block))
         except IntegrityError:
             return None
         differs, is_else = columns.differing(walked)
@@ -201,7 +201,7 @@ class Parent:
     def _read(self, number: int) -> dict[bytes, Entry]:
         """Return a block's entries, none when it is damaged or gone: then everything in it is read and stored again."""
         try:
-            return {row.path: row for row in read_block(self._fetcher, self._blocks[number])}
+            return {row.path: row for row in self._fetcher.entries(self._blocks[number])}
         except IntegrityError:
             self._tally.unreadable(self._blocks[number])
             return {}

@@ -5,8 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from engine.chunker import PART_BYTES
-from engine.entries import Entry, Kind, Problem
-from engine.listing import Block
+from engine.entries import Block, Entry, Kind, Problem
 from engine.sources.port import STREAM_NS
 
 UNIT_BYTES = 64 << 20

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 import msgspec
 from blake3 import blake3
 
+from engine.entries import Block
 from engine.errors import EngineError
-from engine.listing import Block
 from engine.point import Root, point_key
 from engine.progress import Progress
-from engine.vault import PointName, Vault, read_block
+from engine.vault import PointName, Vault
 
 PATHS_KEPT = 20
 
@@ -115,7 +115,7 @@ class Affected:
 
     def _count(self, root: Root, block: Block, needed: list[Finding]) -> None:
         try:
-            rows = read_block(self._vault.fetcher(root), block)
+            rows = self._vault.fetcher(root).entries(block)
         except EngineError:
             for finding in needed:
                 if not self._listings and finding.object.startswith("meta/"):

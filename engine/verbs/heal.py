@@ -4,14 +4,12 @@ import contextlib
 
 import msgspec
 
-from engine.damage import clear_damaged, damaged_packs
+from engine.damage import clear_damaged, damaged_packs, is_whole
 from engine.errors import NotFound, StorageError
-from engine.ids import digest_name
-from engine.pack import FOLDERS, pack_key
+from engine.ids import FOLDERS, digest_name, pack_key
 from engine.progress import Progress
 from engine.session import condemned_packs
 from engine.vault import Vault
-from engine.verbs.inspect import scrub
 
 
 class Healed(msgspec.Struct):
@@ -52,7 +50,7 @@ def _put_back(broken: Vault, whole: Vault, name: str) -> int | None:
     sent = 0
     for kind in range(len(FOLDERS)):
         key = pack_key(kind, name)
-        if scrub(broken.storage, key) is not None:
+        if not is_whole(broken.storage, key):
             try:
                 data = whole.storage.get(key)
             except NotFound:
@@ -64,7 +62,7 @@ def _put_back(broken: Vault, whole: Vault, name: str) -> int | None:
                 until = broken.storage.locked_until(key)
             broken.storage.put(key, data, locked_until=until)
             sent += len(data)
-            if scrub(broken.storage, key) is not None:
+            if not is_whole(broken.storage, key):
                 continue
         clear_damaged(broken.storage, [name])
         return sent

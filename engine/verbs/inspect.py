@@ -10,33 +10,21 @@ from functools import cached_property
 import numpy as np
 
 from engine.codec import Compressor
-from engine.entries import Entry, Kind, sort_key
+from engine.entries import Block, Entry, Kind, sort_key
 from engine.errors import FormatError, IntegrityError, MissingObject, NotFound, PointMissing
 from engine.fetch import index_of_packs, open_slot, read_footer
-from engine.ids import digest_name
-from engine.index import PREFIX as SEGMENTS
+from engine.ids import FOLDERS, SEGMENTS, digest_name, pack_key
 from engine.index import Index, Place, Segment, load_segment, wide_ids
 from engine.keys import ID_BYTES, Keys
 from engine.keysets import KEYS
 from engine.ledger import Ledger, point_states
-from engine.listing import FULL_ID_BYTES, Block
-from engine.pack import (
-    FOLDERS,
-    HEADER_BYTES,
-    META,
-    TRAILER_BYTES,
-    Cipher,
-    Sealed,
-    footer_range,
-    open_footer,
-    open_header,
-    pack_key,
-)
+from engine.listing import FULL_ID_BYTES
+from engine.pack import HEADER_BYTES, META, TRAILER_BYTES, Cipher, Sealed, footer_range, open_footer, open_header
 from engine.point import PackRef, Root, decode_commit, point_key
 from engine.progress import Progress
 from engine.session import Session
 from engine.storage.port import Storage
-from engine.vault import PointName, Vault, read_block
+from engine.vault import PointName, Vault
 from engine.verbs.findings import Finding, block_key, pack_name
 
 _READERS = 8
@@ -179,7 +167,7 @@ class Blocks:
         """Check that the block decodes, is in order, and that the block's own packs hold all it refers to."""
         block = self._root.body.blocks[number]
         try:
-            rows = read_block(self._fetcher, block)
+            rows = self._fetcher.entries(block)
         except IntegrityError as error:
             finding = self._finding(number, "listing", str(error))
             finding.files = block.files

@@ -11,10 +11,11 @@ from collections.abc import Collection
 import msgspec
 import numpy as np
 
+from engine.entries import Block
 from engine.errors import IntegrityError, NotFound
 from engine.index import Segment
 from engine.keys import ID_BYTES
-from engine.listing import Block, chunk_ids, piece_ids
+from engine.listing import chunk_ids, piece_ids
 from engine.point import PackRef, Root, decode_root, point_key
 from engine.progress import Progress
 from engine.vault import PointName, Vault

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from engine.errors import IntegrityError, NotFound
+from engine.ids import pack_key
 from engine.moves import Moves
-from engine.pack import pack_key
 from engine.point import PREFIX as POINTS
 from engine.point import PackRef, Root, decode_root, point_key
 from engine.progress import Progress

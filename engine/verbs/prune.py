@@ -17,9 +17,9 @@ import msgspec
 
 from engine.damage import clear_damaged, damaged_packs
 from engine.errors import IntegrityError, NotFound, PointMissing
+from engine.ids import FOLDERS, pack_key
 from engine.ledger import Ledger, Reading, point_states
 from engine.links import is_mirror
-from engine.pack import FOLDERS, pack_key
 from engine.point import PackRef, point_key
 from engine.progress import Progress
 from engine.session import LEASE_S, PRUNE_PREFIX, fence, open_sessions, put_note, read_names, read_note, running

@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterable, Iterator
 import msgspec
 
 from engine.errors import IntegrityError, NotFound, Superseded
-from engine.index import PREFIX as SEGMENTS
+from engine.ids import SEGMENTS, pack_key
 from engine.index import ROWS_MAX, encode_segment, load_segment
-from engine.pack import Sealed, pack_key
+from engine.pack import Sealed
 from engine.point import PackRef, Root, Stats, point_key
 from engine.progress import Progress
 from engine.session import Session, open_sessions

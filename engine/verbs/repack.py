@@ -10,9 +10,10 @@ from engine import halt
 from engine.codec import Compressor
 from engine.errors import IntegrityError
 from engine.fetch import cut_chunk, open_slot, read_footer, read_range
+from engine.ids import pack_key
 from engine.index import Index, Place, encode_segment
 from engine.keys import ID_BYTES
-from engine.pack import META, Cipher, PackWriter, Sealed, pack_key
+from engine.pack import META, Cipher, PackWriter, Sealed
 from engine.point import PackRef
 from engine.progress import Progress
 from engine.vault import Vault

@@ -2,8 +2,8 @@
 
 The vault that the verb runs on is the replica; the one that it follows is reached across (Vault.across). No data is
 decrypted: packs, roots and commits are copied as they are; a pack that is not what its name says is refused by the
-store that takes it, or here where that store compares nothing (Storage.relay). A point becomes visible at the replica as
-a backup's does: everything it needs first, a LIST that shows it whole, root, a look for a fence, commit.
+store that takes it, or here where that store compares nothing (Storage.relay). A point becomes visible at the replica
+as a backup's does: everything it needs first, a LIST that shows it whole, root, a look for a fence, commit.
 
 It is a session of both vaults under one name. What another replication brought is found by LIST: an interrupted one
 costs the difference of two sets. A replica's prune spares what the source still has (engine.verbs.prune), so that
@@ -12,8 +12,8 @@ nothing the next point needs is condemned there.
 
 import contextlib
 import datetime as dt
-import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import wait
 
 import msgspec
 
@@ -21,8 +21,8 @@ from engine import halt
 from engine.damage import note_damaged
 from engine.entries import Problem
 from engine.errors import Altered, NotFound, StorageError, Superseded, VaultReadOnly
+from engine.ids import pack_key
 from engine.links import is_mirror
-from engine.pack import pack_key
 from engine.point import PackRef
 from engine.progress import Progress
 from engine.session import Session
@@ -32,23 +32,26 @@ from engine.verbs.arrive import Arrival
 from engine.verbs.heal import Healed, heal
 from engine.verbs.needs import parts_of_points
 
-UNIT_BYTES = 256 << 20  # more packs than are copied at once: while some are read others are written
-READ_AHEAD = 4
+UNIT_BYTES = 256 << 20  # more packs than pass at once: at its end the last ones wait for each other
+AT_ONCE = 6
+LIFE_S = 0.5
 POINTS_MAX = 1_000
 COMMIT_POINTS = 16
 
 
 class ReplicateJob(msgspec.Struct, frozen=True, kw_only=True):
     """`session` is a fresh ULID for every run; a retried run keeps it. At most `points_max` points are brought, oldest
-    first; the next run brings the rest. `only` names some (`<series>/<point>`), none means all. `in_turn` reads packs
-    one after the other: of a limited rate, several at once would each wait for the others and send nothing meanwhile.
+    first; the next run brings the rest. `only` names some (`<series>/<point>`), none means all. `at_once` packs pass at
+    the same time: one of them where the rate is limited, as several would each wait for the others and send nothing.
+    Units end after `unit_bytes`.
     """
 
     session: str
     started_at: dt.datetime
     points_max: int = POINTS_MAX
     only: tuple[str, ...] = ()
-    in_turn: bool = False
+    at_once: int = AT_ONCE
+    unit_bytes: int = UNIT_BYTES
 
 
 class Unit(msgspec.Struct):
@@ -127,7 +130,7 @@ def plan(vault: Vault, job: ReplicateJob, progress: Progress, *, now: dt.datetim
             present[pack.name] = pack.size
             packs.append(pack)
             size += pack.size
-            if size >= UNIT_BYTES:
+            if size >= job.unit_bytes:
                 yield Unit(number, packs, ready)
                 number, packs, size, ready = number + 1, [], 0, []
         ready.append(arrival)
@@ -135,30 +138,30 @@ def plan(vault: Vault, job: ReplicateJob, progress: Progress, *, now: dt.datetim
 
 
 def work(vault: Vault, job: ReplicateJob, unit: Unit, progress: Progress) -> Result:
-    """Pass on the unit's packs; none is held whole, none is stored that is not what its name says. Safe to run twice."""
+    """Pass on the unit's packs: none is held whole, or stored when it is not what its name says. Safe to run twice."""
     result = Result(unit.number, unit.complete, {}, points_left=unit.points_left)
     if not unit.needs_work:
         return result
     progress.phase("copy")
     progress.total(bytes=sum(pack.size for pack in unit.packs))
     source = vault.across()
-    turn: contextlib.AbstractContextManager[object] = threading.Lock() if job.in_turn else contextlib.nullcontext()
 
     def copy(pack: PackRef) -> str:
         key = pack_key(pack.kind, pack.name)
         try:
-            with turn:
-                vault.storage.relay(key, source.storage, size=pack.size, sha256=pack.name.partition(".")[0])
+            vault.storage.relay(key, source.storage, size=pack.size, sha256=pack.name.partition(".")[0])
         except NotFound:
             return f"{key} is missing at the source"
         except Altered:
             return f"{key} is damaged at the source"
         return ""
 
-    with halt.threads(READ_AHEAD, "copy") as copiers:
+    with halt.threads(job.at_once, "copy") as copiers:
         copies = [copiers.submit(copy, pack) for pack in unit.packs]
         try:
             for pack, copied in zip(unit.packs, copies, strict=True):
+                while wait([copied], LIFE_S).not_done:  # of a slow line a pack can take minutes
+                    progress.check()
                 if problem := copied.result():
                     result.lost[pack.name] = problem
                 else:

@@ -23,10 +23,9 @@ from collections.abc import Collection
 import msgspec
 
 from engine.errors import IntegrityError, NotFound
-from engine.ids import digest_name
+from engine.ids import digest_name, pack_key
 from engine.links import bringing, is_mirror, settled
 from engine.moves import Move, Moves, move_key, settle_move
-from engine.pack import pack_key
 from engine.point import Commit, PackRef, Root, decode_root, encode_commit, point_key
 from engine.progress import Progress
 from engine.session import PREFIX as SESSIONS

@@ -21,8 +21,7 @@ from collections.abc import Sequence
 import msgspec
 
 from engine.errors import EngineError, IntegrityError, NotFound
-from engine.ids import new_ulid, valid_pack
-from engine.pack import pack_key
+from engine.ids import new_ulid, pack_key, valid_pack
 from engine.point import PackRef
 from engine.progress import Progress
 from engine.session import PRUNE_PREFIX, fence, open_sessions, put_note, put_once, read_note, running

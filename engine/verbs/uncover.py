@@ -15,13 +15,11 @@ import msgspec
 
 from engine.codec import Purpose, unseal
 from engine.errors import FormatError, IntegrityError, NotFound, WrongKey
-from engine.ids import digest_name
-from engine.index import PREFIX as SEGMENTS
+from engine.ids import FOLDERS, SEGMENTS, digest_name
 from engine.keyproviders.port import KeyProvider
 from engine.keysets import KEYS, open_keys
 from engine.locks import PREFIX as LOCKS
 from engine.moves import PREFIX as MOVES
-from engine.pack import FOLDERS
 from engine.point import PREFIX as POINTS
 from engine.point import decode_commit, decode_root
 from engine.progress import Progress

@@ -21,13 +21,13 @@ from typing import Literal, TypeVar, get_args
 import msgspec
 
 from engine.errors import PointMissing, Superseded
-from engine.index import PREFIX as SEGMENTS
+from engine.ids import FOLDERS, SEGMENTS, pack_key
 from engine.keysets import KEYS
 from engine.ledger import PREFIX as LEDGER
 from engine.ledger import Coverage, Ledger
 from engine.locks import PREFIX as LOCKS
 from engine.moves import PREFIX as MOVES
-from engine.pack import FOLDERS, HEADER_BYTES, pack_key
+from engine.pack import HEADER_BYTES
 from engine.point import PREFIX as POINTS
 from engine.point import PackRef, Root, point_key
 from engine.progress import Progress

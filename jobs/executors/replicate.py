@@ -21,8 +21,8 @@ from vaults.models import ReplicationLink
 
 
 def _prepare(job: Job, now: dt.datetime) -> ReplicateJob:
-    in_turn = load(job.limits).is_limited
-    return ReplicateJob(session=new_ulid(now), started_at=job.started_at or now, in_turn=in_turn)
+    at_once = 1 if load(job.limits).is_limited else replicate.AT_ONCE
+    return ReplicateJob(session=new_ulid(now), started_at=job.started_at or now, at_once=at_once)
 
 
 def _plan(vault: Vault, order: ReplicateJob, progress: Progress, clock: Clock) -> Iterator[Unit]:

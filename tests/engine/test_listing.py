@@ -8,12 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import listing as listings
-from engine.entries import TIME_MAX_NS, TIME_MIN_NS, Entry, Extent, Kind, Problem
+from engine.entries import TIME_MAX_NS, TIME_MIN_NS, Block, Entry, Extent, Kind, Problem
 from engine.errors import FormatError, IntegrityError
 from engine.keys import Keys
 from engine.listing import (
     PIECE_BYTES,
-    Block,
     BlockBuilder,
     Splitter,
     decode,

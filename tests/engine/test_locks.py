@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.errors import Forbidden, LockCannotLoosen, LockFailed, LockUnsupported, StorageError
-from engine.ids import new_ulid
+from engine.ids import new_ulid, pack_key
 from engine.locks import (
     GENERATION_DAYS,
     LOCK_DAYS_MAX,
@@ -24,7 +24,6 @@ from engine.locks import (
     lock_until,
     read_policy,
 )
-from engine.pack import pack_key
 from engine.point import PackRef, point_key
 from engine.sources.files import files_source
 from engine.storage import APPLICATION_LEVEL, IMMUTABLE, Directory, Memory

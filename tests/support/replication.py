@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from engine import replica
-from engine.ids import new_ulid
+from engine.ids import FOLDERS, new_ulid
 from engine.keyproviders.keyring import Keyring
-from engine.pack import FOLDERS
 from engine.progress import Silent
 from engine.storage import Memory, Storage
 from engine.vault import PointName, Vault

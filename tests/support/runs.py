@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from engine.entries import Entry, Extent, Problem
+from engine.entries import Block, Entry, Extent, Problem
 from engine.ids import new_ulid
 from engine.keys import ID_BYTES
-from engine.listing import Block, BlockBuilder
+from engine.listing import BlockBuilder
 from engine.pack import DATA, META, PackWriter
 from engine.point import Body, PackRef, Stats, encode_root
 from engine.progress import Progress, Silent

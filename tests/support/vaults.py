@@ -17,7 +17,7 @@ from engine.session import LEASE_S
 from engine.sources.files import files_source
 from engine.sources.kinds import AnySource
 from engine.storage import Memory, Storage
-from engine.vault import PointName, Vault, read_block
+from engine.vault import PointName, Vault
 from engine.verbs import backup, prune, rebuild, verify
 
 T = TypeVar("T")
@@ -103,7 +103,7 @@ def entries(vault: Vault, name: PointName) -> Iterator[Entry]:
     root = vault.root(name)
     fetcher = vault.fetcher(root)
     for block in root.body.blocks:
-        yield from read_block(fetcher, block)
+        yield from fetcher.entries(block)
 
 
 def contents(vault: Vault, name: PointName, *, below: Path | None = None) -> dict[bytes, bytes]:

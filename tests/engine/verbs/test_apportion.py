@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import Canceled
-from engine.pack import pack_key
+from engine.ids import pack_key
 from engine.point import point_key
 from engine.progress import Silent
 from engine.vault import PointName

@@ -8,10 +8,9 @@ import pytest
 
 from engine import system
 from engine.errors import Forbidden, IntegrityError, StorageError, Unavailable, VaultMissing
-from engine.ids import new_ulid
+from engine.ids import new_ulid, pack_key
 from engine.locks import POLICIES, LockPolicy, lock_until
 from engine.moves import Move, commit_move, move_key
-from engine.pack import pack_key
 from engine.point import point_key
 from engine.session import PRUNE_PREFIX, Names, put_note, session_states
 from engine.sources.files import files_source

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.entries import Block
 from engine.ids import new_ulid
-from engine.listing import Block
 from engine.sources.files import files_source
 from engine.verbs import backup
 from engine.verbs.assemble import Listing

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from engine.errors import EngineError, SessionFenced
-from engine.ids import digest_name, new_ulid
+from engine.ids import digest_name, new_ulid, pack_key
 from engine.moves import Move, Moves, commit_move
-from engine.pack import DATA, pack_key
+from engine.pack import DATA
 from engine.point import Expired, point_key
 from engine.progress import Silent
 from engine.session import Names, fence, open_sessions, put_note

@@ -6,9 +6,10 @@ import pytest
 
 from engine.damage import note_damaged
 from engine.fetch import read_footer
+from engine.ids import pack_key
 from engine.index import encode_segment
 from engine.moves import Moves
-from engine.pack import DATA, Sealed, pack_key
+from engine.pack import DATA, Sealed
 from engine.point import point_key
 from engine.session import open_sessions
 from tests.support.compaction import (

@@ -12,8 +12,7 @@ import msgspec
 import pytest
 
 from engine.errors import PointMissing, Unavailable
-from engine.ids import new_ulid
-from engine.pack import pack_key
+from engine.ids import new_ulid, pack_key
 from engine.point import Expired, point_key
 from engine.progress import Silent
 from engine.retention import Rules

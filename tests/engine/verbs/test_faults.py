@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from engine.errors import CommitUnknown, EngineError, Forbidden, StorageError, Unavailable
-from engine.pack import pack_key
+from engine.ids import pack_key
 from engine.storage import Retrying
 from engine.storage.faulty import Fault, Faulty, Mode
 from tests.support.runs import backed_up, landed, restored

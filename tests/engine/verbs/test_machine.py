@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from engine import listing as listings
-from engine.index import PREFIX as SEGMENTS
+from engine.ids import SEGMENTS, pack_key
 from engine.ledger import PREFIX as LEDGER
-from engine.pack import DATA, pack_key
+from engine.pack import DATA
 from engine.storage import Memory
 from engine.vault import PointName
 from engine.verbs.hold import hold, release

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from engine.codec import Purpose, seal
 from engine.errors import Canceled, EngineError, FormatError
-from engine.ids import digest_name
-from engine.index import PREFIX, Index, encode_segment
+from engine.ids import SEGMENTS, digest_name
+from engine.index import Index, encode_segment
 from engine.keys import ID_BYTES
 from engine.pack import DATA, PackWriter, Sealed
 from engine.progress import Silent
@@ -53,7 +53,7 @@ class Shelf:
         return index.listed[index.segments[0].name]
 
     def segments(self) -> list[str]:
-        return [stored.key for stored in self.bench.storage.scan(PREFIX)]
+        return [stored.key for stored in self.bench.storage.scan(SEGMENTS)]
 
     def vault(self, storage: Storage | None = None) -> Vault:
         return Vault.open(storage or self.bench.storage, provider=self.bench.ring, cache=self.bench.cache)
@@ -331,7 +331,7 @@ def test_beside_a_segment_of_a_newer_program_nothing_is_merged(shelf: Shelf, sma
     (plain,) = encode_segment([shelf.pack(b"newer")])
     data = seal(shelf.keys, Purpose.SEGMENT, plain[:4] + b"\x02" + plain[5:], context=b"index")
     before = shelf.segments()
-    shelf.bench.storage.put(f"{PREFIX}0/{digest_name(data)}", data)
+    shelf.bench.storage.put(f"{SEGMENTS}0/{digest_name(data)}", data)
     with pytest.raises(FormatError, match="has format 2"):
         shelf.merge(drop)
     assert set(before) < set(shelf.segments())

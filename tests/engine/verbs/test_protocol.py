@@ -12,9 +12,9 @@ import pytest
 
 from engine.errors import CommitUnknown, IntegrityError, SessionFenced, Unavailable
 from engine.fetch import cut_chunk, read_footer
-from engine.ids import new_ulid
+from engine.ids import new_ulid, pack_key
 from engine.keys import Keys
-from engine.pack import HEADER_BYTES, pack_key
+from engine.pack import HEADER_BYTES
 from engine.point import Commit, encode_commit, point_key, root_packs
 from engine.session import Closed, Session
 from engine.sources.files import files_source

@@ -8,9 +8,8 @@ import msgspec
 import pytest
 
 from engine.errors import Canceled, Forbidden, FormatError, SessionFenced
-from engine.ids import digest_name, new_ulid
+from engine.ids import digest_name, new_ulid, pack_key
 from engine.moves import Move, MoveCommit, move_key
-from engine.pack import pack_key
 from engine.point import Expired, PackRef, point_key
 from engine.progress import Silent
 from engine.session import Closed, fence, open_sessions, put_note

@@ -10,8 +10,7 @@ import pytest
 
 from engine.errors import EngineError
 from engine.fetch import read_footer
-from engine.ids import new_ulid
-from engine.index import PREFIX as SEGMENTS
+from engine.ids import SEGMENTS, new_ulid
 from engine.index import encode_segment, load_segment
 from engine.locks import lock_until
 from engine.session import fence, session_states

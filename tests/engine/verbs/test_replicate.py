@@ -10,10 +10,9 @@ import pytest
 from engine import links, replica, rotation
 from engine.damage import damaged_packs, note_damaged
 from engine.errors import VaultExists, VaultReadOnly, WrongKey
-from engine.ids import new_ulid
+from engine.ids import FOLDERS, new_ulid, pack_key
 from engine.keyproviders.keyring import RecoveryKey
 from engine.keys import Keys
-from engine.pack import FOLDERS, pack_key
 from engine.point import point_key
 from engine.progress import Silent
 from engine.session import fence, open_sessions
@@ -140,14 +139,14 @@ class Crowd:
         return getattr(self._inner, name)
 
 
-@pytest.mark.parametrize(("in_turn", "at_once"), [(True, 1), (False, replicate.READ_AHEAD)])
-def test_a_limited_rate_is_given_to_one_pack_at_a_time(source: Bench, target: Replica, home: Path, in_turn, at_once):
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_no_more_packs_pass_at_once_than_were_asked_for(source: Bench, target: Replica, home: Path, at_once: int):
     for number in range(4):
         (home / f"more{number}").write_bytes(noise(10 + number))
         backed_up(source, home)
     plain, crowd = source.storage, Crowd(source.storage)
     source.storage = crowd  # type: ignore[assignment]
-    assert replicated(target, in_turn=in_turn).state == "complete"
+    assert replicated(target, at_once=at_once).state == "complete"
     assert crowd.most == at_once
     source.storage = plain
     assert everything(target) == everything(source)

@@ -8,15 +8,14 @@ import pytest
 
 from engine.codec import Purpose, seal, unseal
 from engine.errors import Canceled, FormatError, PointMissing
-from engine.ids import digest_name, new_ulid
+from engine.ids import digest_name, new_ulid, pack_key
 from engine.index import encode_segment
 from engine.listing import extents_group, names_group, statics_group, volatile_group
-from engine.pack import META, PackWriter, pack_key
+from engine.pack import META, PackWriter
 from engine.point import Body, Commit, PackRef, encode_commit, encode_root, point_key
 from engine.progress import Silent
 from engine.session import Session
 from engine.storage import Memory
-from engine.vault import read_block
 from engine.verbs import verify
 from engine.verbs.inspect import scrub
 from tests.support.vaults import Bench, contents, flip, on_disk, replace, verified, write_files
@@ -309,7 +308,7 @@ def test_a_pack_that_the_index_knows_but_the_root_does_not_name_is_not_enough(fi
 def test_a_listing_out_of_order_is_found(filled: Bench):
     vault = filled.open()
     root = vault.root(vault.find("latest"))
-    rows = read_block(vault.fetcher(root), root.body.blocks[0])
+    rows = vault.fetcher(root).entries(root.body.blocks[0])
     rows[-1], rows[-2] = rows[-2], rows[-1]
     groups = {vault.keys.chunk_id(g): g for g in (f(rows) for f in GROUPS)}
     writer = PackWriter(vault.keys, META, vault.storage.put)
