@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 import engine
 from bench import tree
+from bench.charts import bars
 from bench.page import PAGE, write_section
 from tests import services
 from tests.services import S3
@@ -212,18 +213,22 @@ def version(command: list[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
 
 
-def section(took: dict[str, dict[str, list[Took]]], size: int, data: str, *, runs: int) -> str:
-    """Return the section of the page."""
+def seconds(programs: dict[str, list[Took]]) -> dict[str, float]:
+    return {program: median(some).seconds for program, some in programs.items()}
+
+
+def section(took: dict[str, dict[str, list[Took]]], size: int, data: str, *, runs: int, page: Path) -> str:
+    """Return the section of the page; draw its chart."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return "\n".join(
         [
             "## A second region",
             "",
             "Made by `python -m bench.replicate`: a vault is replicated to a fresh place and, in turns, its objects",
-            f"are copied to one by `rclone copy`; whole processes, warm cache, the median of {runs} runs. We compare",
-            "the SHA-256 of each pack with its name, sync what we write, and make points visible in the order that",
-            "crashes can't break; then every byte of the replica is verified (not in the time). rclone leaves writing",
-            "to the system: *with the disk's* is the time until everything is on the disk.",
+            f"are copied to one by `rclone copy`; whole processes, warm cache, the median of {runs} runs. No pack is",
+            "stored whose SHA-256 is not its name (a MinIO compares it, for folders we do), what we write is synced,",
+            "and points become visible in the order that crashes can't break; every byte of the replica is verified,",
+            "not in the time. rclone leaves writing to the system: *with the disk's* is until all is on the disk.",
             f"The goal is at most {GOAL} times the time of rclone.",
             "",
             f"- Measured on {dt.datetime.now(dt.UTC):%Y-%m-%d}, {cores} cores, {platform.machine()}, "
@@ -232,6 +237,8 @@ def section(took: dict[str, dict[str, list[Took]]], size: int, data: str, *, run
             f"- backupsite {engine.__version__}; {version(['rclone', 'version'])}",
             "",
             *rows(took, size),
+            "",
+            bars(page, "replicate", [(name, "s", seconds(programs)) for name, programs in took.items()]),
         ]
     )
 
@@ -239,9 +246,9 @@ def section(took: dict[str, dict[str, list[Took]]], size: int, data: str, *, run
 def main() -> None:
     """Fill a vault, compare, write the section."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mib", type=int, default=768, help="random bytes")
+    parser.add_argument("--mib", type=int, default=2048, help="random bytes")
     parser.add_argument("--files", type=int, default=10_000, help="small real files")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--only", choices=("folders", "servers"), help="leave the others and the page alone")
     parser.add_argument("--output", type=Path, default=PAGE)
     options = parser.parse_args()
@@ -261,9 +268,11 @@ def main() -> None:
             took["two folders"] = compare(folders, "folders", options.runs)
         if options.only != "folders":
             took["two MinIO"] = compare_servers(folders, options.runs)
-    text = section(took, size, data, runs=options.runs)
-    if not options.only:
-        write_section("replicate", text, page=options.output)
+    if options.only:
+        print("\n".join(rows(took, size)))
+        return
+    text = section(took, size, data, runs=options.runs, page=options.output)
+    write_section("replicate", text, page=options.output)
     print(text)
 
 
