@@ -67,6 +67,11 @@ class StepProgress:
         """Return how much the verb said that there is to do."""
         return self._expected[1]
 
+    @property
+    def bytes_done(self) -> int:
+        """Return how much the verb said that it has done."""
+        return self._counters.bytes_done
+
     def add(self, *, entries: int = 0, bytes: int = 0, bytes_stored: int = 0) -> None:
         self._counters.entries_done += entries
         self._counters.bytes_done += bytes
@@ -106,6 +111,10 @@ class StepProgress:
         steps.heartbeat(self._step, self._counters, phase=self._phase, now=now)
         if any(self._expected):
             steps.estimate(self._step, entries=self._expected[0], bytes=self._expected[1], now=now)
+
+    def leave(self) -> None:
+        """Write the counters of a step that ends early. Raises Fenced."""
+        steps.record(self._step, self._counters)
 
     @contextmanager
     def lease_kept(self) -> Iterator[None]:

@@ -160,6 +160,19 @@ def heartbeat(step: Step, counters: Counters, *, phase: str, now: dt.datetime) -
         raise Canceled("canceled by a person")
 
 
+@transaction.atomic
+def record(step: Step, counters: Counters) -> None:
+    """Note what a step has done that goes no further. Raises Fenced."""
+    _owned(step, attempt=step.attempt)
+    step.refresh_from_db(fields=["entries_done", "bytes_done", "bytes_stored"])  # a canceled heartbeat was rolled back
+    _count(step, counters)
+
+
+def is_over(step: Step) -> bool:
+    """Say whether the step has ended, and will not be tried again."""
+    return not Step.objects.open().filter(pk=step.pk).exists()
+
+
 def is_to_stop(step: Step) -> bool:
     """Say whether a person asked to stop the step's job."""
     return Job.objects.filter(pk=step.job_id, state=JobState.CANCELING).exists()

@@ -32,7 +32,8 @@ class Executor(Generic[J, U, R, O]):
     `prepare` makes the order for one round, before the vault is opened. `conclude` stores the outcome and returns the
     fields of the ended job. `session` names the engine session behind an order, empty when there is none. `is_current`
     says, before the end, whether the order is still what the job is about; else the job is planned anew. `worked` notes
-    a unit's result in the transaction that ends its step: once, whatever becomes of the job.
+    a unit's result in the transaction that ends its step: once, whatever becomes of the job; `broken_off` notes the
+    bytes of one that was canceled, or failed for good.
     """
 
     order: type[J]
@@ -46,6 +47,7 @@ class Executor(Generic[J, U, R, O]):
     session: Callable[[J], str]
     is_current: Callable[[Job, J, dt.datetime], bool] = lambda job, order, now: True
     worked: Callable[[Job, R], None] = lambda job, result: None
+    broken_off: Callable[[Job, int], None] = lambda job, done: None
 
 
 def point_of(job: Job) -> RecoveryPoint:

@@ -35,8 +35,12 @@ def _finish(vault: Vault, order: ReplicateJob, results: Iterable[Result], progre
 
 def _worked(job: Job, result: Result) -> None:
     """Count what was copied, whether its job will end well or not."""
-    if result.bytes:
-        ReplicationLink.objects.filter(target=job.vault).update(bytes_replicated=F("bytes_replicated") + result.bytes)
+    _count(job, result.bytes)
+
+
+def _count(job: Job, copied: int) -> None:
+    if copied:
+        ReplicationLink.objects.filter(target=job.vault).update(bytes_replicated=F("bytes_replicated") + copied)
 
 
 def _conclude(job: Job, vault: Vault, outcome: Outcome, now: dt.datetime) -> dict[str, Any]:
@@ -94,4 +98,5 @@ EXECUTOR = Executor(
     conclude=_conclude,
     session=lambda order: order.session,
     worked=_worked,
+    broken_off=_count,
 )

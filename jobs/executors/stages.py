@@ -4,6 +4,8 @@ import errno
 import os
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -84,7 +86,8 @@ def _attempt(executor: AnyExecutor, step: Step, clock: Clock) -> None:
     except (steps.Fenced, DatabaseTrouble):
         raise  # without the database nothing can be written down: the lease runs out and the step is claimed anew
     except Canceled:
-        steps.cancel(step, now=clock())
+        with _broken_off(executor, step, progress):
+            steps.cancel(step, now=clock())
     except SessionFenced as error:
         steps.plan_anew(step, error=str(error), now=clock())
     except EngineError as error:
@@ -92,7 +95,8 @@ def _attempt(executor: AnyExecutor, step: Step, clock: Clock) -> None:
         if transient and step.stage == Stage.FINISH:
             steps.plan_anew(step, error=str(error), now=clock())  # a failed finish has closed its session
         else:
-            steps.fail(step, error=str(error), code=_code(error), transient=transient, now=clock())
+            with _broken_off(executor, step, progress):
+                steps.fail(step, error=str(error), code=_code(error), transient=transient, now=clock())
     except Refused as refusal:
         steps.fail(step, error=str(refusal), code=refusal.code, transient=False, now=clock())
     except SecretUnreadable as error:
@@ -103,6 +107,17 @@ def _attempt(executor: AnyExecutor, step: Step, clock: Clock) -> None:
         log.exception("step.crashed")
         text = f"The program failed: {type(error).__name__}: {error}. The worker's log tells more."
         steps.fail(step, error=text, code="internal", transient=False, now=clock())
+
+
+@contextmanager
+def _broken_off(executor: AnyExecutor, step: Step, progress: StepProgress) -> Iterator[None]:
+    """Count what a unit had done, if the block ends it for good: another attempt counts it anew."""
+    if step.stage == Stage.WORK:
+        progress.leave()
+    with transaction.atomic():
+        yield
+        if step.stage == Stage.WORK and steps.is_over(step):
+            executor.broken_off(step.job, progress.bytes_done)
 
 
 def _is_away(error: EngineError) -> bool:

@@ -12,10 +12,12 @@ from accounts.metering import Meter
 from accounts.models import Usage
 from accounts.services import SERVICE
 from engine import rotation
-from engine.errors import Unavailable, VaultReadOnly
+from engine.errors import Canceled, Forbidden, Unavailable, VaultReadOnly
+from engine.storage import Directory, Storage
 from engine.verbs import replicate as engine_replicate
 from jobs import maintenance, meters, presence, removal, services
 from jobs.models import Duty, Job
+from jobs.progress import StepProgress
 from jobs.services import Selection
 from jobs.states import JobState, Kind
 from policies import reading
@@ -145,6 +147,31 @@ class TestTraffic:
         monkeypatch.setattr(engine_replicate, "finish", Broken(VaultReadOnly("no"), 1))
         assert replicate(story).state == JobState.FAILED
         assert link().bytes_replicated == self.metered(story) == common(tmp_path) > 0
+        replicate(story)
+        assert link().bytes_replicated == common(tmp_path)
+
+    @pytest.mark.parametrize(("error", "state"), [(Canceled, JobState.CANCELED), (Forbidden, JobState.FAILED)])
+    def test_what_came_before_a_step_was_broken_off_counts(self, story, tmp_path, monkeypatch, error, state):
+        relay, add, keys = Directory.relay, StepProgress.add, []
+
+        def one_pack(self: Directory, key: str, source: Storage, *, size: int, sha256: str) -> None:
+            keys.append(key)
+            if len(keys) > 1:
+                raise error("no further")
+            relay(self, key, source, size=size, sha256=sha256)
+
+        def counted(self: StepProgress, **counts: int) -> None:
+            if error is Canceled:
+                services.request_cancel(Job.objects.get(state=JobState.RUNNING), actor=SERVICE, now=story.now)
+            add(self, **counts)
+
+        story.backup(two=b"2" * 5000)
+        monkeypatch.setattr(engine_replicate, "AT_ONCE", 1)
+        monkeypatch.setattr(Directory, "relay", one_pack)
+        monkeypatch.setattr(StepProgress, "add", counted)
+        assert replicate(story).state == state
+        assert link().bytes_replicated == self.metered(story) == common(tmp_path) > 0
+        monkeypatch.undo()
         replicate(story)
         assert link().bytes_replicated == common(tmp_path)
 
