@@ -83,7 +83,7 @@ def _replicate(options: ReplicateOptions) -> Answer:
     began_s = time.monotonic()
     now = clock()
     job = ReplicateJob(session=new_ulid(now), started_at=now, at_once=at_once, unit_bytes=_UNIT_BYTES)
-    with Stopping() as stopping, Display(stopping, quiet=options.quiet) as display, halt.heard(stopping.check):
+    with Stopping() as stopping, Display(stopping, quiet=options.quiet) as display, halt.heard(stopping.halt):
         outcome: Outcome = run_verb(vault, replicate, job, workers=1, progress=display, clock=clock)
     duration_s = time.monotonic() - began_s
     document = {

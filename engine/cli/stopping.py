@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from types import FrameType
 
 from engine.errors import Canceled
@@ -27,6 +28,11 @@ class Stopping:
         """Raise Canceled after the first signal."""
         if self.asked:
             raise Canceled("canceled; nothing was committed")
+
+    def halt(self) -> None:
+        """Do so in threads beside the main one, which hears it by `check` and then has to tidy up undisturbed."""
+        if threading.current_thread() is not threading.main_thread():
+            self.check()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True

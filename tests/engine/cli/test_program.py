@@ -1,5 +1,6 @@
 """The real program in a process of its own."""
 
+import json
 import os
 import re
 import signal
@@ -65,6 +66,33 @@ def test_a_signal_ends_a_backup_cleanly(number: signal.Signals, cli: Cli, tmp_pa
     assert errors.splitlines()[-1] == "error: canceled; nothing was committed"
     assert cli("points", tmp_path / "vault", "--json").document["points"] == []
     assert b"aborted" in next(tmp_path.glob("vault/sessions/*/closed")).read_bytes()
+
+
+def test_a_signal_ends_a_replication_in_the_middle_of_a_pack(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "large").write_bytes(os.urandom(24 << 20))
+    cli("init", tmp_path / "vault")
+    cli("backup", tmp_path / "vault", tmp_path / "large")
+    slow = tmp_path / "slow.json"
+    slow.touch(0o600)
+    slow.write_text(json.dumps({"url": str(tmp_path / "vault"), "bytes_per_s": 500_000}))
+    monkeypatch.setenv("BACKUPSITE_KEY_FILE", str(tmp_path / "far.key"))
+    assert cli("link", tmp_path / "far", "--from", slow, "--from-key-file", tmp_path / "key").code == 0
+    command = [sys.executable, "-m", "engine", "replicate", str(tmp_path / "far"), "--from", str(slow)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as running:
+        deadline = time.monotonic() + 20
+        while not any(part.stat().st_size for part in tmp_path.glob("far/.tmp/*")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        asked = time.monotonic()
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=30)
+    assert time.monotonic() - asked < 10  # the pack alone would take a minute
+    assert (running.returncode, errors.splitlines()[-1]) == (1, "error: canceled; nothing was committed")
+    for end in ("vault", "far"):
+        assert any(b"aborted" in closed.read_bytes() for closed in tmp_path.glob(f"{end}/sessions/*/closed"))
+    assert not list(tmp_path.glob("far/packs/*/*"))
+    assert cli("replicate", tmp_path / "far", "--from", tmp_path / "vault").code == 0
 
 
 def test_a_name_that_is_not_utf8_survives(program: Cli, tmp_path: Path) -> None:
