@@ -4,8 +4,7 @@ import errno
 import os
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -79,6 +78,11 @@ def run(executor: AnyExecutor, step: Step, *, clock: Clock) -> None:
 
 def _attempt(executor: AnyExecutor, step: Step, clock: Clock) -> None:
     progress = StepProgress(step, clock=clock)
+    end = partial(_end, executor, step, progress)
+
+    def fail(text: str, code: str, *, transient: bool = False) -> None:
+        end(lambda: steps.fail(step, error=text, code=code, transient=transient, now=clock()))
+
     stage = {Stage.PLAN: _plan, Stage.WORK: _work, Stage.FINISH: _finish}[Stage(step.stage)]
     try:
         with progress.lease_kept(), halt.heard(progress.halt, flowing=progress.flowing):
@@ -86,8 +90,7 @@ def _attempt(executor: AnyExecutor, step: Step, clock: Clock) -> None:
     except (steps.Fenced, DatabaseTrouble):
         raise  # without the database nothing can be written down: the lease runs out and the step is claimed anew
     except Canceled:
-        with _broken_off(executor, step, progress):
-            steps.cancel(step, now=clock())
+        end(lambda: steps.cancel(step, now=clock()))
     except SessionFenced as error:
         steps.plan_anew(step, error=str(error), now=clock())
     except EngineError as error:
@@ -95,28 +98,28 @@ def _attempt(executor: AnyExecutor, step: Step, clock: Clock) -> None:
         if transient and step.stage == Stage.FINISH:
             steps.plan_anew(step, error=str(error), now=clock())  # a failed finish has closed its session
         else:
-            with _broken_off(executor, step, progress):
-                steps.fail(step, error=str(error), code=_code(error), transient=transient, now=clock())
+            fail(str(error), _code(error), transient=transient)
     except Refused as refusal:
-        steps.fail(step, error=str(refusal), code=refusal.code, transient=False, now=clock())
+        fail(str(refusal), refusal.code)
     except SecretUnreadable as error:
-        steps.fail(step, error=str(error), code="secret_unreadable", transient=False, now=clock())
+        fail(str(error), "secret_unreadable")
     except OSError as error:
-        steps.fail(step, error=f"The worker's machine failed: {error}", code="os_error", transient=True, now=clock())
+        fail(f"The worker's machine failed: {error}", "os_error", transient=True)
     except Exception as error:
         log.exception("step.crashed")
         text = f"The program failed: {type(error).__name__}: {error}. The worker's log tells more."
-        steps.fail(step, error=text, code="internal", transient=False, now=clock())
+        fail(text, "internal")
 
 
-@contextmanager
-def _broken_off(executor: AnyExecutor, step: Step, progress: StepProgress) -> Iterator[None]:
-    """Count what a unit had done, if the block ends it for good: another attempt counts it anew."""
-    if step.stage == Stage.WORK:
-        progress.leave()
+def _end(executor: AnyExecutor, step: Step, progress: StepProgress, ending: Callable[[], None]) -> None:
+    """End a step early. What a unit had done is counted when that is for good: another attempt counts it anew."""
+    if step.stage != Stage.WORK:
+        ending()
+        return
+    progress.leave()
     with transaction.atomic():
-        yield
-        if step.stage == Stage.WORK and steps.is_over(step):
+        ending()
+        if steps.is_over(step):
             executor.broken_off(step.job, progress.bytes_done)
 
 
