@@ -21,7 +21,7 @@ from engine import halt
 from engine.damage import note_damaged
 from engine.entries import Problem
 from engine.errors import Altered, NotFound, StorageError, Superseded, VaultReadOnly
-from engine.ids import pack_key
+from engine.ids import named_digest, pack_key
 from engine.links import is_mirror
 from engine.point import PackRef
 from engine.progress import Progress
@@ -149,7 +149,7 @@ def work(vault: Vault, job: ReplicateJob, unit: Unit, progress: Progress) -> Res
     def copy(pack: PackRef) -> str:
         key = pack_key(pack.kind, pack.name)
         try:
-            vault.storage.relay(key, source.storage, size=pack.size, sha256=pack.name.partition(".")[0])
+            vault.storage.relay(key, source.storage, size=pack.size, sha256=named_digest(pack.name))
         except NotFound:
             return f"{key} is missing at the source"
         except Altered:
@@ -204,7 +204,6 @@ class _Coming:
         self._vault, self._source, self._job = vault, vault.across(), job
         self._session: Session | None = None
         self._ready: list[Arrival] = []
-        self._are_segments_here = False
         self._lost: dict[str, str] = {}
         self._is_committing = False
         self._outcome = Outcome("complete")
@@ -218,12 +217,11 @@ class _Coming:
         self._ready += result.complete
         if len(self._ready) >= COMMIT_POINTS:
             self._commit(now)
-        elif not self._are_segments_here:
-            self._bring_segments()  # while packs are on their way: then no point waits for them
 
     def end(self, progress: Progress, now: dt.datetime) -> Outcome:
         self._commit(now)
-        self._bring_segments()  # also what an earlier run could not read
+        # Also what an earlier run could not read.
+        self._outcome.bytes_control += arrive.copy_segments(self._vault, self._source)
         if self._lost:
             with contextlib.suppress(StorageError):  # who may only read the source can't say so there
                 note_damaged(self._source.storage, self._source.keys, sorted(self._lost))
@@ -238,10 +236,6 @@ class _Coming:
         if not self._is_committing:
             Session(self._vault.storage, self._vault.keys, name).close(outcome, now)
 
-    def _bring_segments(self) -> None:
-        self._outcome.bytes_control += arrive.copy_segments(self._vault, self._source)
-        self._are_segments_here = True
-
     def _commit(self, now: dt.datetime) -> None:
         ready, self._ready = self._ready, []
         if not ready:
@@ -252,7 +246,7 @@ class _Coming:
             self._session = self._vault.join_session(self._job.session, forbidden=set())
         standing = set(self._vault.points())  # what an earlier run of this has committed
         todo = [arrival for arrival in ready if arrival.name not in standing]
-        self._bring_segments()
+        outcome.bytes_control += arrive.copy_segments(self._vault, self._source)
         prepared = arrive.prepare(self._vault, self._source, self._session, todo, now=now)
         self._is_committing = True
         arrive.publish(self._vault, prepared)
