@@ -7,7 +7,7 @@ later rely on none of them (engine.session), so that the next backup which still
 from collections.abc import Collection, Iterable
 
 from engine.errors import NotFound
-from engine.ids import digest_name
+from engine.ids import digest_name, named_digest
 from engine.keys import Keys
 from engine.session import DAMAGED_PREFIX, Names, put_note
 from engine.storage.port import Storage
@@ -16,7 +16,7 @@ from engine.storage.port import Storage
 def is_whole(storage: Storage, key: str) -> bool:
     """Say whether an object is there with the bytes that its name tells; needs no key (engine invariant 24)."""
     try:
-        return digest_name(storage.get(key)) == key.rpartition("/")[2].partition(".")[0]
+        return digest_name(storage.get(key)) == named_digest(key)
     except NotFound:
         return False
 

@@ -39,6 +39,11 @@ def digest_name(data: bytes | bytearray | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def named_digest(key: str) -> str:
+    """Return the digest that an object is named by, of its key or name, without the alias of a pack."""
+    return key.rpartition("/")[2].partition(".")[0]
+
+
 def pack_key(kind: int, name: str) -> str:
     """Return the key of a pack."""
     return f"{FOLDERS[kind]}/{name[:2]}/{name}"

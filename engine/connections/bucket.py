@@ -37,7 +37,7 @@ from engine.errors import (
     Unreachable,
 )
 from engine.storage.location import Location
-from engine.storage.s3client import connect
+from engine.storage.s3client import connect, reading
 from engine.storage.s3errors import translated
 from engine.storage.throttle import SLICE_BYTES, Budget, unpaced
 
@@ -172,8 +172,7 @@ class BucketClient:
             headers["If-Match"] = f'"{etag}"'
 
         def read() -> tuple[Head, bytes]:
-            response = self._send("GET", key, headers=headers, preload_content=False)
-            try:
+            with reading(self._send("GET", key, headers=headers, preload_content=False)) as response:
                 if length and response.status != 206:
                     raise StorageError(f"{key}: the server ignores ranges")
                 head = _head(response)
@@ -186,9 +185,6 @@ class BucketClient:
                     self._pace(len(part))
                     parts.append(part)
                 return head, b"".join(parts)
-            finally:
-                response.close()
-                response.release_conn()
 
         return self._repeated("GET", key, read)
 

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import NamedTuple, TypeVar
 
 from engine.errors import ShortRead, StorageError, Unavailable
-from engine.storage.passing import whole
+from engine.storage.passing import Whole
 from engine.storage.port import Bytes, History, Refusal, Storage, Stored, StoredVersion, history_of
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class Seen(NamedTuple):
     key: str
 
 
-class Faulty:
+class Faulty(Whole):
     """Wrap a storage and fail by plan; an empty plan only counts, so that a test can loop over every call.
 
     `calls` holds every call in order, `fired` each fault that changed one. Threads may share an instance (the order
@@ -90,14 +90,6 @@ class Faulty:
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
         """Return the range, unless the plan says otherwise."""
         return self._run("get", [key], lambda: self.inner.get(key, offset=offset, length=length), damage=_flip)
-
-    def pieces(self, key: str) -> Iterator[Bytes]:
-        """Yield the object, unless the plan of its `get` says otherwise."""
-        yield self.get(key)
-
-    def relay(self, key: str, source: Storage, *, size: int, sha256: str) -> None:
-        """Store what the source has, unless the plan of its `put` says otherwise."""
-        self.put(key, whole(key, source, size=size, sha256=sha256), sha256=sha256)
 
     def scan(self, prefix: str, *, after: str = "") -> Iterator[Stored]:
         """Yield the objects; counts as one call when it begins, and an error after the effect comes at its end."""

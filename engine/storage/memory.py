@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from engine.errors import Forbidden, NotFound
 from engine.storage.keys import beyond_end, check_key, check_prefix, check_range
-from engine.storage.passing import whole
-from engine.storage.port import Broken, Bytes, Claims, Refusal, Storage, Stored, StoredVersion
+from engine.storage.passing import Whole
+from engine.storage.port import Broken, Bytes, Claims, Refusal, Stored, StoredVersion
 
 
 class Call(NamedTuple):
@@ -36,7 +36,7 @@ class Version:
         self.version_id = f"v{next(self._made)}"
 
 
-class Memory:
+class Memory(Whole):
     """Keep objects in a dictionary behind one lock, so that every call has one moment of effect.
 
     `clock` switches compliance object lock on (and versions with it): it alone decides when a lock has ended.
@@ -92,14 +92,6 @@ class Memory:
                 raise beyond_end(key, len(data), max(offset, end))
             self._note("get", key, f"{offset}+{end - offset}", "ok")
             return data[offset:end]
-
-    def pieces(self, key: str) -> Iterator[Bytes]:
-        """Yield the newest version, as one piece."""
-        yield self.get(key)
-
-    def relay(self, key: str, source: Storage, *, size: int, sha256: str) -> None:
-        """Store what the source has."""
-        self.put(key, whole(key, source, size=size, sha256=sha256), sha256=sha256)
 
     def scan(self, prefix: str, *, after: str = "") -> Iterator[Stored]:
         """Yield the visible objects; each page shows one moment, pages show later ones."""

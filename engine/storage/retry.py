@@ -63,9 +63,10 @@ class Retrying:
 
     def pieces(self, key: str) -> Iterator[Bytes]:
         """Yield the bytes; only the first piece is asked for again."""
-        first, rest = self._call(lambda: _begun(self.inner.pieces(key)))
-        yield first
-        yield from rest
+        first, rest = self._call(partial(_begun, self.inner.pieces, key))
+        if first is not None:
+            yield first
+            yield from rest
 
     def relay(self, key: str, source: Storage, *, size: int, sha256: str) -> None:
         """Store what the source has, from its beginning in every attempt; failures of both ends count here."""
@@ -75,7 +76,7 @@ class Retrying:
     def scan(self, prefix: str, *, after: str = "") -> Iterator[Stored]:
         """Yield the objects; attempts are counted anew after each one yielded."""
         while True:
-            stored, rest = self._call(partial(self._begin, prefix, after))
+            stored, rest = self._call(partial(_begun, self.inner.scan, prefix, after=after))
             if stored is None:
                 return
             yield stored
@@ -106,11 +107,6 @@ class Retrying:
         history = self._call(lambda: history_of(self.inner))
         return RetryingHistory(history, self._call) if history else None
 
-    def _begin(self, prefix: str, after: str) -> tuple[Stored | None, Iterator[Stored]]:
-        """Pull the first object, which is what makes a lazy scan talk to the store."""
-        found = self.inner.scan(prefix, after=after)
-        return next(found, None), found
-
     def _call(self, attempt: Callable[[], T]) -> T:
         first_s, longest_s, total_s = self._options
         retrying = tenacity.Retrying(
@@ -123,9 +119,10 @@ class Retrying:
         return retrying(attempt)
 
 
-def _begun(pieces: Iterator[Bytes]) -> tuple[Bytes, Iterator[Bytes]]:
-    """Pull the first piece, which is what makes a lazy read talk to the store."""
-    return next(pieces, b""), pieces
+def _begun(read: Callable[..., Iterator[T]], *what: str, **options: str) -> tuple[T | None, Iterator[T]]:
+    """Pull the first of what is read, which is what makes a lazy read talk to the store."""
+    found = read(*what, **options)
+    return next(found, None), found
 
 
 class RetryingHistory:

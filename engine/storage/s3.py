@@ -20,7 +20,7 @@ from engine.perprocess import PerProcess
 from engine.storage.keys import beyond_end, check_key, check_prefix, check_range
 from engine.storage.passing import checked, whole
 from engine.storage.port import Broken, Bytes, Claims, Refusal, Storage, Stored
-from engine.storage.s3client import DIGEST, PacedBody, connect
+from engine.storage.s3client import DIGEST, PacedBody, connect, reading
 from engine.storage.s3errors import translated
 from engine.storage.s3versions import PAGE, S3Versions
 from engine.storage.throttle import PIECE_BYTES, SLICE_BYTES, Pace, unpaced
@@ -83,13 +83,10 @@ class S3Storage:
                 if error.code != "InvalidRange":
                     raise
                 return self._nothing(key, offset, missing=length or 0)
-            try:
+            with reading(response):
                 if (offset or length) and response.status != 206:
                     raise StorageError(f"{key}: the store ignores ranges")
                 data = self._body(response)
-            finally:
-                response.close()
-                response.release_conn()
         if length is not None and len(data) != length:
             # A body cut short raises while it is read: this is all that the object has.
             raise beyond_end(key, offset + len(data), offset + length)
@@ -99,12 +96,8 @@ class S3Storage:
         """Yield the object as it is stored; who leaves before the end closes the connection."""
         check_key(key)
         with translated(key):
-            response = self._client().get_object(self._bucket, self._prefix + key)
-            try:
+            with reading(self._client().get_object(self._bucket, self._prefix + key)) as response:
                 yield from self._flow(response)
-            finally:
-                response.close()
-                response.release_conn()
 
     def relay(self, key: str, source: Storage, *, size: int, sha256: str) -> None:
         """Send on what comes, signed with the digest that it must have.
@@ -112,9 +105,6 @@ class S3Storage:
         A store that has shown that it refuses a body of another digest compares it; for any other we do.
         """
         check_key(key)
-        if not size:
-            self.put(key, whole(key, source, size=size, sha256=sha256))
-            return
         here = "" if size >= PIECE_BYTES and self._refuses_altered() else sha256
         body = PacedBody(checked(key, source.pieces(key), size=size, sha256=here), size, self._pace)
         with translated(key):

@@ -2,7 +2,8 @@
 
 import re
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import certifi
@@ -42,6 +43,16 @@ def connect(location: "Location", *, pace: Pace, timeout: urllib3.Timeout) -> Mi
     else:
         client.enable_virtual_style_endpoint()  # type: ignore[no-untyped-call]  # minio forgot it
     return client
+
+
+@contextmanager
+def reading(response: Any) -> Iterator[Any]:
+    """Have an answer inside the block; afterwards its connection is used again, or closed if bytes are left on it."""
+    try:
+        yield response
+    finally:
+        response.close()
+        response.release_conn()
 
 
 class _Client(Minio):

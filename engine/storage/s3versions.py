@@ -16,6 +16,7 @@ from minio.retention import Retention
 from engine.errors import StorageError, Unavailable
 from engine.storage.keys import check_key, check_prefix
 from engine.storage.port import Broken, Refusal, StoredVersion
+from engine.storage.s3client import reading
 from engine.storage.s3errors import TRANSIENT_CODES, translated
 
 PAGE = 1000
@@ -195,12 +196,8 @@ class S3Versions:
         return Refusal(key, f"{code}: {error.message or 'no reason given'}", locked=code == "ObjectLocked")
 
     def _body(self, name: str, version: str | None) -> bytes:
-        response = self._client().get_object(self._bucket, name, version_id=version)
-        try:
+        with reading(self._client().get_object(self._bucket, name, version_id=version)) as response:
             return bytes(response.read())
-        finally:
-            response.close()
-            response.release_conn()
 
 
 def _common_start(first: str, last: str) -> str:

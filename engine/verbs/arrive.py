@@ -14,7 +14,7 @@ import msgspec
 
 from engine import halt
 from engine.errors import Altered, IntegrityError, NotFound
-from engine.ids import SEGMENTS, digest_name
+from engine.ids import SEGMENTS, digest_name, named_digest
 from engine.links import PREFIX as REPLICA
 from engine.links import announce, bringing, settled
 from engine.locks import extend_point, lock_until
@@ -109,7 +109,7 @@ def copy_segments(vault: Vault, source: Vault) -> int:
 
     def bring(key: str) -> bool:
         try:
-            vault.storage.relay(key, source.storage, size=theirs[key], sha256=key.rpartition("/")[2])
+            vault.storage.relay(key, source.storage, size=theirs[key], sha256=named_digest(key))
         except (NotFound, Altered):  # merged at the source since: the merged one comes next time
             return False
         return True

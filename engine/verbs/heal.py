@@ -6,7 +6,7 @@ import msgspec
 
 from engine.damage import clear_damaged, damaged_packs, is_whole
 from engine.errors import NotFound, StorageError
-from engine.ids import FOLDERS, digest_name, pack_key
+from engine.ids import FOLDERS, digest_name, named_digest, pack_key
 from engine.progress import Progress
 from engine.session import condemned_packs
 from engine.vault import Vault
@@ -55,7 +55,7 @@ def _put_back(broken: Vault, whole: Vault, name: str) -> int | None:
                 data = whole.storage.get(key)
             except NotFound:
                 continue
-            if digest_name(data) != name.partition(".")[0]:
+            if digest_name(data) != named_digest(name):
                 continue
             until = None
             with contextlib.suppress(NotFound):

@@ -13,7 +13,7 @@ from engine.codec import Compressor
 from engine.entries import Block, Entry, Kind, sort_key
 from engine.errors import FormatError, IntegrityError, MissingObject, NotFound, PointMissing
 from engine.fetch import index_of_packs, open_slot, read_footer
-from engine.ids import FOLDERS, SEGMENTS, digest_name, pack_key
+from engine.ids import FOLDERS, SEGMENTS, digest_name, named_digest, pack_key
 from engine.index import Index, Place, Segment, load_segment, wide_ids
 from engine.keys import ID_BYTES, Keys
 from engine.keysets import KEYS
@@ -82,7 +82,7 @@ def last_part(key: str) -> str:
 
 def sha_name(key: str) -> str:
     """Return the SHA-256 of the bytes that an object is named by, without alias; empty for objects with other names."""
-    name = last_part(key).partition(".")[0]
+    name = named_digest(key)
     named = key.startswith(_NAMED) and len(name) == 64 and not set(name) - set("0123456789abcdef")
     return name if named else ""
 

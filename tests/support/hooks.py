@@ -3,11 +3,11 @@
 import datetime as dt
 from collections.abc import Callable, Iterator, Sequence
 
-from engine.storage.passing import whole
+from engine.storage.passing import Whole
 from engine.storage.port import Bytes, Refusal, Storage, Stored
 
 
-class Hooked:
+class Hooked(Whole):
     """Call `hook(number)` before every call (from 1) and when a LIST has ended; what the hook does goes past it.
 
     A LIST shows one moment: a hook in the middle of one changes nothing that it still yields.
@@ -23,12 +23,6 @@ class Hooked:
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
         self._step()
         return self.inner.get(key, offset=offset, length=length)
-
-    def pieces(self, key: str) -> Iterator[Bytes]:
-        yield self.get(key)
-
-    def relay(self, key: str, source: Storage, *, size: int, sha256: str) -> None:
-        self.put(key, whole(key, source, size=size, sha256=sha256), sha256=sha256)
 
     def scan(self, prefix: str, *, after: str = "") -> Iterator[Stored]:
         self._step()

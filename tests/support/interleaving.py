@@ -14,8 +14,8 @@ from greenlet import getcurrent, greenlet
 
 from engine.errors import EngineError
 from engine.storage import Memory
-from engine.storage.passing import whole
-from engine.storage.port import Bytes, Refusal, Storage, Stored
+from engine.storage.passing import Whole
+from engine.storage.port import Bytes, Refusal, Stored
 from engine.verbs import backup
 from tests.support.replication import Replica
 from tests.support.runs import backed_up
@@ -80,7 +80,7 @@ class Actor:
             pass
 
 
-class _Turns:
+class _Turns(Whole):
     """A store whose every call waits for its actor's turn."""
 
     def __init__(self, inner: Memory, actor: Actor) -> None:
@@ -93,12 +93,6 @@ class _Turns:
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
         self._actor.pause()
         return self._inner.get(key, offset=offset, length=length)
-
-    def pieces(self, key: str) -> Iterator[Bytes]:
-        yield self.get(key)
-
-    def relay(self, key: str, source: Storage, *, size: int, sha256: str) -> None:
-        self.put(key, whole(key, source, size=size, sha256=sha256), sha256=sha256)
 
     def scan(self, prefix: str, *, after: str = "") -> Iterator[Stored]:
         self._actor.pause()
